@@ -1,0 +1,191 @@
+//! How one family of clients speaks: one file each, behind one small trait. The engine knows none of them.
+//!
+//! An [`Encoding`] is dialect × format × compression, fixed at the handshake; interest, frames and batches are keyed by it.
+//! A publication reaches subscribers of every dialect: room `x`, public topic `x` and channel `x` are one topic.
+
+mod echo;
+mod gpush;
+
+pub use echo::Echo;
+pub use gpush::Gpush;
+
+use crate::frame::Publication;
+use crate::ids::{Encoding, Epoch, Offset};
+use crate::websocket::{Head, MessageKind};
+
+/// Where a message stands in its topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The topic's present life.
+    pub epoch: Epoch,
+    /// The message's offset.
+    pub offset: Offset,
+    /// The offset of the one before it.
+    pub prev: Offset,
+}
+
+/// What a client asks of the engine, in the order it asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Take part in a topic. Answered by [`Dialect::subscribed`].
+    Subscribe {
+        /// At most [`TOPIC_BYTES_MAX`] bytes, checked by the engine.
+        topic: Box<str>,
+        /// The client's number for the request; 0 where the dialect has none.
+        request: u32,
+    },
+    /// Leave it. Answered by [`Dialect::unsubscribed`], subscribed or not.
+    Unsubscribe {
+        /// The topic.
+        topic: Box<str>,
+        /// The client's number for the request.
+        request: u32,
+    },
+    /// Send these wire bytes, in turn.
+    Reply(Vec<u8>),
+    /// The client is alive: its heartbeat deadline starts anew.
+    Heartbeat,
+    /// Close with this code and reason.
+    Close {
+        /// RFC 6455 §7.4.
+        code: u16,
+        /// At most 123 bytes.
+        reason: &'static str,
+    },
+}
+
+/// Longest topic name, in bytes.
+pub const TOPIC_BYTES_MAX: usize = 255;
+
+/// Why a subscription was refused; the dialect says it in its own words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscribeError {
+    /// The connection holds `topics_per_connection_max`.
+    TooManyTopics,
+    /// The name is over [`TOPIC_BYTES_MAX`] bytes.
+    NameTooLong,
+    /// It is subscribed already, and the dialect minds.
+    AlreadySubscribed,
+}
+
+/// What was agreed at the handshake.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Negotiated {
+    /// Echoed as Sec-WebSocket-Protocol.
+    pub subprotocol: Option<&'static str>,
+    /// The encoding without compression; see [`Dialect::encodings`].
+    pub plain: Encoding,
+    /// The encoding with permessage-deflate.
+    pub deflated: Encoding,
+}
+
+/// How a connection shows that it is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// The client must send something the dialect calls a heartbeat within the configured time.
+    FromClient,
+    /// Nobody watches.
+    None,
+}
+
+/// What the connection remembers for its dialect: a few bits, no allocation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Session(pub u32);
+
+/// One family of clients. All methods are pure: bytes in, decisions and bytes out.
+pub trait Dialect: Sync {
+    /// Its name in configuration, logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Looks at the request and picks subprotocol and encodings, or refuses with an HTTP status and a text.
+    ///
+    /// # Errors
+    /// Status 400..=499 and a one-line body.
+    fn negotiate(&self, head: &Head<'_>) -> Result<Negotiated, (u16, &'static str)>;
+
+    /// Wire bytes that follow the 101 in the same send; nothing by default.
+    fn greeting(&self, _out: &mut Vec<u8>) {}
+
+    /// Reads one message of the client: appends what it asks for to `commands`.
+    fn parse(&self, session: &mut Session, kind: MessageKind, payload: &[u8], commands: &mut Vec<Command>);
+
+    /// Wire bytes that answer a subscription. The messages after `position` follow it.
+    fn subscribed(&self, request: u32, topic: &str, result: Result<(Epoch, Offset), SubscribeError>, out: &mut Vec<u8>);
+
+    /// Wire bytes that answer an unsubscription.
+    fn unsubscribed(&self, request: u32, topic: &str, out: &mut Vec<u8>);
+
+    /// Appends the payload (not the frame) of a publication as this dialect's clients see it.
+    fn payload(&self, publication: &Publication, position: Position, out: &mut Vec<u8>);
+
+    /// How its clients show that they are alive.
+    fn heartbeat(&self) -> Heartbeat;
+
+    /// Whether answers must come in the order of the questions: then a question waits until the one before it is answered.
+    fn answers_in_order(&self) -> bool {
+        true
+    }
+
+    /// Whether a second subscription to the same topic is answered like the first (and changes nothing).
+    fn subscribes_twice(&self) -> bool {
+        true
+    }
+
+    /// Whether publications go to its clients at all.
+    fn takes_publications(&self) -> bool {
+        true
+    }
+}
+
+/// Which family of clients a path serves. The number is its place in [`all`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DialectId {
+    /// gpush: `/ws`.
+    Gpush = 0,
+    /// Sends back what it gets: `/echo`, for conformance tests, only with `--dev`.
+    Echo = 1,
+}
+
+/// Every dialect, in the order of [`DialectId`].
+pub static ALL: [&dyn Dialect; 2] = [&Gpush, &Echo];
+
+impl DialectId {
+    /// The dialect itself.
+    pub fn get(self) -> &'static dyn Dialect {
+        ALL[self as usize]
+    }
+
+    /// The dialect of an encoding, and whether it is compressed.
+    pub fn of(encoding: Encoding) -> (DialectId, bool) {
+        let id = match encoding.0 / 2 {
+            0 => DialectId::Gpush,
+            1 => DialectId::Echo,
+            other => unreachable!("no encoding is built from dialect {other}"),
+        };
+        (id, encoding.0 % 2 == 1)
+    }
+
+    /// Its encoding, plain or compressed.
+    pub fn encoding(self, deflated: bool) -> Encoding {
+        Encoding(self as u8 * 2 + u8::from(deflated))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_encoding_names_its_dialect_and_compression() {
+        for id in [DialectId::Gpush, DialectId::Echo] {
+            for deflated in [false, true] {
+                let encoding = id.encoding(deflated);
+                assert_eq!(DialectId::of(encoding), (id, deflated));
+                assert!((encoding.0 as usize) < Encoding::COUNT_MAX);
+            }
+        }
+        assert_eq!(DialectId::Gpush.get().name(), "gpush");
+        assert_eq!(DialectId::Echo.get().name(), "echo");
+    }
+}

@@ -1,0 +1,34 @@
+//! Fanwire: a push gateway for bare metal. `docs/ARCHITECTURE.md` is the map.
+//!
+//! Uses go down this list, never up (`tests/layers.rs`):
+//!
+//! ```text
+//! 4  cli ─► gateway, load              parse, wire, start, stop; load = the client side of `bench`
+//! 3  ingest   accept   tick            one per kind of core; they meet only through queues
+//! 2  topics   encode   shard           decisions, pure, no I/O, no clock
+//! 1  dialect                           one client family each, over websocket
+//! 1  queue    socket   websocket       mechanisms, ignorant of one another
+//! 0  frame ids clock config metrics sys
+//! ·  sim                               stands in for socket, queue pace and clock; tests only
+//! ```
+
+pub mod accept;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod dialect;
+pub mod encode;
+pub mod frame;
+pub mod gateway;
+pub mod ids;
+pub mod ingest;
+pub mod load;
+pub mod metrics;
+pub mod queue;
+pub mod shard;
+pub mod sim;
+pub mod socket;
+pub mod sys;
+pub mod tick;
+pub mod topics;
+pub mod websocket;

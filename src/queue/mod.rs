@@ -1,0 +1,159 @@
+//! Messages between cores: bounded single-producer single-consumer queues, and a bell that wakes a sleeping core.
+//!
+//! ```text
+//!             ToShard                              ToShard = frames, answers about interest, orders
+//! control ──────────────►┐                         FromShard = interest gained and lost, drained
+//!         ◄──────────────┤ shard (one bell)        Arrival = address and token of a socket on its way
+//!   accept ─────────────►┘                         Departure = a connection is gone, its place is free
+//!          ◄─────────────
+//! ```
+//!
+//! Nobody ever blocks on a queue: a full one is an answer, and the producer keeps what it could not push.
+
+mod bell;
+mod spsc;
+
+pub use bell::Bell;
+pub use spsc::{Full, Receiver, Sender, channel};
+
+use crate::clock::Time;
+use crate::frame::Frame;
+use crate::ids::{Encoding, Epoch, InterestRef, Offset};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// From the control core to one shard. The place of an answer among the frames is the cut: what stands before it is not
+/// the subscriber's, what stands after it is.
+#[derive(Debug)]
+pub enum ToShard {
+    /// One message for everyone of this interest.
+    Frame {
+        /// Whom it is for. Frames of an earlier generation are ignored.
+        interest: InterestRef,
+        /// Its position.
+        offset: Offset,
+        /// Position of the message before it in the same topic and epoch: a gap is seen.
+        prev: Offset,
+        /// Wire bytes.
+        frame: Frame,
+        /// When the publication was admitted.
+        admitted: Time,
+    },
+    /// The interest is known: every message after `offset` will come.
+    Subscribed {
+        /// Which interest, and which life of it.
+        interest: InterestRef,
+        /// Epoch of the topic.
+        epoch: Epoch,
+        /// Last offset assigned; the shard's subscribers take part from here.
+        offset: Offset,
+    },
+    /// The interest is forgotten: its number may be used again.
+    Unsubscribed {
+        /// Which one.
+        interest: InterestRef,
+    },
+    /// The topic began a new life (it was evicted and came back); later frames count from here.
+    NewEpoch {
+        /// Which interest.
+        interest: InterestRef,
+        /// The new epoch.
+        epoch: Epoch,
+        /// Offset to count from.
+        offset: Offset,
+    },
+    /// Flush, then close every connection and report [`FromShard::Drained`].
+    Drain(Drain),
+    /// Development only: the shard stands still for this long, as if its core were taken away.
+    Stall {
+        /// How long.
+        duration_ms: u64,
+    },
+}
+
+impl ToShard {
+    /// What it counts against the queue's bound in bytes.
+    pub fn queued_bytes(&self) -> usize {
+        match self {
+            ToShard::Frame { frame, .. } => frame.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// How a shard lets its connections go.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// WebSocket close code, 1000..=4999.
+    pub close_code: u16,
+    /// The closes are spread evenly over this.
+    pub window_ms: u64,
+    /// No more closes a second than this on one shard; stretches the window.
+    pub rate_per_s: u32,
+    /// After this, what is left is cut.
+    pub deadline_ms: u64,
+}
+
+/// What a shard wants frames of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum InterestKey {
+    /// One topic in one encoding.
+    Topic(Arc<str>, Encoding),
+    /// Whatever goes to everyone, in one encoding.
+    Broadcast(Encoding),
+}
+
+impl InterestKey {
+    /// The encoding wanted.
+    pub fn encoding(&self) -> Encoding {
+        match self {
+            InterestKey::Topic(_, e) | InterestKey::Broadcast(e) => *e,
+        }
+    }
+}
+
+/// From one shard to the control core.
+#[derive(Debug)]
+pub enum FromShard {
+    /// Someone here wants it; answered by [`ToShard::Subscribed`] with the same interest.
+    Subscribe {
+        /// The shard's number for it.
+        interest: InterestRef,
+        /// What it is.
+        key: InterestKey,
+    },
+    /// Nobody here has wanted it for a while; answered by [`ToShard::Unsubscribed`].
+    Unsubscribe {
+        /// Which one.
+        interest: InterestRef,
+    },
+    /// Every connection is closed.
+    Drained,
+}
+
+/// From the accepting core to a shard, beside the socket itself, which comes through the ring and may come first.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Pairs this with the ring's completion. Unique among what is under way.
+    pub token: u64,
+    /// The peer, as accept(2) saw it.
+    pub address: SocketAddr,
+    /// Index of the `[[listen]]` block it came in by.
+    pub listener: u16,
+    /// When it was accepted; the handshake deadline runs from here.
+    pub accepted: Time,
+}
+
+/// From a shard to the accepting core: this connection is gone, its place may be given away.
+#[derive(Clone, Copy, Debug)]
+pub struct Departure {
+    /// As the [`Arrival`] named it.
+    pub address: SocketAddr,
+}
+
+/// Orders from the control core to the accepting core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToAccept {
+    /// Take no new clients: close the listeners.
+    Stop,
+}

@@ -1,0 +1,131 @@
+//! A bounded queue with one producer and one consumer, its bounds in items and in bytes.
+//!
+//! `crossbeam_queue::ArrayQueue` underneath (it allows more producers; that there is one is what makes [`Sender::has_room`]
+//! final). Bytes are counted beside it: added by the producer before the push, taken off by the consumer once per chunk.
+
+use super::Bell;
+use crossbeam_queue::ArrayQueue;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+struct Shared<T> {
+    items: ArrayQueue<T>,
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    bell: Arc<Bell>,
+}
+
+/// The producing end. Not `Clone`: one producer.
+pub struct Sender<T>(Arc<Shared<T>>);
+
+/// The consuming end. Not `Clone`: one consumer.
+pub struct Receiver<T>(Arc<Shared<T>>);
+
+/// The queue would not take it; here it is back.
+#[derive(Debug)]
+pub struct Full<T>(pub T);
+
+/// A queue of at most `items_max` items and `bytes_max` bytes, whose consumer is woken by `bell`.
+pub fn channel<T>(items_max: usize, bytes_max: usize, bell: Arc<Bell>) -> (Sender<T>, Receiver<T>) {
+    let shared = Arc::new(Shared { items: ArrayQueue::new(items_max), bytes: AtomicUsize::new(0), bytes_max, bell });
+    (Sender(shared.clone()), Receiver(shared))
+}
+
+impl<T> Sender<T> {
+    /// Whether `items` more items of `bytes` bytes together fit now. Final: only this end adds, so what fits now fits later.
+    pub fn has_room(&self, items: usize, bytes: usize) -> bool {
+        let q = &self.0;
+        // A single message larger than the whole bound is let through an empty queue, or it could never pass.
+        let queued = q.bytes.load(Ordering::Relaxed);
+        q.items.capacity() - q.items.len() >= items && (queued == 0 || queued + bytes <= q.bytes_max)
+    }
+
+    /// Appends `item`, which counts `bytes`. Does not ring: the producer rings once per burst, by [`Sender::ring`].
+    pub fn push(&mut self, item: T, bytes: usize) -> Result<(), Full<T>> {
+        if !self.has_room(1, bytes) {
+            return Err(Full(item));
+        }
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.items.push(item).map_err(|item| {
+            self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            Full(item)
+        })
+    }
+
+    /// Wakes the consumer if it sleeps. After the pushes: one wake-up serves them all.
+    pub fn ring(&self) {
+        self.0.bell.ring();
+    }
+
+    /// Items waiting.
+    pub fn len(&self) -> usize {
+        self.0.items.len()
+    }
+
+    /// Whether none is waiting.
+    pub fn is_empty(&self) -> bool {
+        self.0.items.is_empty()
+    }
+
+    /// Bytes waiting.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the consuming end is gone.
+    pub fn is_abandoned(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
+impl<T> Receiver<T> {
+    /// The oldest item. Its bytes are still counted until [`Receiver::release`].
+    pub fn pop(&mut self) -> Option<T> {
+        self.0.items.pop()
+    }
+
+    /// Takes `bytes` off the count; once per chunk popped.
+    pub fn release(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.items.is_empty()
+    }
+
+    /// Items waiting.
+    pub fn len(&self) -> usize {
+        self.0.items.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_gives_the_item_back_and_changes_nothing() {
+        let (mut tx, mut rx) = channel(2, 100, Bell::silent());
+        tx.push(1, 60).unwrap();
+        assert_eq!(tx.push(2, 60).unwrap_err().0, 2);
+        tx.push(2, 40).unwrap();
+        assert!(!tx.has_room(1, 0));
+        assert_eq!((rx.pop(), tx.bytes()), (Some(1), 100));
+        rx.release(60);
+        tx.push(3, 60).unwrap();
+        assert_eq!((rx.pop(), rx.pop(), rx.pop()), (Some(2), Some(3), None));
+    }
+
+    #[test]
+    fn an_item_larger_than_the_bound_passes_an_empty_queue_only() {
+        let (mut tx, mut rx) = channel(4, 100, Bell::silent());
+        tx.push(1, 1000).unwrap();
+        assert!(tx.push(2, 1).is_err());
+        rx.pop();
+        rx.release(1000);
+        tx.push(2, 1).unwrap();
+    }
+}

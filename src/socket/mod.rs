@@ -1,0 +1,12 @@
+//! The kernel boundary: rings, tokens, bytes in flight. Everything above speaks to [`Ring`]; what is below it is either
+//! the kernel ([`uring`]) or the simulation's stand-in.
+//!
+//! The kernel borrows, so the ring owns: submitting moves the bytes in, and the completion hands them back.
+
+mod inflight;
+mod ring;
+mod token;
+
+pub use inflight::InFlight;
+pub use ring::{BufferId, Completion, Defect, Ring};
+pub use token::{Kind, Token};

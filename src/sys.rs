@@ -1,0 +1,103 @@
+//! Small calls into libc that std has no safe form of. Each is a few lines, and safe code can't misuse it.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`; about 25 ns.
+pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// CPU time of the calling thread, user and system, in nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = MaybeUninit::<libc::timespec>::uninit();
+    // SAFETY: `time` is a valid place for one timespec, and both clocks used here exist on every Linux.
+    let result = unsafe { libc::clock_gettime(clock, time.as_mut_ptr()) };
+    assert_eq!(result, 0, "clock_gettime of a clock that always exists");
+    // SAFETY: the call succeeded, so the kernel has filled it.
+    let time = unsafe { time.assume_init() };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// An eventfd(2): a counter that a ring can poll.
+pub struct EventFd(OwnedFd);
+
+impl EventFd {
+    /// A new one, non-blocking, closed on exec.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory.
+    pub fn new() -> io::Result<EventFd> {
+        // SAFETY: no pointers; the result is checked before it is owned.
+        let fd = check(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) })?;
+        // SAFETY: the kernel has just given us this descriptor and nobody else knows it.
+        Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Adds one. A counter at its maximum is left there: whoever polls it is awake or about to be.
+    pub fn signal(&self) {
+        let one = 1u64;
+        // SAFETY: eight bytes are readable at `one`.
+        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// Sets it to zero and says what it was.
+    pub fn reset(&self) -> u64 {
+        let mut value = 0u64;
+        // SAFETY: eight bytes are writable at `value`.
+        unsafe { libc::read(self.0.as_raw_fd(), (&raw mut value).cast(), 8) };
+        value
+    }
+}
+
+impl AsRawFd for EventFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// RLIMIT_NOFILE as (soft, hard).
+pub fn nofile_limit() -> (u64, u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for one rlimit.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    assert_eq!(result, 0, "getrlimit(RLIMIT_NOFILE) can't fail");
+    (limit.rlim_cur, limit.rlim_max)
+}
+
+/// Raises the soft RLIMIT_NOFILE to the hard one (what 1m-go-websockets taught) and returns it.
+pub fn raise_nofile_limit() -> u64 {
+    let (soft, hard) = nofile_limit();
+    if soft < hard {
+        let limit = libc::rlimit { rlim_cur: hard, rlim_max: hard };
+        // SAFETY: `limit` is a valid rlimit; failing leaves the old one.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+    nofile_limit().0
+}
+
+/// Sends `signal` to a process.
+///
+/// # Errors
+/// No such process, or no permission.
+pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Clock ticks a second in /proc/PID/stat, and the page size.
+pub fn ticks_and_page() -> (u64, u64) {
+    // SAFETY: no pointers; both names exist on every Linux.
+    unsafe { (libc::sysconf(libc::_SC_CLK_TCK) as u64, libc::sysconf(libc::_SC_PAGESIZE) as u64) }
+}
