@@ -24,6 +24,7 @@ pub mod ids;
 pub mod ingest;
 pub mod load;
 pub mod metrics;
+pub mod proto;
 pub mod queue;
 pub mod shard;
 pub mod sim;
