@@ -3,9 +3,11 @@
 //!
 //! The kernel borrows, so the ring owns: submitting moves the bytes in, and the completion hands them back.
 
+mod buffers;
 mod inflight;
 mod ring;
 mod token;
+pub mod uring;
 
 pub use inflight::InFlight;
 pub use ring::{BufferId, Completion, Defect, Ring};
