@@ -159,7 +159,7 @@ impl<R: Ring> Reactor<R> {
         let upgrade = handshake::upgrade(&head)?;
         let dialect = id.get();
         let agreed = dialect.negotiate(&head).map_err(|(status, body)| Rejection::new(status, body))?;
-        let deflate = if self.settings.deflate { upgrade.deflate } else { None };
+        let deflate = if self.settings.deflate { upgrade.deflate_offer } else { None };
         connection.dialect = id;
         connection.deflate = deflate;
         connection.encoding = match deflate {
@@ -169,7 +169,7 @@ impl<R: Ring> Reactor<R> {
         };
         connection.decoder = crate::websocket::decoder::Decoder::new(deflate.is_some());
         self.reply.clear();
-        handshake::write_101(&mut self.reply, &upgrade, agreed.subprotocol, deflate);
+        handshake::write_101(&mut self.reply, &upgrade, agreed.subprotocol, deflate.is_some());
         dialect.greeting(&mut self.reply);
         connection.egress.reply(&self.reply, &mut self.spares);
         Ok(Some(used))
