@@ -1,7 +1,8 @@
 //! `fanwire config`: the settings, printed, checked, documented.
 
-use super::{EXIT_CONFIG, environment};
+use super::{EXIT_CONFIG, EXIT_FAILED, environment};
 use crate::config;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,17 +28,17 @@ enum Command {
 
 /// Runs it.
 pub fn run(args: Args) -> ExitCode {
-    match args.command {
-        Command::Default => print!("{}", config::default_toml()),
-        Command::Docs => print!("{}", config::markdown()),
+    let text = match args.command {
+        Command::Default => config::default_toml(),
+        Command::Docs => config::markdown(),
         Command::Check { file } => match config::load(file.as_deref(), environment(), &[]) {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
                     eprintln!("warning: {warning}");
                 }
                 match loaded.file {
-                    Some(file) => println!("ok: {}", file.display()),
-                    None => println!("ok: no file, defaults and environment"),
+                    Some(file) => format!("ok: {}\n", file.display()),
+                    None => "ok: no file, only defaults and environment\n".to_owned(),
                 }
             }
             Err(error) => {
@@ -45,6 +46,13 @@ pub fn run(args: Args) -> ExitCode {
                 return ExitCode::from(EXIT_CONFIG);
             }
         },
+    };
+    // Not `print!`, which panics when the reader (`| head`) has gone.
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nothing could be written to stdout: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
     }
-    ExitCode::SUCCESS
 }

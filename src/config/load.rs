@@ -215,7 +215,7 @@ impl Sources {
             let index = if is_list(s.section) { "0__" } else { "" };
             format!("{ENVIRONMENT_PREFIX}{}__{index}{}", s.section, s.key).to_ascii_uppercase()
         };
-        let (nearest, similarity) = nearest(settings().map(|s| known(s)), name);
+        let (nearest, similarity) = nearest(settings().map(known), name);
         // Kubernetes gives every container variables like FANWIRE_PORT_9992_TCP if a service is called fanwire. Without
         // `__` a name is no setting; it is a mistake if it comes close to one, and somebody else's otherwise.
         if parts.len() > 1 || similarity > 0.85 {
@@ -369,4 +369,197 @@ fn nearest(known: impl Iterator<Item = String>, name: &str) -> (String, f64) {
         .map(|k| (strsim::normalized_damerau_levenshtein(&k, name), k))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map_or((String::new(), 0.0), |(similarity, k)| (k, similarity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SlowPolicy;
+
+    /// Loads from a file called `f.toml` with this text, these variables and these flags.
+    fn from(
+        file: &str,
+        environment: &[(&str, &str)],
+        flags: &[(&str, &str)],
+    ) -> Result<(Config, Vec<String>), ConfigError> {
+        let mut sources = Sources::default();
+        sources.add_file("f.toml", file);
+        environment.iter().for_each(|(name, value)| sources.add_variable(name, value));
+        flags.iter().for_each(|(key, value)| sources.add_flag(key, value));
+        sources.finish()
+    }
+
+    /// What is said about a configuration that is wrong.
+    #[track_caller]
+    fn said(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> String {
+        from(file, environment, flags).expect_err("this configuration is wrong").to_string()
+    }
+
+    #[test]
+    fn an_empty_configuration_is_the_default() {
+        assert_eq!(from("", &[], &[]).unwrap(), (Config::default(), Vec::new()));
+    }
+
+    #[test]
+    fn flags_beat_environment_beats_file_beats_defaults() {
+        let file = "[shards]\ncount = 2\ntick_interval_us = 2\nqueue_items_max = 200\n";
+        let environment = [("FANWIRE_SHARDS__COUNT", "3"), ("FANWIRE_SHARDS__TICK_INTERVAL_US", "3")];
+        let (config, _) = from(file, &environment, &[("shards.count", "4"), ("shards.count", "5")]).unwrap();
+        assert_eq!((config.shards.count, config.shards.tick_interval_us), (5, 3));
+        assert_eq!((config.shards.queue_items_max, config.shards.listen_backlog), (200, 65_535));
+    }
+
+    #[test]
+    fn every_type_is_read_from_text() {
+        let environment = [
+            ("FANWIRE_SLOW__POLICY", "disconnect"),
+            ("FANWIRE_WEBSOCKET__DEFLATE", "true"),
+            ("FANWIRE_DRAIN__DRAIN_CLOSE_CODE", "1012"),
+            ("FANWIRE_LIMITS__TOPICS_MAX", "2_000"),
+            ("FANWIRE_LOG__LEVEL", "fanwire::accept=debug,info"),
+            ("FANWIRE_SHARDS__RING_FEATURES", "6.1"),
+        ];
+        let (config, _) = from("", &environment, &[]).unwrap();
+        assert_eq!(config.slow.policy, SlowPolicy::Disconnect);
+        assert!(config.websocket.deflate);
+        assert_eq!((config.drain.drain_close_code, config.limits.topics_max), (1012, 2000));
+        assert_eq!(config.log.level, "fanwire::accept=debug,info");
+        assert_eq!(config.shards.ring_features, "6.1");
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_the_nearest_one_and_its_place() {
+        assert_eq!(
+            said("[shards]\ncount = 1\ntick_intervall_us = 5\n", &[], &[]),
+            "f.toml:3: no setting is called `shards.tick_intervall_us`; the nearest is `shards.tick_interval_us`"
+        );
+        assert_eq!(
+            said("[shards]\ndeflate = true\n", &[], &[]),
+            "f.toml:2: no setting is called `shards.deflate`; the nearest is `websocket.deflate`"
+        );
+        assert_eq!(
+            said("\n[shard]\ncount = 1\n", &[], &[]),
+            "f.toml:2: no section is called `shard`; the nearest is `shards`"
+        );
+        assert_eq!(
+            said("count = 1\n", &[], &[]),
+            "f.toml:1: no setting is called `count`; the nearest is `shards.count`"
+        );
+        assert_eq!(
+            said("", &[("FANWIRE_SHARD__COUNT", "1")], &[]),
+            "FANWIRE_SHARD__COUNT: no setting has this name; the nearest is FANWIRE_SHARDS__COUNT"
+        );
+        assert_eq!(
+            said("", &[], &[("shards.cuont", "1")]),
+            "command line: no setting is called `shards.cuont`; the nearest is `shards.count`"
+        );
+        assert!(said("[[listen]]\nadress = \"\"\n", &[], &[]).contains("`listen.address`"));
+        assert!(said("dev = true\n", &[], &[]).starts_with("f.toml:1: no setting is called `dev`"));
+    }
+
+    #[test]
+    fn a_value_that_is_not_allowed_is_named_with_what_is() {
+        assert_eq!(
+            said("[shards]\n\ncount = \"two\"\n", &[], &[]),
+            "f.toml:3: shards.count = \"two\" is not allowed: it must be 0 to 1024"
+        );
+        assert_eq!(
+            said("", &[("FANWIRE_DRAIN__DRAIN_CLOSE_CODE", "1002")], &[]),
+            "FANWIRE_DRAIN__DRAIN_CLOSE_CODE: drain.drain_close_code = 1002 is not allowed: it must be 1000 to 1001, 1012 to 1013 or 3000 to 4999"
+        );
+        assert_eq!(
+            said("", &[], &[("shards.ring_features", "5.15")]),
+            "command line: shards.ring_features = \"5.15\" is not allowed: it must be `auto` or `6.1`"
+        );
+        for (key, value) in [
+            ("shards.count", "-1"),
+            ("shards.count", "99999999999999999999"),
+            ("shards.tick_interval_us", "1000001"),
+            ("websocket.deflate_level", "10"),
+            ("websocket.deflate", "yes"),
+            ("slow.policy", "wait"),
+            ("publish.grpc_address", "localhost:1"),
+            ("listen.0.address", "127.0.0.1"),
+            ("listen.0.gpush_path", "ws"),
+            ("log.level", "inof"),
+            ("log.level", "fanwire=loud"),
+            ("log.format", "xml"),
+        ] {
+            let said = said("", &[], &[(key, value)]);
+            assert!(said.starts_with(&format!("command line: {key} = ")) && said.contains("it must be"), "{said}");
+        }
+        for (line, shown) in [
+            ("shards.count = 1.5", "1.5"),
+            ("shards.count = 99999999999999999999", "inf"),
+            ("shards.pin = 1", "1"),
+            ("shards.count = [1]", "[]"),
+            ("log.level = 1979-05-27", "1979-05-27"),
+        ] {
+            let said = said(line, &[], &[]);
+            assert!(said.starts_with("f.toml:1: ") && said.contains(&format!("= {shown} is not allowed")), "{said}");
+        }
+    }
+
+    #[test]
+    fn all_errors_are_told_at_once_in_order() {
+        let said = said("[shards]\nx = 1\ncount = -1\n[a]\n", &[("FANWIRE_LOG__X", "")], &[("y", "")]);
+        let places: Vec<_> = said.lines().map(|l| l.split(": ").next().unwrap()).collect();
+        assert_eq!(places, ["f.toml:2", "f.toml:3", "f.toml:4", "FANWIRE_LOG__X", "command line"]);
+    }
+
+    #[test]
+    fn what_is_not_toml_is_an_error_with_its_line() {
+        assert!(said("[shards]\ncount 2\n", &[], &[]).starts_with("f.toml:2: this is not TOML: "));
+        assert!(
+            said("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", &[], &[]).starts_with("f.toml:3: this is not TOML: ")
+        );
+        assert!(said("shards = 2\n", &[], &[]).ends_with("`shards` is a section: begin it with [shards]"));
+        assert!(said("[listen]\n", &[], &[]).ends_with("`listen` is a list of blocks: begin each with [[listen]]"));
+        assert!(said("listen = [1]\n", &[], &[]).starts_with("f.toml:1: `listen` is a list"));
+    }
+
+    #[test]
+    fn blocks_of_a_list_come_from_the_file_or_are_added_one_after_another() {
+        let addresses = |config: &Config| config.listen.iter().map(|l| l.address.clone()).collect::<Vec<_>>();
+        let file =
+            "[[listen]]\naddress = \"127.0.0.1:1\"\ngpush_path = \"/a\"\n[[listen]]\naddress = \"127.0.0.1:2\"\n";
+        let (config, _) =
+            from(file, &[("FANWIRE_LISTEN__2__ADDRESS", "127.0.0.1:3")], &[("listen.0.address", "127.0.0.1:4")])
+                .unwrap();
+        assert_eq!(addresses(&config), ["127.0.0.1:4", "127.0.0.1:2", "127.0.0.1:3"]);
+        assert_eq!(config.listen[0].gpush_path, "/a");
+        let (config, _) = from("", &[("FANWIRE_LISTEN__0__ADDRESS", "[::1]:5")], &[]).unwrap();
+        assert_eq!(addresses(&config), ["[::1]:5"]);
+        let said_of_a_gap = said("", &[("FANWIRE_LISTEN__2__ADDRESS", "127.0.0.1:3")], &[]);
+        assert!(said_of_a_gap.starts_with("FANWIRE_LISTEN__2__ADDRESS: listen.2.address is block 2 of a list of 1"));
+        assert!(said("listen = []\n", &[], &[]).contains("give at least one"));
+        assert!(said("", &[], &[("listen.address", "127.0.0.1:1")]).contains("`listen.0.address`"));
+    }
+
+    #[test]
+    fn a_list_has_a_bound() {
+        let blocks = |n: usize| {
+            let of = |port| format!("[[listen]]\naddress = \"127.0.0.1:{port}\"\n");
+            (1..=n).map(of).collect::<String>()
+        };
+        assert_eq!(from(&blocks(BLOCKS_MAX), &[], &[]).unwrap().0.listen.len(), BLOCKS_MAX);
+        assert!(said(&blocks(BLOCKS_MAX + 1), &[], &[]).contains("too many"));
+        let over = [("listen.64.address", "127.0.0.1:9")];
+        assert!(said(&blocks(BLOCKS_MAX), &[], &over).starts_with("command line: listen.64.address is block 64"));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_has_the_place_of_its_key() {
+        let said = said("[limits]\nmessage_bytes_max = 2_000_000\n[slow]\n\npending_bytes_max = 2_000_000\n", &[], &[]);
+        assert!(said.starts_with("f.toml:5: slow.pending_bytes_max = 2000000 is less than"), "{said}");
+    }
+
+    #[test]
+    fn variables_of_others_are_left_alone_but_a_slip_is_not() {
+        let of_kubernetes = [("FANWIRE_PORT_9992_TCP", "tcp://10.0.0.1:9992"), ("FANWIRE_SERVICE_HOST", "10.0.0.1")];
+        assert_eq!(from("", &of_kubernetes, &[]).unwrap().1, Vec::<String>::new());
+        let (_, warnings) = from("", &[("FANWIRE_FLAVOUR", "mint")], &[]).unwrap();
+        assert!(warnings[0].starts_with("FANWIRE_FLAVOUR is not a setting"), "{warnings:?}");
+        assert!(said("", &[("FANWIRE_SHARDS_COUNT", "2")], &[]).ends_with("the nearest is FANWIRE_SHARDS__COUNT"));
+    }
 }

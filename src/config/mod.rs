@@ -98,7 +98,9 @@ impl fmt::Display for Allowed {
             Allowed::Bool => return f.write_str("`true` or `false`"),
             Allowed::Text { what, .. } => return f.write_str(what),
             Allowed::OneOf(words) => words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>(),
-            Allowed::Integer(ranges) => ranges.iter().map(|r| format!("{} to {}", r.start(), r.end())).collect(),
+            Allowed::Integer(ranges) => {
+                ranges.iter().map(|r| format!("{} to {}", grouped(*r.start()), grouped(*r.end()))).collect()
+            }
         };
         match &alternatives[..] {
             [init @ .., last] if !init.is_empty() => write!(f, "{} or {last}", init.join(", ")),
@@ -107,12 +109,32 @@ impl fmt::Display for Allowed {
     }
 }
 
+/// A value as TOML.
+fn written(value: &toml::Value) -> String {
+    match value {
+        toml::Value::Integer(n) => grouped(n.unsigned_abs()), // No setting is negative.
+        other => other.to_string(),
+    }
+}
+
+/// A number as people and TOML read it: `65_536`, but `8192`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    if digits.len() < 5 {
+        return digits;
+    }
+    let first = digits.len() % 3;
+    let groups = digits.as_bytes()[first..].chunks(3).map(|c| String::from_utf8_lossy(c).into_owned());
+    let head = (first > 0).then(|| digits[..first].to_owned());
+    head.into_iter().chain(groups).collect::<Vec<_>>().join("_")
+}
+
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 const TIB: u64 = 1 << 40;
 
 const ADDRESS: Allowed = Allowed::Text {
-    what: "an IP address and a port, such as `127.0.0.1:9992` or `[::1]:9992`; port 0 takes a free one",
+    what: "an IP address and a port, as in `127.0.0.1:9992` or `[::1]:9992`",
     holds: |text| text.parse::<SocketAddr>().is_ok(),
 };
 const PATH: Allowed = Allowed::Text {
@@ -156,7 +178,7 @@ macro_rules! section {
                 vec![$(Setting {
                     section: $section,
                     key: stringify!($key),
-                    default: default.get(stringify!($key)).map_or_else(String::new, ToString::to_string),
+                    default: written(&default[stringify!($key)]),
                     allowed: $allowed,
                     doc: joined(concat!($($doc, "\n"),+)),
                 }),*]
@@ -275,9 +297,9 @@ section! { "gpush"
 section! { "publish"
     /// The publishing side.
     Publish {
-        /// gRPC.
+        /// gRPC: `order.Proxy` and `fanwire.v1.Publisher`.
         grpc_address: String = "127.0.0.1:10067".into() => ADDRESS,
-        /// HTTP, also `/metrics`, `/healthz`, `/readyz`.
+        /// HTTP: `/v1/pushData`, also `/metrics`, `/healthz`, `/readyz`.
         http_address: String = "127.0.0.1:10068".into() => ADDRESS,
         /// File with bearer tokens, one a line, `#` comments; empty = none. Re-read on SIGHUP. Required off loopback.
         tokens_file: String = String::new() => FILE,
@@ -325,7 +347,7 @@ section! { "log"
 section! { "listen"
     /// One `[[listen]]` block: a port for subscribers.
     Listen {
-        /// Address and port.
+        /// Address and port; port 0 takes a free one.
         address: String = "0.0.0.0:9992".into() => ADDRESS,
         /// Path of the gpush dialect; empty = not served here.
         gpush_path: String = "/ws".into() => PATH,
@@ -393,5 +415,54 @@ impl Default for Config {
             listen: vec![Listen::default()],
             dev: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_allowed_by_its_setting() {
+        for setting in sections().iter().flat_map(|s| &s.settings) {
+            let line: toml::Table = toml::from_str(&format!("x = {}", setting.default)).expect("a default is TOML");
+            assert!(setting.allowed.accepts(&line["x"]), "{setting:?}");
+            assert!(!setting.doc.is_empty(), "{setting:?}");
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_configuration_is_in_the_table() {
+        let config = toml::Table::try_from(Config::default()).unwrap();
+        let mut keys = Vec::new();
+        for (section, value) in &config {
+            let table = value.as_table().or_else(|| value[0].as_table()).expect("a section or a list of blocks");
+            keys.extend(table.keys().map(|key| format!("{section}.{key}")));
+        }
+        let mut known: Vec<_> =
+            sections().iter().flat_map(|s| &s.settings).map(|s| format!("{}.{}", s.section, s.key)).collect();
+        keys.sort();
+        known.sort();
+        assert_eq!(keys, known);
+    }
+
+    #[test]
+    fn what_a_setting_accepts_fits_its_type() {
+        // The largest number each setting accepts, all in one configuration.
+        let mut config = toml::Value::try_from(Config::default()).unwrap();
+        for setting in sections().iter().flat_map(|s| &s.settings) {
+            if let Allowed::Integer(ranges) = setting.allowed {
+                let largest = ranges.iter().map(|r| *r.end()).max().expect("a range");
+                config[setting.section][setting.key] = toml::Value::Integer(i64::try_from(largest).unwrap());
+            }
+        }
+        let config: Config = config.try_into().expect("each type holds what its setting accepts");
+        assert_eq!(config.shards.count, 1024);
+    }
+
+    #[test]
+    fn numbers_are_grouped_from_five_digits_on() {
+        let shown = [0, 8192, 10_000, 65_536, 123_456, 1_000_000, 1 << 40].map(grouped);
+        assert_eq!(shown, ["0", "8192", "10_000", "65_536", "123_456", "1_000_000", "1_099_511_627_776"]);
     }
 }

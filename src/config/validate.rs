@@ -163,3 +163,114 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 fn is_loopback(address: &str) -> bool {
     address.parse::<SocketAddr>().is_ok_and(|a| a.ip().to_canonical().is_loopback())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a default configuration after `change`.
+    #[track_caller]
+    fn said(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().expect_err("this configuration is wrong").to_string()
+    }
+
+    #[track_caller]
+    fn warned(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().expect("this configuration is allowed")
+    }
+
+    #[test]
+    fn the_default_is_allowed_and_gives_no_warning() {
+        assert_eq!(warned(|_| ()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_configuration_made_by_code_is_held_to_the_same_bounds() {
+        assert!(said(|c| c.shards.tick_interval_us = 1_000_001).contains("it must be 1 to 1_000_000"));
+        assert!(said(|c| c.listen[0].address = "here".into()).starts_with("listen.0.address = \"here\""));
+        assert!(said(|c| c.limits.handshakes_per_s_max = u64::MAX).contains("beyond what TOML holds"));
+        assert!(said(|c| c.listen.clear()).contains("at least one"));
+    }
+
+    #[test]
+    fn the_largest_message_must_fit_wherever_it_passes() {
+        let least = Config::default().limits.message_bytes_max + FRAME_OVERHEAD_BYTES;
+        for (key, change) in [
+            ("slow.pending_bytes_max", (|c, n| c.slow.pending_bytes_max = n) as fn(&mut Config, usize)),
+            ("shards.queue_bytes_max", |c, n| c.shards.queue_bytes_max = n),
+            ("publish.request_bytes_max", |c, n| c.publish.request_bytes_max = n),
+        ] {
+            let said = said(|c| change(c, least - 1));
+            assert!(said.starts_with(key) && said.contains(&format!("give at least {least}")), "{said}");
+            warned(|c| change(c, least));
+        }
+    }
+
+    #[test]
+    fn all_may_be_owed_at_least_what_one_may() {
+        assert!(said(|c| c.slow.owed_bytes_max = c.slow.pending_bytes_max - 1).starts_with("slow.owed_bytes_max"));
+        warned(|c| c.slow.owed_bytes_max = c.slow.pending_bytes_max);
+    }
+
+    #[test]
+    fn two_listeners_never_take_the_same_port() {
+        let second = |address: &str| {
+            let address = address.to_owned();
+            move |c: &mut Config| {
+                c.listen[0].address = "127.0.0.1:9992".into();
+                c.listen.push(super::super::Listen { address, ..Default::default() });
+            }
+        };
+        for address in ["127.0.0.1:9992", "0.0.0.0:9992", "[::]:9992"] {
+            let said = said(second(address));
+            assert!(said.starts_with("listen.1.address") && said.contains("listen.0.address"), "{said}");
+        }
+        assert!(
+            said(second("127.0.0.1:10067")).starts_with("publish.grpc_address = 127.0.0.1:10067 and listen.1.address")
+        );
+        assert!(said(|c| c.publish.http_address = c.publish.grpc_address.clone()).contains("the same port"));
+        for address in ["127.0.0.2:9992", "127.0.0.1:9993", "[::1]:9992"] {
+            assert_eq!(warned(second(address)), Vec::<String>::new(), "{address}");
+        }
+        warned(|c| {
+            for address in [&mut c.listen[0].address, &mut c.publish.grpc_address, &mut c.publish.http_address] {
+                *address = "127.0.0.1:0".into(); // The kernel gives each another.
+            }
+        });
+    }
+
+    #[test]
+    fn publishing_off_loopback_needs_tokens_or_insecure_in_so_many_words() {
+        for address in ["0.0.0.0:10068", "192.0.2.1:10068", "[::]:10068"] {
+            let said = said(|c| c.publish.http_address = address.into());
+            assert!(said.starts_with(&format!("publish.http_address = {address} can be reached")), "{said}");
+            assert!(said.contains("publish.tokens_file") && said.contains("publish.insecure = true"), "{said}");
+        }
+        assert!(said(|c| c.publish.grpc_address = "0.0.0.0:10067".into()).starts_with("publish.grpc_address"));
+        let with_tokens = warned(|c| {
+            c.publish.http_address = "0.0.0.0:10068".into();
+            c.publish.tokens_file = "tokens".into();
+        });
+        assert_eq!(with_tokens, Vec::<String>::new());
+        let insecure = warned(|c| {
+            c.publish.http_address = "0.0.0.0:10068".into();
+            c.publish.insecure = true;
+        });
+        assert!(insecure[0].contains("whoever reaches this port may publish"), "{insecure:?}");
+        for address in ["127.0.0.2:10068", "[::1]:10068", "[::ffff:127.0.0.1]:10068"] {
+            assert_eq!(warned(|c| c.publish.http_address = address.into()), Vec::<String>::new(), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_probably_not_meant_is_said() {
+        assert!(warned(|c| c.drain.drain_deadline_ms = 4999)[0].contains("cut without a close frame"));
+        assert!(warned(|c| c.listen[0].gpush_path.clear())[0].contains("nobody can subscribe"));
+        let never = warned(|c| (c.websocket.deflate, c.websocket.deflate_bytes_min) = (true, 65_537));
+        assert!(never[0].contains("nothing will ever be compressed"));
+    }
+}
