@@ -93,7 +93,10 @@ fn what_is_wrong_ends_check_and_serve_alike_with_78() {
     }
     let by_flag = Directory::new("flag").fanwire(&["--shards", "many"], &[]);
     assert_eq!(by_flag.status.code(), Some(78));
-    assert_eq!(text(&by_flag.stderr), "command line: shards.count = \"many\" is not allowed: it must be 0 to 1024\n");
+    assert_eq!(
+        text(&by_flag.stderr),
+        "command line: shards.count = \"many\" is not allowed: it must be a whole number, 0 to 1024\n"
+    );
 }
 
 #[test]

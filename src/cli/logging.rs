@@ -37,7 +37,7 @@ pub fn init(log: &Log) -> Handle {
     handle
 }
 
-fn subscriber<W>(log: &Log, writer: W, ansi: bool) -> (impl Subscriber + Send + Sync, Handle)
+fn subscriber<W>(log: &Log, writer: W, ansi: bool) -> (impl Subscriber + Send + Sync + use<W>, Handle)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -72,7 +72,7 @@ mod tests {
         }
     }
 
-    fn logging(level: &str, format: &str) -> (Memory, impl Subscriber + Send + Sync, Handle) {
+    fn logging(level: &str, format: &str) -> (Memory, impl Subscriber + Send + Sync + use<>, Handle) {
         let memory = Memory::default();
         let writer = memory.clone();
         let log = Log { level: level.into(), format: format.into() };

@@ -304,9 +304,17 @@ impl Sources {
     }
 }
 
-/// What to say about a value that is not allowed.
+/// What to say about a value that is not allowed. If it is of the wrong type, the right one is named first: `"2"` and `6.1`
+/// would otherwise look like what is asked for.
 pub(super) fn refusal(key: &str, allowed: &Allowed, value: &toml::Value) -> Option<String> {
-    (!allowed.accepts(value)).then(|| format!("{key} = {value} is not allowed: it must be {allowed}"))
+    let form = match (allowed, value) {
+        (Allowed::Integer(_), toml::Value::Integer(_)) => "",
+        (Allowed::Integer(_), _) => "a whole number, ",
+        (Allowed::OneOf(_) | Allowed::Text { .. }, toml::Value::String(_)) => "",
+        (Allowed::OneOf(_) | Allowed::Text { .. }, _) => "text in quotes, ",
+        (Allowed::Bool, _) => "",
+    };
+    (!allowed.accepts(value)).then(|| format!("{key} = {value} is not allowed: it must be {form}{allowed}"))
 }
 
 /// A leaf of the file as a plain value. Types no setting has become text, which is then refused by what it shows.
@@ -461,7 +469,7 @@ mod tests {
     fn a_value_that_is_not_allowed_is_named_with_what_is() {
         assert_eq!(
             said("[shards]\n\ncount = \"two\"\n", &[], &[]),
-            "f.toml:3: shards.count = \"two\" is not allowed: it must be 0 to 1024"
+            "f.toml:3: shards.count = \"two\" is not allowed: it must be a whole number, 0 to 1024"
         );
         assert_eq!(
             said("", &[("FANWIRE_DRAIN__DRAIN_CLOSE_CODE", "1002")], &[]),
@@ -470,6 +478,10 @@ mod tests {
         assert_eq!(
             said("", &[], &[("shards.ring_features", "5.15")]),
             "command line: shards.ring_features = \"5.15\" is not allowed: it must be `auto` or `6.1`"
+        );
+        assert_eq!(
+            said("shards.ring_features = 6.1\n", &[], &[]),
+            "f.toml:1: shards.ring_features = 6.1 is not allowed: it must be text in quotes, `auto` or `6.1`"
         );
         for (key, value) in [
             ("shards.count", "-1"),

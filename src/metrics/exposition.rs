@@ -49,7 +49,7 @@ impl Registry {
         self.queues.push(Queue { name, shard, depth: Arc::from(depth) });
     }
 
-    /// The whole text. Takes about 10 µs a shard and locks nothing: the cells are read while their owners write them, so
+    /// The whole text, about 100 µs and 25 µs more a shard. Locks nothing: cells are read while their owners write them, so
     /// that two of them may be a moment apart.
     pub fn render(&self) -> String {
         let mut registry = prometheus_client::registry::Registry::default();
@@ -385,7 +385,7 @@ mod tests {
         };
         assert_eq!(types["fanwire_flush_round_seconds"], "histogram");
         assert_eq!(
-            [bucket("1e-6"), bucket("2e-6"), bucket("4e-6"), bucket("16.777216"), bucket("+Inf")],
+            [bucket("0.000001"), bucket("0.000002"), bucket("0.000004"), bucket("16.777216"), bucket("+Inf")],
             [1.0, 1.0, 3.0, 3.0, 4.0]
         );
         assert_eq!(samples["fanwire_flush_round_seconds_count{shard=\"0\"}"], 4.0);

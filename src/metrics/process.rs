@@ -56,20 +56,31 @@ fn open_fds() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::thread_cpu_ns;
     use std::hint::black_box;
     use std::time::{SystemTime, UNIX_EPOCH};
 
     #[test]
-    fn memory_and_descriptors_that_are_taken_are_seen() {
-        let before = Process::read().unwrap();
+    fn memory_and_descriptors_in_use_are_seen() {
         let memory = black_box(vec![1u8; 64 << 20]);
         let files: Vec<_> = (0..100).map(|_| fs::File::open("/dev/null").unwrap()).collect();
-        let after = Process::read().unwrap();
+        let process = Process::read().unwrap();
         drop(black_box((memory, files)));
-        // Other tests of the same process come and go meanwhile, hence the slack.
-        assert!(after.resident_bytes >= before.resident_bytes + (32 << 20), "{before:?} {after:?}");
-        assert!(after.open_fds >= before.open_fds + 50, "{before:?} {after:?}");
-        assert!(after.threads >= 1 && after.cpu_seconds >= before.cpu_seconds);
+        assert!((64 << 20..=process.virtual_bytes).contains(&process.resident_bytes), "{process:?}");
+        assert!((100..1 << 20).contains(&process.open_fds), "{process:?}");
+        assert!((1..1 << 16).contains(&process.threads), "{process:?}");
+    }
+
+    #[test]
+    fn cpu_time_is_in_seconds() {
+        let before = Process::read().unwrap().cpu_seconds;
+        let start_ns = thread_cpu_ns();
+        while thread_cpu_ns() - start_ns < 50_000_000 {
+            black_box(());
+        }
+        // It counts in ticks of 10 ms, and other tests run meanwhile.
+        let spent = Process::read().unwrap().cpu_seconds - before;
+        assert!((0.03..30.0).contains(&spent), "{spent}");
     }
 
     #[test]
