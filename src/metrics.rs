@@ -201,6 +201,8 @@ cells! {
         refused_address: Counter,
         /// Answered 503: `handshakes_per_s_max`.
         refused_rate: Counter,
+        /// Answered 503: the gateway is stopping.
+        refused_stopping: Counter,
         /// Refused and cut without an answer, too many refusals being under way.
         refused_cut: Counter,
         /// Connections now counted against the limits.
