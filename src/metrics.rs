@@ -248,6 +248,8 @@ cells! {
         refused_address: Counter = "connections_refused" { reason: "address" },
         /// Answered 503: `handshakes_per_s_max`.
         refused_rate: Counter = "connections_refused" { reason: "rate" },
+        /// Answered 503: the gateway is stopping.
+        refused_stopping: Counter = "connections_refused" { reason: "stopping" },
         /// Refused and cut without an answer, too many refusals being under way.
         refused_cut: Counter = "connections_refused" { reason: "cut" },
         /// Connections now counted against the limits.
