@@ -383,7 +383,7 @@ impl Control {
     }
 
     /// Completes when [`Control::drain`] is called, at once if it was.
-    pub fn drain_begun(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn drain_begun(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut draining = self.draining.subscribe();
         async move {
             // An error means that the gateway itself is gone.

@@ -10,13 +10,13 @@
 //! only one that has to wait for room is ever awaited.
 
 mod control;
-//mod grpc;
-//mod http;
-//mod json;
-//mod push;
-//mod server;
-//mod tokens;
+mod grpc;
+mod http;
+mod json;
+mod push;
+mod server;
+mod tokens;
 
 pub use control::{Admission, Control, Mind, ShardQueues, StallError, Waiting};
-//pub use server::{BindError, Hooks, Server};
-//pub use tokens::{Tokens, TokensError};
+pub use server::{BindError, Hooks, Server};
+pub use tokens::{Tokens, TokensError};
