@@ -1,0 +1,12 @@
+//! End to end: the real binary on a real ring, over real sockets, against clients that we did not write and clients that
+//! misbehave. Every test starts gateways of its own on free ports.
+
+mod client;
+mod gateway;
+mod http;
+mod publisher;
+
+mod frames;
+mod gpush;
+mod handshake;
+mod limits;
