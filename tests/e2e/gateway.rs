@@ -40,7 +40,6 @@ pub struct Start {
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
-    pub stdout: String,
     pub stderr: String,
 }
 
@@ -132,8 +131,8 @@ impl Start {
                     let status = child.wait().unwrap();
                     // Its stderr is at its end too; the collecting thread needs a moment to take it.
                     wait_until("the collector lets go of stderr", || Arc::strong_count(&stderr) == 1);
-                    let text = |s: Arc<Mutex<String>>| s.lock().unwrap().clone();
-                    return Err(Ended { status, stdout: text(stdout), stderr: text(stderr) });
+                    let stderr = stderr.lock().unwrap().clone();
+                    return Err(Ended { status, stderr });
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     let _ = child.kill();

@@ -6,7 +6,13 @@ mod gateway;
 mod http;
 mod publisher;
 
+mod admin;
+mod delivery;
+mod drain;
 mod frames;
 mod gpush;
 mod handshake;
 mod limits;
+mod publish;
+mod slow;
+mod startup;
