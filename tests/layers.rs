@@ -34,6 +34,8 @@ const SIBLINGS: &[(&str, &str)] = &[
     ("frame", "ids"),
     ("frame", "clock"),
     ("clock", "sys"),
+    ("metrics", "sys"),
+    ("socket", "queue"), // A ring sleeps until the bell of its queues rings.
     ("dialect", "websocket"),
     ("topics", "encode"),
     ("cli", "gateway"),

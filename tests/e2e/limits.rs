@@ -136,7 +136,7 @@ fn all_shards_full_is_503_with_retry_after_and_room_is_used_again() {
         assert_told_to_retry(&response);
         assert_eq!(client.ends(), []);
     }
-    assert_eq!(gateway.metrics().sum("fanwire_refused_connections_total", &[("reason", "full")]), 4.0);
+    assert_eq!(gateway.metrics().sum("fanwire_connections_refused_total", &[("reason", "full")]), 4.0);
     // Those connected notice nothing.
     gateway.push("t", "x");
     for client in &mut clients {
@@ -162,7 +162,7 @@ fn an_address_has_its_cap_and_others_their_room() {
         .unwrap();
     let shown = String::from_utf8_lossy(&elsewhere.stdout);
     assert!(shown.starts_with("HTTP/1.1 101 "), "{shown:?} for another address");
-    assert_eq!(gateway.metrics().sum("fanwire_refused_connections_total", &[("reason", "address")]), 1.0);
+    assert_eq!(gateway.metrics().sum("fanwire_connections_refused_total", &[("reason", "address")]), 1.0);
     drop(second);
     wait_until("the address has room again", || Client::ask(gateway.subscribers, &upgrade("/ws", "")).0.status == 101);
     gateway.push("t", "x");
@@ -177,7 +177,7 @@ fn handshakes_beyond_the_rate_are_told_to_come_back() {
     assert!((5..=25).contains(&taken), "{taken} of 30 at once got in at 5 a second");
     answers.iter().filter(|response| response.status != 101).for_each(assert_told_to_retry);
     wait_until("later there is room again", || Client::ask(gateway.subscribers, &upgrade("/ws", "")).0.status == 101);
-    assert!(gateway.metrics().sum("fanwire_refused_connections_total", &[("reason", "rate")]) >= (30 - taken) as f64);
+    assert!(gateway.metrics().sum("fanwire_connections_refused_total", &[("reason", "rate")]) >= (30 - taken) as f64);
 }
 
 #[test]
