@@ -17,7 +17,7 @@
 use super::{Command, Dialect, DialectId, Heartbeat, Negotiated, Position, Session, SubscribeError};
 use crate::frame::Publication;
 use crate::ids::{Epoch, Offset};
-use crate::websocket::frame::{Opcode, write_header};
+use crate::websocket::frame::{Opcode, write_frame};
 use crate::websocket::{Head, MessageKind};
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use std::fmt;
@@ -97,8 +97,7 @@ impl Dialect for Gpush {
 
 /// Appends `payload` as one text frame.
 fn text(payload: &str, out: &mut Vec<u8>) {
-    write_header(out, Opcode::Text, false, payload.len());
-    out.extend_from_slice(payload.as_bytes());
+    write_frame(out, Opcode::Text, payload.as_bytes());
 }
 
 fn reply(payload: &str) -> Command {
