@@ -14,5 +14,6 @@ mod gpush;
 mod handshake;
 mod limits;
 mod publish;
+mod readme;
 mod slow;
 mod startup;
