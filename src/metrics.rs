@@ -197,6 +197,8 @@ cells! {
         hand_overs_retried: Counter,
         /// Answered 503: every shard is full.
         refused_full: Counter,
+        /// Answered 503: shards had room, but stood still.
+        refused_busy: Counter,
         /// Answered 503: `connections_per_address_max`.
         refused_address: Counter,
         /// Answered 503: `handshakes_per_s_max`.
