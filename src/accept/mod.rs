@@ -226,7 +226,8 @@ impl<R: AcceptRing> Acceptor<R> {
 
     /// Takes clients until [`ToAccept::Stop`], then lets go of what is under way and returns: hand-overs are finished, whoever
     /// is not on a shard by then is told 503, what is left after `close_deadline_ms` and half a second is cut. Once it has
-    /// returned no shard is sent another socket, and departures are no longer read.
+    /// returned no shard is sent another socket, and departures are no longer read. (A shard that stood still all that time
+    /// may find sockets without an [`Arrival`] when it turns again.)
     ///
     /// # Panics
     /// If the ring breaks, or a shard reports a departure that never arrived.
