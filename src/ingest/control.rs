@@ -259,7 +259,7 @@ impl Control {
 
     /// As [`Control::try_publish`] for each of `publications`, in order, with one clock reading and one ring of each bell for
     /// every `RING_EVERY` of them. One that waits doesn't hold up the next, unless it is of the same topic: then `topics` lets
-    /// that one wait behind it.
+    /// that one wait behind it. Both arguments are called under the lock: they must not call back.
     pub fn try_publish_all(
         &self,
         publications: impl IntoIterator<Item = Publication>,
@@ -386,7 +386,8 @@ impl Control {
 
         let mut deadline = core.mind.turn(now, &mut core.shards, &mut core.done);
         for (ticket, outcome) in core.done.drain(..) {
-            let waiter = core.waiting.remove(&ticket).expect("a ticket is completed once");
+            // Nobody's: the call that took the ticket panicked before it could say so.
+            let Some(waiter) = core.waiting.remove(&ticket) else { continue };
             self.count(&outcome, waiter.bytes);
             let _ = waiter.sender.send(outcome); // Its publisher may have left; the message went its way all the same.
         }
