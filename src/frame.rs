@@ -93,6 +93,11 @@ impl Batch {
         self.bytes.capacity() + self.marks.capacity() * size_of::<Mark>()
     }
 
+    /// Bytes it can hold before it grows.
+    pub fn buffer_capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Empties it for reuse; the memory stays.
     pub fn clear(&mut self) {
         self.bytes.clear();

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `fanwire` command.
+
+fn main() -> std::process::ExitCode {
+    fanwire::cli::main()
+}

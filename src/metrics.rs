@@ -2,6 +2,13 @@
 //!
 //! A [`Counter`] is an `AtomicU64` written by a relaxed load and store, not by a read-modify-write: for its only writer it
 //! costs what a plain integer costs, and any reader sees some recent value.
+//!
+//! Each cell stands next to the name it has in `/metrics`, so that none can be forgotten there; [`Registry`] renders them.
+
+mod exposition;
+mod process;
+
+pub use exposition::Registry;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -68,12 +75,19 @@ impl Histogram {
     /// (upper bound in seconds, cumulative count) per bucket, the last unbounded; and the sum in seconds.
     pub fn snapshot(&self) -> (Vec<(f64, u64)>, f64) {
         let mut total = 0;
-        let buckets = self.buckets.iter().enumerate().map(|(i, c)| {
-            total += c.get();
-            let bound = if i + 1 == Self::BUCKETS { f64::INFINITY } else { (1u64 << i) as f64 / 1e6 };
-            (bound, total)
-        });
-        (buckets.collect(), self.sum_us.get() as f64 / 1e6)
+        let (mut buckets, sum) = self.counts();
+        for (_, count) in &mut buckets {
+            total += *count;
+            *count = total;
+        }
+        (buckets, sum)
+    }
+
+    /// As [`Histogram::snapshot`], but each bucket counts only what is in it.
+    fn counts(&self) -> (Vec<(f64, u64)>, f64) {
+        let bound = |i| if i + 1 == Self::BUCKETS { f64::INFINITY } else { (1u64 << i) as f64 / 1e6 };
+        let buckets = self.buckets.iter().enumerate().map(|(i, c)| (bound(i), c.get())).collect();
+        (buckets, self.sum_us.get() as f64 / 1e6)
     }
 }
 
@@ -83,12 +97,45 @@ impl Default for Histogram {
     }
 }
 
+/// One cell with its name in `/metrics`.
+struct Cell<'a> {
+    /// Name without prefix and suffix.
+    family: &'static str,
+    /// What tells it from the other cells of its family.
+    label: Option<(&'static str, &'static str)>,
+    /// Its doc comment.
+    help: &'static str,
+    value: Reading<'a>,
+}
+
+/// A cell by its kind.
+#[derive(Clone, Copy)]
+enum Reading<'a> {
+    Counter(&'a Counter),
+    Gauge(&'a Gauge),
+    Histogram(&'a Histogram),
+}
+
 macro_rules! cells {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ident,)* }) => {
+    ($(#[$doc:meta])* $name:ident {
+        $($(#[doc = $help:literal])+ $field:ident: $kind:ident = $family:literal $({ $label:ident: $value:literal })?,)*
+    }) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
         #[repr(align(128))] // A core's cells share no cache line with another core's.
-        pub struct $name { $($(#[$field_doc])* pub $field: $kind,)* }
+        pub struct $name { $($(#[doc = $help])+ pub $field: $kind,)* }
+
+        impl $name {
+            /// All of them, those of one family next to one another.
+            fn cells(&self) -> Vec<Cell<'_>> {
+                vec![$(Cell {
+                    family: $family,
+                    label: None$(.or(Some((stringify!($label), $value))))?,
+                    help: concat!($($help),+),
+                    value: Reading::$kind(&self.$field),
+                }),*]
+            }
+        }
     };
 }
 
@@ -96,91 +143,91 @@ cells! {
     /// What one shard counts.
     ShardMetrics {
         /// Connections that own a slot now, handshakes under way included.
-        connections: Gauge,
+        connections: Gauge = "connections",
         /// Sockets handed over to this shard.
-        arrivals: Counter,
+        arrivals: Counter = "arrivals",
         /// Handshakes answered 101.
-        handshakes_ok: Counter,
+        handshakes_ok: Counter = "handshakes" { result: "ok" },
         /// Handshakes answered 4xx or 5xx.
-        handshakes_rejected: Counter,
+        handshakes_rejected: Counter = "handshakes" { result: "rejected" },
         /// Handshakes cut at `handshake_deadline_ms`.
-        handshakes_timed_out: Counter,
+        handshakes_timed_out: Counter = "handshakes" { result: "timed_out" },
         /// Clients that left before their handshake was done.
-        handshakes_abandoned: Counter,
+        handshakes_abandoned: Counter = "handshakes" { result: "abandoned" },
         /// Messages handed to the kernel for a subscriber, each counted once per subscriber.
-        deliveries: Counter,
+        deliveries: Counter = "deliveries",
         /// Bytes of completed sends.
-        bytes_sent: Counter,
+        bytes_sent: Counter = "sent_bytes",
         /// Bytes received.
-        bytes_received: Counter,
+        bytes_received: Counter = "received_bytes",
         /// Messages received from clients.
-        messages_received: Counter,
+        messages_received: Counter = "received_messages",
         /// Completed sends.
-        sends: Counter,
+        sends: Counter = "sends",
         /// Messages not delivered: the subscriber's `pending_bytes_max` was reached (policy `drop`).
-        drops_pending_full: Counter,
+        drops_pending_full: Counter = "drops" { reason: "pending_full" },
         /// Messages not delivered: the subscriber was disconnected with them pending.
-        drops_disconnected: Counter,
+        drops_disconnected: Counter = "drops" { reason: "disconnected" },
         /// Messages not delivered: the subscriber left with them pending.
-        drops_left: Counter,
+        drops_left: Counter = "drops" { reason: "left" },
         /// Messages not delivered: memory owed to slow consumers reached its bound.
-        drops_owed_full: Counter,
+        drops_owed_full: Counter = "drops" { reason: "owed_full" },
         /// Connections closed by the client, orderly or not.
-        closes_by_peer: Counter,
+        closes_by_peer: Counter = "closes" { reason: "peer" },
         /// Closed: protocol error (1002).
-        closes_protocol: Counter,
+        closes_protocol: Counter = "closes" { reason: "protocol" },
         /// Closed: text that is not UTF-8 (1007).
-        closes_utf8: Counter,
+        closes_utf8: Counter = "closes" { reason: "utf8" },
         /// Closed: message over `message_bytes_max` (1009).
-        closes_too_big: Counter,
+        closes_too_big: Counter = "closes" { reason: "too_big" },
         /// Closed: no heartbeat in time.
-        closes_heartbeat: Counter,
+        closes_heartbeat: Counter = "closes" { reason: "heartbeat" },
         /// Closed: control-message flood (1008).
-        closes_flood: Counter,
+        closes_flood: Counter = "closes" { reason: "flood" },
         /// Closed: slow consumer, `pending_bytes_max` reached (1013).
-        closes_slow_pending: Counter,
+        closes_slow_pending: Counter = "closes" { reason: "slow_pending" },
         /// Closed: slow consumer, no progress for `slow_deadline_ms` (1013).
-        closes_slow_deadline: Counter,
+        closes_slow_deadline: Counter = "closes" { reason: "slow_deadline" },
         /// Closed: slow consumer, held the oldest buffer when owed memory reached its bound (1013).
-        closes_slow_owed: Counter,
+        closes_slow_owed: Counter = "closes" { reason: "slow_owed" },
         /// Closed: replies it did not read.
-        closes_replies: Counter,
+        closes_replies: Counter = "closes" { reason: "replies" },
         /// Closed: the dialect asked for it.
-        closes_dialect: Counter,
+        closes_dialect: Counter = "closes" { reason: "dialect" },
         /// Closed by a drain.
-        closes_drain: Counter,
+        closes_drain: Counter = "closes" { reason: "drain" },
         /// Closed: the send failed (reset by peer, broken pipe).
-        closes_send_failed: Counter,
+        closes_send_failed: Counter = "closes" { reason: "send_failed" },
         /// Closes that were cut at `close_deadline_ms`, without the peer's answer.
-        closes_cut: Counter,
+        closes_cut: Counter = "closes_cut",
         /// Topics refused: `topics_per_connection_max`.
-        topics_refused: Counter,
+        topics_refused: Counter = "topics_refused",
         /// Reads paused because replies were not read.
-        reads_paused: Counter,
+        reads_paused: Counter = "reads_paused",
         /// Receives that found no buffer and were repeated.
-        no_buffers: Counter,
+        no_buffers: Counter = "receives_without_buffer",
         /// Turns of the reactor.
-        turns: Counter,
+        turns: Counter = "turns",
         /// Flush rounds.
-        flush_rounds: Counter,
+        flush_rounds: Counter = "flush_rounds",
         /// Times the core slept.
-        sleeps: Counter,
+        sleeps: Counter = "sleeps",
         /// Subscriptions held.
-        subscriptions: Gauge,
+        subscriptions: Gauge = "subscriptions",
         /// Interests held.
-        interests: Gauge,
+        interests: Gauge = "interests",
         /// Bytes of buffers pinned by subscribers, by capacity, each once.
-        owed_bytes: Gauge,
+        owed_bytes: Gauge = "owed_bytes",
         /// Most that was ever pinned.
-        owed_bytes_peak: Gauge,
+        owed_bytes_peak: Gauge = "owed_bytes_peak",
         /// Connections that are slow now.
-        slow_connections: Gauge,
+        slow_connections: Gauge = "slow_connections",
         /// Time of the last turn, ms of the monotonic clock: the watchdog looks at it.
-        last_turn_ms: Gauge,
+        last_turn_ms: Gauge = "last_turn_monotonic_ms",
         /// How long a flush round took.
-        flush_round: Histogram,
+        flush_round: Histogram = "flush_round_seconds",
         /// From admission of the oldest message in a batch to the return of its send.
-        publish_to_send: Histogram,
+        publish_to_send: Histogram = "publish_to_send_seconds",
     }
 }
 
@@ -188,23 +235,25 @@ cells! {
     /// What the accepting core counts.
     AcceptMetrics {
         /// Sockets accepted.
-        accepted: Counter,
+        accepted: Counter = "accepted",
         /// accept(2) failed.
-        accept_errors: Counter,
+        accept_errors: Counter = "accept_errors",
         /// Handed to a shard.
-        handed_over: Counter,
+        handed_over: Counter = "handed_over",
         /// Hand-overs that failed and were tried on another shard.
-        hand_overs_retried: Counter,
+        hand_overs_retried: Counter = "hand_overs_retried",
         /// Answered 503: every shard is full.
-        refused_full: Counter,
+        refused_full: Counter = "connections_refused" { reason: "full" },
         /// Answered 503: `connections_per_address_max`.
-        refused_address: Counter,
+        refused_address: Counter = "connections_refused" { reason: "address" },
         /// Answered 503: `handshakes_per_s_max`.
-        refused_rate: Counter,
+        refused_rate: Counter = "connections_refused" { reason: "rate" },
+        /// Answered 503: the gateway is stopping.
+        refused_stopping: Counter = "connections_refused" { reason: "stopping" },
         /// Refused and cut without an answer, too many refusals being under way.
-        refused_cut: Counter,
+        refused_cut: Counter = "connections_refused" { reason: "cut" },
         /// Connections now counted against the limits.
-        connections: Gauge,
+        connections: Gauge = "admitted_connections",
     }
 }
 
@@ -212,28 +261,28 @@ cells! {
     /// What the control core counts.
     ControlMetrics {
         /// Publications admitted.
-        publications: Counter,
+        publications: Counter = "publications",
         /// Bytes of admitted payloads.
-        publication_bytes: Counter,
+        publication_bytes: Counter = "publication_bytes",
         /// Refused: no room within `publish_wait_ms`.
-        refused_full: Counter,
+        refused_full: Counter = "publications_refused" { reason: "full" },
         /// Refused: payload over `message_bytes_max` or name over 255 bytes.
-        refused_invalid: Counter,
+        refused_invalid: Counter = "publications_refused" { reason: "invalid" },
         /// Refused: draining.
-        refused_draining: Counter,
+        refused_draining: Counter = "publications_refused" { reason: "draining" },
         /// Refused: no token or a wrong one.
-        refused_unauthorized: Counter,
+        refused_unauthorized: Counter = "publications_refused" { reason: "unauthorized" },
         /// Publications that had to wait for room.
-        waited: Counter,
+        waited: Counter = "publications_waited",
         /// Frames encoded.
-        frames: Counter,
+        frames: Counter = "frames",
         /// Topics known.
-        topics: Gauge,
+        topics: Gauge = "topics",
         /// Publications waiting for room.
-        waiting: Gauge,
+        waiting: Gauge = "publications_waiting",
         /// Topics forgotten to make room.
-        topics_evicted: Counter,
+        topics_evicted: Counter = "topics_evicted",
         /// Handlers that panicked and were answered INTERNAL.
-        handler_panics: Counter,
+        handler_panics: Counter = "handler_panics",
     }
 }

@@ -4,6 +4,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -57,6 +59,36 @@ impl EventFd {
         // SAFETY: eight bytes are writable at `value`.
         unsafe { libc::read(self.0.as_raw_fd(), (&raw mut value).cast(), 8) };
         value
+    }
+
+    /// Registers a duplicate of it with the calling thread's tokio runtime.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory.
+    ///
+    /// # Panics
+    /// If there is no runtime.
+    pub fn polled(&self) -> io::Result<PolledEvent> {
+        let own = EventFd(self.0.try_clone()?);
+        // SAFETY: `own` owns its descriptor and keeps it until it is dropped; nobody can exchange it, since `PolledEvent` gives
+        // out no access to the `AsyncFd`.
+        Ok(PolledEvent(unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?))
+    }
+}
+
+/// An eventfd that a task waits for.
+pub struct PolledEvent(AsyncFd<EventFd>);
+
+impl PolledEvent {
+    /// Completes once the counter is not zero, and sets it to zero. Dropping the future takes nothing.
+    ///
+    /// # Errors
+    /// The runtime is shutting down.
+    pub async fn signalled(&self) -> io::Result<()> {
+        let mut ready = self.0.readable().await?;
+        ready.get_inner().reset();
+        ready.clear_ready();
+        Ok(())
     }
 }
 

@@ -2,6 +2,90 @@
 
 pub mod bench;
 pub mod config;
+pub mod logging;
 pub mod publish;
 pub mod serve;
 pub mod subscribe;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The command ran and failed.
+pub const EXIT_FAILED: u8 = 1;
+/// The arguments are wrong. (clap exits with it by itself.)
+pub const EXIT_USAGE: u8 = 2;
+/// The configuration or this machine can't be used as it is: `EX_CONFIG` of sysexits.h.
+pub const EXIT_CONFIG: u8 = 78;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done; a gateway has drained and stopped as it was told
+   1  failed while running
+   2  wrong arguments
+  78  the configuration, or what this machine offers, can't be used as it is; stderr says what to change
+
+Without a command, `fanwire` serves. All settings: `fanwire config default`, docs/CONFIGURATION.md.";
+
+/// Push gateway: publish once over gRPC or HTTP, every WebSocket subscriber has it.
+#[derive(Debug, Parser)]
+#[command(name = "fanwire", version, about, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::Args,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway (also without a command)
+    #[command(after_help = EXIT_CODES)]
+    Serve(serve::Args),
+    /// Measure a gateway: many clients, one publisher, latency from the intended time
+    Bench(bench::Args),
+    /// Publish to a topic
+    Pub(publish::Args),
+    /// Subscribe to topics and print what arrives
+    Sub(subscribe::Args),
+    /// Print, check or document the settings
+    Config(config::Args),
+}
+
+/// Parses the arguments of this process and runs what they ask for. Wrong ones end it with [`EXIT_USAGE`].
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+        Command::Serve(args) => serve::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Pub(args) => publish::run(args),
+        Command::Sub(args) => subscribe::run(args),
+        Command::Config(args) => config::run(args),
+    }
+}
+
+/// This process's environment as text; what is not UTF-8 gets replacement characters and is then refused by its setting.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    let text = |s: std::ffi::OsString| s.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_command_it_serves_with_the_flags_of_serve() {
+        let cli = Cli::try_parse_from(["fanwire", "--dev", "--set", "shards.count=2"]).unwrap();
+        assert!(cli.command.is_none());
+        assert!(cli.serve.dev);
+        let named = Cli::try_parse_from(["fanwire", "serve", "--dev", "--set", "shards.count=2"]).unwrap();
+        let Some(Command::Serve(args)) = named.command else { panic!("serve was named") };
+        assert_eq!(args.settings(), cli.serve.settings());
+    }
+}

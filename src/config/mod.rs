@@ -1,4 +1,18 @@
-//! Every setting: its name with its unit, its default, and what it is for. `docs/CONFIGURATION.md` is made from this file.
+//! Every setting: its name with its unit, its default, what is allowed and what it is for. `docs/CONFIGURATION.md` and
+//! `fanwire config default` are made from this file, [`load`] finds the values, [`Config::validate`] holds them to their bounds.
+
+mod document;
+mod load;
+mod validate;
+
+pub use document::{default_toml, markdown};
+pub use load::{ConfigError, ENVIRONMENT_PREFIX, FILE_BYTES_MAX, FILE_DEFAULT, Loaded, Problem, load};
+pub use validate::FRAME_OVERHEAD_BYTES;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::sync::LazyLock;
 
 /// One setting, as the table of all settings shows it.
 #[derive(Clone, Debug)]
@@ -9,12 +23,142 @@ pub struct Setting {
     pub key: &'static str,
     /// Default, as TOML.
     pub default: String,
+    /// What it may be.
+    pub allowed: Allowed,
     /// What it is for.
     pub doc: String,
 }
 
+/// One `[section]` of settings.
+#[derive(Clone, Debug)]
+pub struct Section {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it is a list of blocks, `[[name]]`.
+    pub is_list: bool,
+    /// What its settings have in common.
+    pub doc: String,
+    /// Its settings, in the order of the documentation.
+    pub settings: Vec<Setting>,
+}
+
+/// Every section with its settings, in the order of the documentation.
+pub fn sections() -> &'static [Section] {
+    static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(Config::sections);
+    &SECTIONS
+}
+
+/// What a setting may be. Its display is what an error and the documentation say.
+#[derive(Clone, Copy, Debug)]
+pub enum Allowed {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number in one of these ranges.
+    Integer(&'static [RangeInclusive<u64>]),
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// Text of which `holds` is true.
+    Text {
+        /// What it must be, in words.
+        what: &'static str,
+        /// Whether it is.
+        holds: fn(&str) -> bool,
+    },
+}
+
+impl Allowed {
+    /// Whether `value` is allowed.
+    pub fn accepts(&self, value: &toml::Value) -> bool {
+        match (self, value) {
+            (Allowed::Bool, toml::Value::Boolean(_)) => true,
+            (Allowed::Integer(ranges), toml::Value::Integer(n)) => {
+                u64::try_from(*n).is_ok_and(|n| ranges.iter().any(|r| r.contains(&n)))
+            }
+            (Allowed::OneOf(words), toml::Value::String(text)) => words.contains(&text.as_str()),
+            (Allowed::Text { holds, .. }, toml::Value::String(text)) => holds(text),
+            _ => false,
+        }
+    }
+
+    /// The value that `text` of an environment variable or a flag stands for. It still has to be accepted; text that is
+    /// not of the right type stays text, which never is.
+    fn read(&self, text: &str) -> toml::Value {
+        match self {
+            Allowed::Bool => text.parse().ok().map(toml::Value::Boolean),
+            Allowed::Integer(_) => text.replace('_', "").parse().ok().map(toml::Value::Integer),
+            Allowed::OneOf(_) | Allowed::Text { .. } => None,
+        }
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let alternatives = match self {
+            Allowed::Bool => return f.write_str("`true` or `false`"),
+            Allowed::Text { what, .. } => return f.write_str(what),
+            Allowed::OneOf(words) => words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>(),
+            Allowed::Integer(ranges) => {
+                ranges.iter().map(|r| format!("{} to {}", grouped(*r.start()), grouped(*r.end()))).collect()
+            }
+        };
+        match &alternatives[..] {
+            [init @ .., last] if !init.is_empty() => write!(f, "{} or {last}", init.join(", ")),
+            all => f.write_str(&all.concat()),
+        }
+    }
+}
+
+/// A value as TOML.
+fn written(value: &toml::Value) -> String {
+    match value {
+        toml::Value::Integer(n) => grouped(n.unsigned_abs()), // No setting is negative.
+        other => other.to_string(),
+    }
+}
+
+/// A number as people and TOML read it: `65_536`, but `8192`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    if digits.len() < 5 {
+        return digits;
+    }
+    let first = digits.len() % 3;
+    let groups = digits.as_bytes()[first..].chunks(3).map(|c| String::from_utf8_lossy(c).into_owned());
+    let head = (first > 0).then(|| digits[..first].to_owned());
+    head.into_iter().chain(groups).collect::<Vec<_>>().join("_")
+}
+
+const HOUR_MS: u64 = 3_600_000;
+const DAY_MS: u64 = 24 * HOUR_MS;
+const TIB: u64 = 1 << 40;
+
+const ADDRESS: Allowed = Allowed::Text {
+    what: "an IP address and a port, as in `127.0.0.1:9992` or `[::1]:9992`",
+    holds: |text| text.parse::<SocketAddr>().is_ok(),
+};
+const PATH: Allowed = Allowed::Text {
+    what: "empty, or a path of visible ASCII characters that begins with `/`, without `?` and `#`",
+    holds: |text| {
+        text.is_empty()
+            || text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'))
+    },
+};
+const FILE: Allowed = Allowed::Text { what: "the path of a file, or empty", holds: |text| !text.contains('\0') };
+const LOG_FILTER: Allowed = Allowed::Text {
+    what: "`off`, `error`, `warn`, `info`, `debug` or `trace`, or several `target=level` and a level, separated by commas",
+    // A word that is no level would pass as the name of a target, and silence everything else: a typing error, not a wish.
+    holds: |text| {
+        let is_level = |word: &str| matches!(word, "off" | "error" | "warn" | "info" | "debug" | "trace");
+        text.split(',').all(|directive| match directive.split_once('=') {
+            None => is_level(directive),
+            Some((target, level)) => !target.is_empty() && is_level(level),
+        })
+    },
+};
+
 macro_rules! section {
-    ($section:literal $(#[doc = $type_doc:literal])* $name:ident { $($(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:expr,)* }) => {
+    ($section:literal $(#[doc = $type_doc:literal])* $name:ident { $($(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:expr => $allowed:expr,)* }) => {
         $(#[doc = $type_doc])*
         #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(deny_unknown_fields, default)]
@@ -25,41 +169,50 @@ macro_rules! section {
         }
 
         impl $name {
+            const NAME: &'static str = $section;
+            const DOC: &'static str = concat!($($type_doc, "\n"),*);
+
             /// Its rows of the table of all settings.
             pub fn settings() -> Vec<Setting> {
                 let default = toml::Value::try_from($name::default()).expect("defaults are TOML");
                 vec![$(Setting {
                     section: $section,
                     key: stringify!($key),
-                    default: default.get(stringify!($key)).map_or_else(String::new, ToString::to_string),
-                    doc: concat!($($doc, "\n"),+).lines().map(str::trim).collect::<Vec<_>>().join(" "),
+                    default: written(&default[stringify!($key)]),
+                    allowed: $allowed,
+                    doc: joined(concat!($($doc, "\n"),+)),
                 }),*]
             }
         }
     };
 }
 
+/// The lines of a doc comment as one.
+fn joined(doc: &str) -> String {
+    doc.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
 section! { "shards"
     /// Threads, rings and their pace.
     Shards {
         /// Shards, each a thread with a ring; 0 = max(cores − 1, what `connections_max` needs at RLIMIT_NOFILE slots a ring).
-        count: usize = 0,
+        count: usize = 0 => Allowed::Integer(&[0..=1024]),
         /// Connections in all; 0 = as many as the shards' file tables hold.
-        connections_max: usize = 0,
+        connections_max: usize = 0 => Allowed::Integer(&[0..=1_000_000_000]),
         /// Pin control, accepting and shard threads to cores, within the CPU mask the process was started with.
-        pin: bool = true,
+        pin: bool = true => Allowed::Bool,
         /// Least time between two flush rounds of a shard. Not a delay: the first message after a quiet spell leaves at once.
-        tick_interval_us: u64 = 1000,
+        tick_interval_us: u64 = 1000 => Allowed::Integer(&[1..=1_000_000]),
         /// `auto` uses what the kernel has; `6.1` uses only what Linux 6.1 has.
-        ring_features: String = "auto".into(),
+        ring_features: String = "auto".into() => Allowed::OneOf(&["auto", "6.1"]),
         /// Items in each queue between two cores.
-        queue_items_max: usize = 65_536,
+        queue_items_max: usize = 65_536 => Allowed::Integer(&[16..=1 << 24]),
         /// Frame bytes in each queue between two cores.
-        queue_bytes_max: usize = 64 << 20,
+        queue_bytes_max: usize = 64 << 20 => Allowed::Integer(&[4096..=TIB]),
         /// SO_SNDBUF of client sockets: bounds the kernel memory a client that does not read can pin (about three times this).
-        socket_send_buffer_bytes: usize = 65_536,
+        socket_send_buffer_bytes: usize = 65_536 => Allowed::Integer(&[4096..=1 << 30]),
         /// listen(2) backlog; the kernel cuts it to net.core.somaxconn.
-        listen_backlog: u32 = 65_535,
+        listen_backlog: u32 = 65_535 => Allowed::Integer(&[1..=1 << 24]),
     }
 }
 
@@ -67,31 +220,31 @@ section! { "limits"
     /// What one client, or all together, may cost.
     Limits {
         /// Largest message from a client, and largest payload of a publication.
-        message_bytes_max: usize = 65_536,
+        message_bytes_max: usize = 65_536 => Allowed::Integer(&[1..=1 << 28]),
         /// Topics one connection may hold.
-        topics_per_connection_max: usize = 1024,
+        topics_per_connection_max: usize = 1024 => Allowed::Integer(&[1..=1_000_000]),
         /// Connections from one address; 0 = no limit.
-        connections_per_address_max: usize = 0,
+        connections_per_address_max: usize = 0 => Allowed::Integer(&[0..=1_000_000_000]),
         /// New connections a second, with a burst of one second's worth; 0 = no limit.
-        handshakes_per_s_max: u64 = 0,
+        handshakes_per_s_max: u64 = 0 => Allowed::Integer(&[0..=10_000_000]),
         /// Request head of a handshake.
-        handshake_bytes_max: usize = 8192,
+        handshake_bytes_max: usize = 8192 => Allowed::Integer(&[256..=1 << 20]),
         /// From accept to the end of the request head.
-        handshake_deadline_ms: u64 = 5000,
+        handshake_deadline_ms: u64 = 5000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// From our close frame to the cut.
-        close_deadline_ms: u64 = 1000,
+        close_deadline_ms: u64 = 1000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// Messages (control frames included) a client may send a second, on average.
-        client_messages_per_s_max: u32 = 100,
+        client_messages_per_s_max: u32 = 100 => Allowed::Integer(&[1..=1_000_000]),
         /// How many it may send at once, saved up while it was quiet.
-        client_messages_burst_max: u32 = 1000,
+        client_messages_burst_max: u32 = 1000 => Allowed::Integer(&[1..=1_000_000]),
         /// Replies and control frames owed to one client, above which we stop reading from it.
-        reply_bytes_max: usize = 16_384,
+        reply_bytes_max: usize = 16_384 => Allowed::Integer(&[256..=1 << 24]),
         /// Clients being told 503 at once; more are cut without an answer.
-        refusals_max: usize = 1024,
+        refusals_max: usize = 1024 => Allowed::Integer(&[0..=65_536]),
         /// Topics known at once; the longest idle without subscribers is forgotten for a new one.
-        topics_max: usize = 1_000_000,
+        topics_max: usize = 1_000_000 => Allowed::Integer(&[1..=1_000_000_000]),
         /// A topic without subscribers and publications is forgotten after this.
-        topic_idle_ms: u64 = 600_000,
+        topic_idle_ms: u64 = 600_000 => Allowed::Integer(&[1..=365 * DAY_MS]),
     }
 }
 
@@ -99,13 +252,13 @@ section! { "slow"
     /// Slow consumers: clients that read less than they are sent.
     Slow {
         /// Bytes one subscriber may be behind.
-        pending_bytes_max: usize = 1 << 20,
+        pending_bytes_max: usize = 1 << 20 => Allowed::Integer(&[1..=TIB]),
         /// At that bound: `drop` (its newest messages, counted), `disconnect` (1013), or `dialect` (gpush: drop, others: disconnect).
-        policy: SlowPolicy = SlowPolicy::Dialect,
+        policy: SlowPolicy = SlowPolicy::Dialect => Allowed::OneOf(&["dialect", "drop", "disconnect"]),
         /// Disconnected after this long without any progress.
-        slow_deadline_ms: u64 = 10_000,
+        slow_deadline_ms: u64 = 10_000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// Memory pinned by all subscribers of all shards together, each buffer counted once by its capacity. Above it the holder of the oldest goes.
-        owed_bytes_max: usize = 1 << 30,
+        owed_bytes_max: usize = 1 << 30 => Allowed::Integer(&[1..=TIB]),
     }
 }
 
@@ -125,11 +278,11 @@ section! { "websocket"
     /// Protocol choices.
     Websocket {
         /// Offer permessage-deflate (RFC 7692), compressed once per publication without context takeover.
-        deflate: bool = false,
+        deflate: bool = false => Allowed::Bool,
         /// zlib level 1..9; gpush uses 9.
-        deflate_level: u32 = 6,
+        deflate_level: u32 = 6 => Allowed::Integer(&[1..=9]),
         /// Payloads below this go uncompressed.
-        deflate_bytes_min: usize = 64,
+        deflate_bytes_min: usize = 64 => Allowed::Integer(&[0..=1 << 28]),
     }
 }
 
@@ -137,31 +290,31 @@ section! { "gpush"
     /// The gpush dialect.
     GpushSettings {
         /// A client that has not sent `ping` for this long is cut.
-        heartbeat_timeout_ms: u64 = 120_000,
+        heartbeat_timeout_ms: u64 = 120_000 => Allowed::Integer(&[1..=DAY_MS]),
     }
 }
 
 section! { "publish"
     /// The publishing side.
     Publish {
-        /// gRPC.
-        grpc_address: String = "127.0.0.1:10067".into(),
-        /// HTTP, also `/metrics`, `/healthz`, `/readyz`.
-        http_address: String = "127.0.0.1:10068".into(),
+        /// gRPC: `order.Proxy` and `fanwire.v1.Publisher`.
+        grpc_address: String = "127.0.0.1:10067".into() => ADDRESS,
+        /// HTTP: `/v1/pushData`, also `/metrics`, `/healthz`, `/readyz`.
+        http_address: String = "127.0.0.1:10068".into() => ADDRESS,
         /// File with bearer tokens, one a line, `#` comments; empty = none. Re-read on SIGHUP. Required off loopback.
-        tokens_file: String = String::new(),
+        tokens_file: String = String::new() => FILE,
         /// Allow publishing without tokens off loopback.
-        insecure: bool = false,
+        insecure: bool = false => Allowed::Bool,
         /// How long a publication waits for room in a shard's queue before it is refused.
-        publish_wait_ms: u64 = 100,
+        publish_wait_ms: u64 = 100 => Allowed::Integer(&[0..=60_000]),
         /// Publications waiting for room, in all topics together.
-        publish_waiting_max: usize = 10_000,
+        publish_waiting_max: usize = 10_000 => Allowed::Integer(&[0..=10_000_000]),
         /// Their bytes together.
-        publish_waiting_bytes_max: usize = 64 << 20,
+        publish_waiting_bytes_max: usize = 64 << 20 => Allowed::Integer(&[0..=TIB]),
         /// Largest batch of `PublishStream`, in messages.
-        batch_messages_max: usize = 10_000,
+        batch_messages_max: usize = 10_000 => Allowed::Integer(&[1..=1_000_000]),
         /// Largest gRPC or HTTP request.
-        request_bytes_max: usize = 4 << 20,
+        request_bytes_max: usize = 4 << 20 => Allowed::Integer(&[1024..=1 << 30]),
     }
 }
 
@@ -169,15 +322,15 @@ section! { "drain"
     /// Stopping well.
     DrainSettings {
         /// From the signal to refusing publishes and clients, while `/readyz` already says 503.
-        drain_delay_ms: u64 = 0,
+        drain_delay_ms: u64 = 0 => Allowed::Integer(&[0..=HOUR_MS]),
         /// The closes are spread evenly over this.
-        drain_window_ms: u64 = 5000,
+        drain_window_ms: u64 = 5000 => Allowed::Integer(&[0..=HOUR_MS]),
         /// No shard closes more connections a second; stretches the window.
-        drain_rate_per_s: u32 = 20_000,
+        drain_rate_per_s: u32 = 20_000 => Allowed::Integer(&[1..=10_000_000]),
         /// After this, stuck sends are cut.
-        drain_deadline_ms: u64 = 30_000,
+        drain_deadline_ms: u64 = 30_000 => Allowed::Integer(&[1..=DAY_MS]),
         /// Close code clients get: 1001 going away, 1012 where other gateways remain.
-        drain_close_code: u16 = 1001,
+        drain_close_code: u16 = 1001 => Allowed::Integer(&[1000..=1001, 1012..=1013, 3000..=4999]),
     }
 }
 
@@ -185,47 +338,67 @@ section! { "log"
     /// Logs on stderr, never per frame.
     Log {
         /// `error`, `warn`, `info`, `debug`, `trace`, or a tracing filter such as `fanwire::accept=debug,info`.
-        level: String = "info".into(),
+        level: String = "info".into() => LOG_FILTER,
         /// `human` or `json`.
-        format: String = "human".into(),
+        format: String = "human".into() => Allowed::OneOf(&["human", "json"]),
     }
 }
 
 section! { "listen"
     /// One `[[listen]]` block: a port for subscribers.
     Listen {
-        /// Address and port.
-        address: String = "0.0.0.0:9992".into(),
+        /// Address and port; port 0 takes a free one.
+        address: String = "0.0.0.0:9992".into() => ADDRESS,
         /// Path of the gpush dialect; empty = not served here.
-        gpush_path: String = "/ws".into(),
+        gpush_path: String = "/ws".into() => PATH,
     }
 }
 
-/// The whole configuration.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// `[shards]`
-    pub shards: Shards,
-    /// `[limits]`
-    pub limits: Limits,
-    /// `[slow]`
-    pub slow: Slow,
-    /// `[websocket]`
-    pub websocket: Websocket,
-    /// `[gpush]`
-    pub gpush: GpushSettings,
-    /// `[publish]`
-    pub publish: Publish,
-    /// `[drain]`
-    pub drain: DrainSettings,
-    /// `[log]`
-    pub log: Log,
+macro_rules! config {
+    ($($(#[doc = $doc:literal])+ $section:ident: $type:ty = $of:ident,)*) => {
+        /// The whole configuration.
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Config {
+            $($(#[doc = $doc])+ pub $section: $type,)*
+            /// `/echo` and other things for development; only by `--dev`, never from a file.
+            #[serde(skip)]
+            pub dev: bool,
+        }
+
+        impl Config {
+            fn sections() -> Vec<Section> {
+                let default = toml::Value::try_from(Config::default()).expect("defaults are TOML");
+                vec![$(Section {
+                    name: $of::NAME,
+                    is_list: default[stringify!($section)].is_array(),
+                    doc: joined($of::DOC),
+                    settings: $of::settings(),
+                }),*]
+            }
+        }
+    };
+}
+
+config! {
     /// `[[listen]]`
-    pub listen: Vec<Listen>,
-    /// `/echo` and other things for development; only by `--dev`, never from a file.
-    #[serde(skip)]
-    pub dev: bool,
+    listen: Vec<Listen> = Listen,
+    /// `[publish]`
+    publish: Publish = Publish,
+    /// `[shards]`
+    shards: Shards = Shards,
+    /// `[limits]`
+    limits: Limits = Limits,
+    /// `[slow]`
+    slow: Slow = Slow,
+    /// `[websocket]`
+    websocket: Websocket = Websocket,
+    /// `[gpush]`
+    gpush: GpushSettings = GpushSettings,
+    /// `[drain]`
+    drain: DrainSettings = DrainSettings,
+    /// `[log]`
+    log: Log = Log,
 }
 
 impl Default for Config {
@@ -242,5 +415,54 @@ impl Default for Config {
             listen: vec![Listen::default()],
             dev: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_allowed_by_its_setting() {
+        for setting in sections().iter().flat_map(|s| &s.settings) {
+            let line: toml::Table = toml::from_str(&format!("x = {}", setting.default)).expect("a default is TOML");
+            assert!(setting.allowed.accepts(&line["x"]), "{setting:?}");
+            assert!(!setting.doc.is_empty(), "{setting:?}");
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_configuration_is_in_the_table() {
+        let config = toml::Table::try_from(Config::default()).unwrap();
+        let mut keys = Vec::new();
+        for (section, value) in &config {
+            let table = value.as_table().or_else(|| value[0].as_table()).expect("a section or a list of blocks");
+            keys.extend(table.keys().map(|key| format!("{section}.{key}")));
+        }
+        let mut known: Vec<_> =
+            sections().iter().flat_map(|s| &s.settings).map(|s| format!("{}.{}", s.section, s.key)).collect();
+        keys.sort();
+        known.sort();
+        assert_eq!(keys, known);
+    }
+
+    #[test]
+    fn what_a_setting_accepts_fits_its_type() {
+        // The largest number each setting accepts, all in one configuration.
+        let mut config = toml::Value::try_from(Config::default()).unwrap();
+        for setting in sections().iter().flat_map(|s| &s.settings) {
+            if let Allowed::Integer(ranges) = setting.allowed {
+                let largest = ranges.iter().map(|r| *r.end()).max().expect("a range");
+                config[setting.section][setting.key] = toml::Value::Integer(i64::try_from(largest).unwrap());
+            }
+        }
+        let config: Config = config.try_into().expect("each type holds what its setting accepts");
+        assert_eq!(config.shards.count, 1024);
+    }
+
+    #[test]
+    fn numbers_are_grouped_from_five_digits_on() {
+        let shown = [0, 8192, 10_000, 65_536, 123_456, 1_000_000, 1 << 40].map(grouped);
+        assert_eq!(shown, ["0", "8192", "10_000", "65_536", "123_456", "1_000_000", "1_099_511_627_776"]);
     }
 }

@@ -19,7 +19,9 @@ impl Dialect for Echo {
             deflated: DialectId::Echo.encoding(true),
         })
     }
-    fn parse(&self, _session: &mut Session, _kind: MessageKind, _payload: &[u8], _commands: &mut Vec<Command>) {}
+    fn parse(&self, _session: &mut Session, kind: MessageKind, payload: &[u8], commands: &mut Vec<Command>) {
+        commands.push(Command::Echo { kind, payload: payload.to_vec() });
+    }
     fn subscribed(
         &self,
         _request: u32,
@@ -35,5 +37,22 @@ impl Dialect for Echo {
     }
     fn takes_publications(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_comes_back_as_the_kind_it_was() {
+        let mut commands = Vec::new();
+        for (kind, payload) in
+            [(MessageKind::Text, "ping".as_bytes()), (MessageKind::Binary, b"\xFF\x00"), (MessageKind::Text, b"")]
+        {
+            Echo.parse(&mut Session::default(), kind, payload, &mut commands);
+            assert_eq!(commands.pop(), Some(Command::Echo { kind, payload: payload.to_vec() }));
+            assert!(commands.is_empty());
+        }
     }
 }

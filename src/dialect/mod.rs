@@ -43,6 +43,13 @@ pub enum Command {
     },
     /// Send these wire bytes, in turn.
     Reply(Vec<u8>),
+    /// Send this message back, framed and compressed as the connection agreed: only the engine knows how.
+    Echo {
+        /// Text stays text.
+        kind: MessageKind,
+        /// As it came, uncompressed.
+        payload: Vec<u8>,
+    },
     /// The client is alive: its heartbeat deadline starts anew.
     Heartbeat,
     /// Close with this code and reason.

@@ -1,1 +1,22 @@
-//! (under construction)
+//! The publishing side: gRPC and HTTP are spoken here, what they ask for is decided by `topics`.
+//!
+//! ```text
+//! publisher ─► server ─► grpc ─┐                      ┌─► queue ─► shard 0
+//!              accepts   http ─┴─► control ─► topics ─┤            …
+//!              both                 one lock  decides └─► queue ─► shard n
+//! ```
+//!
+//! All of it runs on the control core's one thread. A publication is admitted or refused within the call that brought it;
+//! only one that has to wait for room is ever awaited.
+
+mod control;
+mod grpc;
+mod http;
+mod json;
+mod push;
+mod server;
+mod tokens;
+
+pub use control::{Admission, Control, Mind, ShardQueues, StallError, Waiting};
+pub use server::{BindError, Hooks, Server};
+pub use tokens::{Tokens, TokensError};

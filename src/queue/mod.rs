@@ -53,15 +53,6 @@ pub enum ToShard {
         /// Which one.
         interest: InterestRef,
     },
-    /// The topic began a new life (it was evicted and came back); later frames count from here.
-    NewEpoch {
-        /// Which interest.
-        interest: InterestRef,
-        /// The new epoch.
-        epoch: Epoch,
-        /// Offset to count from.
-        offset: Offset,
-    },
     /// Flush, then close every connection and report [`FromShard::Drained`].
     Drain(Drain),
     /// Development only: the shard stands still for this long, as if its core were taken away.

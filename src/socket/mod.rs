@@ -3,10 +3,16 @@
 //!
 //! The kernel borrows, so the ring owns: submitting moves the bytes in, and the completion hands them back.
 
+mod acceptor;
+mod buffers;
 mod inflight;
+mod listener;
 mod ring;
 mod token;
+pub mod uring;
 
+pub use acceptor::{AcceptEvent, AcceptRing, Guest, KernelAcceptRing};
 pub use inflight::InFlight;
+pub use listener::{ListenError, ListenOptions, Listener, listen};
 pub use ring::{BufferId, Completion, Defect, Ring};
 pub use token::{Kind, Token};

@@ -88,9 +88,6 @@ pub trait Ring {
     /// Gives a provided buffer back.
     fn give_back(&mut self, buffer: BufferId);
 
-    /// The core's bell was rung or will be: called once when a wake-up was seen.
-    fn bell_seen(&mut self) {}
-
     /// Called between "I am about to sleep" and the last look at the queues; a place where other cores may run in a simulation.
     fn about_to_sleep(&mut self) {}
 }

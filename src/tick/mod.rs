@@ -1,8 +1,38 @@
-//! One turn of a shard's core: inbox, completions, timers, then flush; asleep in its ring when there is nothing to do.
+//! One turn of a shard's core: what came in, completions, deadlines, then flush; asleep in its ring when nothing is left.
+//!
+//! ```text
+//!  ┌─► inbox ─► sockets ─► completions ─► deadlines ─► wishes ─► flush ≤ 256 sends ─► enter ─┐
+//!  │   frames, acks        what the        wheel       interest   replies at once,    submit, │
+//!  │   in their order      kernel did                  to control pushes at the tick  or wait │
+//!  └──────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The inbox goes first. The answer to a subscribe stands in it among the frames, and its place is the cut: what stands before
+//! it is not this client's, what stands after it is.
 
+mod drain;
+mod inbox;
+mod life;
+mod reading;
+mod sending;
+
+use crate::clock::Time;
+use crate::dialect::Command;
+use crate::frame::Outgoing;
+use crate::ids::{ShardId, Slot};
 use crate::metrics::ShardMetrics;
 use crate::queue::{Arrival, Bell, Departure, FromShard, Receiver, Sender, ToShard};
-use crate::socket::Ring;
+use crate::shard::connection::{Connection, Phase};
+use crate::shard::egress::Spares;
+use crate::shard::interests::{Interests, Waiter};
+use crate::shard::pool::Pool;
+use crate::shard::settings::ShardSettings;
+use crate::shard::wheel::Wheel;
+use crate::socket::{Completion, Defect, Kind, Ring, Token};
+use crate::websocket::decoder::Scratch;
+use crate::websocket::deflate::Deflater;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// A shard's ends of its queues.
@@ -28,22 +58,272 @@ pub enum Turn {
     Drained,
 }
 
+/// What a shard holds, for tests that want everything returned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Slots with a tenant.
+    pub connections: usize,
+    /// Submissions whose last completion is not in.
+    pub in_flight: usize,
+    /// Sealed batches somebody still owes.
+    pub buffers_out: usize,
+    /// Their bytes, by capacity.
+    pub owed_bytes: usize,
+    /// Subscriptions.
+    pub subscriptions: usize,
+    /// Slow connections.
+    pub slow: usize,
+    /// Sockets or addresses whose other half has not come.
+    pub arrivals_unpaired: usize,
+}
+
+/// Longest sleep, so that the watchdog sees every shard turn.
+const SLEEP_MS_MAX: u64 = 1000;
+
+/// How soon a full queue towards another core is tried again.
+const RETRY_MS: u64 = 1;
+
+/// A slow consumer: its send did not complete by itself.
+#[derive(Clone, Copy, Debug)]
+struct Slow {
+    /// Oldest batch its send pins; `u64::MAX` if it pins none.
+    sequence: u64,
+    /// It was cut for the memory it holds.
+    evicted: bool,
+}
+
 /// One shard: its ring, its connections, its turn.
 pub struct Reactor<R: Ring> {
+    id: ShardId,
     ring: R,
-    _endpoints: Endpoints,
-    _metrics: Arc<ShardMetrics>,
+    ends: Endpoints,
+    settings: ShardSettings,
+    metrics: Arc<ShardMetrics>,
+    now: Time,
+
+    /// By slot; grows to the highest slot ever used.
+    connections: Vec<Connection>,
+    addresses: Vec<SocketAddr>,
+    tenants: usize,
+    wheel: Wheel,
+    interests: Interests,
+    pool: Pool,
+    spares: Spares,
+
+    /// Halves of arrivals: the socket comes through the ring, its address through the queue, in either order.
+    sockets: HashMap<u64, Slot>,
+    arrivals: HashMap<u64, Arrival>,
+    /// Sockets in slots whose last tenant still has completions to come.
+    next_tenants: HashMap<Slot, u64>,
+    departures: VecDeque<Departure>,
+
+    round: sending::Round,
+    /// Connections with something to send and no send in flight.
+    ready: VecDeque<Slot>,
+    /// Sends of the last chunk, with the oldest batch each pins: those that don't complete by themselves are slow.
+    unsettled: Vec<(Slot, u64)>,
+    slow: BTreeMap<Slot, Slow>,
+    /// Slow consumers cut for their memory, which comes back with their last completion.
+    evictions_under_way: usize,
+    next_flush: Time,
+    /// Receives that found no buffer.
+    starved: Vec<Token>,
+
+    drain: Option<drain::Draining>,
+
+    deflater: Option<Deflater>,
+    scratch: Scratch,
+    incoming: Vec<u8>,
+    reply: Vec<u8>,
+    commands: Vec<Command>,
+    waiters: Vec<Waiter>,
 }
 
 impl<R: Ring> Reactor<R> {
+    /// A shard without connections.
+    pub fn new(
+        id: ShardId,
+        ring: R,
+        ends: Endpoints,
+        settings: ShardSettings,
+        metrics: Arc<ShardMetrics>,
+    ) -> Reactor<R> {
+        let now = ring.now();
+        Reactor {
+            id,
+            ring,
+            ends,
+            settings,
+            metrics,
+            now,
+            connections: Vec::new(),
+            addresses: Vec::new(),
+            tenants: 0,
+            wheel: Wheel::new(now),
+            interests: Interests::default(),
+            pool: Pool::default(),
+            spares: Spares::default(),
+            sockets: HashMap::new(),
+            arrivals: HashMap::new(),
+            next_tenants: HashMap::new(),
+            departures: VecDeque::new(),
+            round: sending::Round::default(),
+            ready: VecDeque::new(),
+            unsettled: Vec::new(),
+            slow: BTreeMap::new(),
+            evictions_under_way: 0,
+            next_flush: now,
+            starved: Vec::new(),
+            drain: None,
+            deflater: None,
+            scratch: Scratch::new(),
+            incoming: Vec::new(),
+            reply: Vec::new(),
+            commands: Vec::new(),
+            waiters: Vec::new(),
+        }
+    }
+
     /// One turn. Sleeps in [`Ring::enter`] at its end if nothing is left to do.
     pub fn turn(&mut self) -> Turn {
-        self.ring.enter(None);
+        self.now = self.ring.now();
+        self.metrics.turns.add(1);
+        self.metrics.last_turn_ms.set(self.now.as_ms());
+        self.take_inbox();
+        self.pair_arrivals();
+        self.take_completions();
+        self.settle();
+        self.fire_deadlines();
+        self.feed_starved();
+        self.announce();
+        self.report_departures();
+        if self.advance_drain() {
+            return Turn::Drained;
+        }
+        self.flush();
+        self.gauge();
+        if self.is_busy() {
+            self.ring.enter(None)
+        } else {
+            self.sleep()
+        }
         Turn::Again
     }
 
     /// Its ring.
     pub fn ring_mut(&mut self) -> &mut R {
         &mut self.ring
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Arc<ShardMetrics> {
+        &self.metrics
+    }
+
+    /// What it holds. Walks all connections: for tests.
+    pub fn audit(&self) -> Audit {
+        Audit {
+            connections: self.tenants,
+            in_flight: self.connections.iter().map(|c| usize::from(c.in_flight)).sum(),
+            buffers_out: self.pool.out(),
+            owed_bytes: self.pool.out_bytes(),
+            subscriptions: self.interests.members(),
+            slow: self.slow.len(),
+            arrivals_unpaired: self.sockets.len() + self.arrivals.len() + self.next_tenants.len(),
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.ready.is_empty()
+            || self.round.is_active()
+            || !self.unsettled.is_empty()
+            || !self.starved.is_empty()
+            || (self.interests.has_news() && self.now >= self.next_flush)
+    }
+
+    fn sleep(&mut self) {
+        let mut deadline = self.now.plus_ms(SLEEP_MS_MAX).min(self.wheel.wake()).min(self.interests.linger_wake());
+        if self.interests.has_news() {
+            deadline = deadline.min(self.next_flush);
+        }
+        if let Some(drain) = &self.drain {
+            deadline = deadline.min(drain.wake(self.now));
+        }
+        if self.interests.announcement().is_some() || !self.departures.is_empty() {
+            deadline = deadline.min(self.now.plus_ms(RETRY_MS));
+        }
+        self.ends.bell.sleep();
+        self.ring.about_to_sleep();
+        let has_mail = !self.ends.inbox.is_empty() || !self.ends.arrivals.is_empty();
+        if has_mail && !self.ring.planted(Defect::LostWakeUp) {
+            self.ends.bell.awake();
+            return self.ring.enter(None);
+        }
+        self.metrics.sleeps.add(1);
+        self.ring.enter(Some(deadline));
+        self.ends.bell.awake();
+    }
+
+    /// Everything the kernel has done. Bounded by what is in flight.
+    fn take_completions(&mut self) {
+        while let Some(completion) = self.ring.completion() {
+            match completion.token.kind() {
+                Kind::Arrival => self.socket_arrived(completion.token.arrival_number(), completion.result),
+                Kind::Ignore | Kind::Bell | Kind::Accept | Kind::HandOver => {}
+                _ => self.connection_completed(completion),
+            }
+        }
+    }
+
+    fn connection_completed(&mut self, completion: Completion) {
+        let Completion { token, result, more, buffer, nonempty, returned } = completion;
+        let slot = token.slot();
+        let connection = &mut self.connections[slot.0 as usize];
+        if connection.generation != token.generation() {
+            // A late completion finds its slot with another tenant: only what the kernel borrowed is ours to take back.
+            if let Some(buffer) = buffer {
+                self.ring.give_back(buffer);
+            }
+            if let Some(bytes) = returned {
+                self.recycle(bytes);
+            }
+            return;
+        }
+        if !more {
+            connection.in_flight -= 1;
+        }
+        match token.kind() {
+            Kind::Poll => self.polled(slot, result, more),
+            Kind::Recv => self.received(slot, result, buffer, nonempty),
+            Kind::Send => self.sent(slot, result, returned.expect("a send hands its bytes back")),
+            _ => {}
+        }
+        let connection = &self.connections[slot.0 as usize];
+        let early = self.ring.planted(Defect::SlotReusedEarly) && token.kind() == Kind::Close;
+        if connection.phase == Phase::Cut && (connection.in_flight == 0 || early) {
+            self.retire(slot);
+        }
+    }
+
+    /// Takes back what a send had borrowed.
+    fn recycle(&mut self, bytes: Outgoing) {
+        match bytes {
+            Outgoing::Shared(piece) => self.pool.release(piece.batch),
+            Outgoing::Pieces(pieces) => pieces.into_iter().for_each(|p| self.pool.release(p.batch)),
+            Outgoing::Private(buffer) => self.spares.return_buffer(buffer),
+        }
+    }
+
+    fn gauge(&self) {
+        let m = &self.metrics;
+        m.connections.set(self.tenants as u64);
+        m.subscriptions.set(self.interests.members() as u64);
+        m.interests.set(self.interests.len() as u64);
+        m.slow_connections.set(self.slow.len() as u64);
+        let owed = self.pool.out_bytes() as u64;
+        m.owed_bytes.set(owed);
+        if owed > m.owed_bytes_peak.get() {
+            m.owed_bytes_peak.set(owed);
+        }
     }
 }

@@ -4,18 +4,55 @@
 //! Admission is one step: room in the queue of *every* interested shard (the control core is their only producer, so the check
 //! is final), then the offset, then the push to all. No room: the publication waits in its topic's line, without an offset,
 //! for at most `publish_wait_ms`, and is then refused; nobody has half of it.
+//!
+//! ```text
+//! publish ──► line empty, room everywhere ──────────────────────────► admitted
+//!    │                                                                   ▲
+//!    └──► line of its topic ──► list of the first shard without room ────┤ turn: that shard has room
+//!              │                      │ the interest there ends          │
+//!              │                      └──────► freed ───────────────────►┘
+//!              └──► publish_wait_ms, drain ──► refused
+//! ```
+//!
+//! A line stands in the list of one shard only, so that a turn looks at lines it can move and no others. A newcomer to a shard
+//! with such a list joins it even if there is room: those who wait would never see any. So a shard that stands still holds up
+//! the topics with interest there, and nobody else's.
+//!
+//! A topic without interest and without a line is idle: it may be forgotten, and begins a new epoch when it comes back. A topic
+//! with interest never is, so a shard sees one epoch per interest, told by [`ToShard::Subscribed`].
+
+mod sequencer;
+mod slab;
+
+pub use sequencer::{LocalSequencer, Sequencer};
 
 use crate::clock::Time;
+use crate::dialect::{Position, TOPIC_BYTES_MAX};
 use crate::encode::Encoder;
-use crate::frame::Publication;
-use crate::ids::{Epoch, Offset, ShardId};
-use crate::queue::{FromShard, ToShard};
+use crate::frame::{Frame, Publication};
+use crate::ids::{Encoding, Epoch, InterestId, InterestRef, Offset, ShardId};
+use crate::queue::{FromShard, InterestKey, ToShard};
+use slab::{Linked, Links, List, NIL, Slab};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Waiting publications looked at in one turn; above it the turn asks to be called again at once.
+const ADMISSIONS_PER_TURN_MAX: usize = 4096;
+/// Waiting publications refused as late in one turn.
+const REFUSALS_PER_TURN_MAX: usize = 4096;
+/// Idle topics forgotten in one turn.
+const FORGOTTEN_PER_TURN_MAX: usize = 1024;
+/// A shard does not say when it has room again: while somebody waits for it, a turn is due this often.
+const RETRY_MS: u64 = 1;
+/// The stream to everyone, a topic without a name that is always there.
+const BROADCAST: u32 = 0;
 
 /// The queues towards the shards, as `topics` needs them.
 pub trait Outlet {
     /// Number of shards; ids are below it.
     fn shards(&self) -> usize;
-    /// Whether `items` items of `bytes` bytes in all fit into the shard's queue. Final until the next push.
+    /// Whether `items` items of `bytes` bytes in all fit into the shard's queue. Final until the next push. One publication is
+    /// up to [`Encoding::COUNT_MAX`] items: a queue of fewer would never take some.
     fn has_room(&self, shard: ShardId, items: usize, bytes: usize) -> bool;
     /// Appends. Called only after [`Outlet::has_room`] said yes.
     ///
@@ -27,7 +64,8 @@ pub trait Outlet {
 /// Bounds; each is a setting of the same name.
 #[derive(Clone, Debug)]
 pub struct TopicsLimits {
-    /// Topics known at once; the longest idle one without interest is forgotten for a new one.
+    /// Topics known at once; the longest idle one without interest is forgotten for a new one. Bounds what publishers make:
+    /// a topic that somebody subscribes to is taken beyond it (connections × `topics_per_connection_max` bounds those).
     pub topics_max: usize,
     /// A topic nobody wants and nobody publishes to is forgotten after this.
     pub topic_idle_ms: u64,
@@ -35,7 +73,7 @@ pub struct TopicsLimits {
     pub publish_wait_ms: u64,
     /// Publications waiting in all lines together.
     pub publish_waiting_max: usize,
-    /// Their payload bytes together.
+    /// Their payload bytes together. The first of each line may hold its frames as well, one per encoding wanted.
     pub publish_waiting_bytes_max: usize,
     /// Largest payload.
     pub message_bytes_max: usize,
@@ -108,38 +146,1375 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
+/// A shard whose full queue somebody waits for: a reason not to be ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockedShard {
+    /// Which one.
+    pub shard: ShardId,
+    /// Topics whose lines wait for it.
+    pub topics: usize,
+    /// Answers about interest that it is owed.
+    pub answers: usize,
+    /// It has been found full, and been given nothing, since then.
+    pub since: Time,
+}
+
+/// What one publication needs in a shard's queue.
+#[derive(Clone, Copy, Default)]
+struct Need {
+    items: usize,
+    bytes: usize,
+}
+
+impl Need {
+    /// Nothing fits where this does not.
+    const LEAST: Need = Need { items: 1, bytes: 0 };
+}
+
+/// Where a topic stands. One list at a time, whose links it carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In none: it has interest and no line.
+    Settled,
+    /// No interest, no line: it may be forgotten.
+    Idle,
+    /// Its line waits for this shard.
+    Blocked(ShardId),
+    /// Its line waited for this shard, where it no longer has an interest.
+    Freed(ShardId),
+}
+
+struct Interest {
+    encoding: Encoding,
+    shard: ShardId,
+    interest: InterestRef,
+}
+
+struct Topic {
+    name: Arc<str>,
+    epoch: Epoch,
+    last: Offset,
+    interests: Vec<Interest>, // Sorted by (encoding, shard).
+    line_head: u32,           // Into `Topics::waiting`; NIL if nobody waits.
+    line_tail: u32,
+    place: Place,
+    links: Links,
+    last_used: Time,
+}
+
+impl Linked for Topic {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
+/// The frames of a publication at a position, so far.
+#[derive(Default)]
+struct Built {
+    position: Option<Position>,
+    frames: Vec<(Encoding, Frame)>,
+}
+
+struct Waiting {
+    ticket: Ticket,
+    topic: u32,
+    publication: Publication,
+    since: Time,
+    need: Need, // In the queue of the shard its topic is blocked on, once it is first in line.
+    built: Option<Built>,
+    behind: u32, // The next in the same line.
+    links: Links,
+}
+
+impl Linked for Waiting {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
+/// What a shard is owed about one interest.
+enum Answer {
+    Subscribed { generation: u32, key: InterestKey },
+    Unsubscribed { generation: u32 },
+}
+
+struct Registered {
+    generation: u32,
+    topic: u32,
+    encoding: Encoding,
+}
+
+/// One interest number of one shard.
+#[derive(Default)]
+struct Number {
+    registered: Option<Registered>,
+    owed: Option<Answer>,
+}
+
+struct Shard {
+    numbers: Vec<Number>,
+    /// Numbers with an answer owed, in the order they got one. Each at most once: only the latest life of a number counts.
+    owed: VecDeque<InterestId>,
+    /// Topics whose lines wait for room here.
+    blocked: List,
+    full_since: Option<Time>,
+}
+
+impl Shard {
+    fn number(&mut self, id: InterestId) -> &mut Number {
+        let index = id.0 as usize;
+        if index >= self.numbers.len() {
+            self.numbers.resize_with(index + 1, Number::default);
+        }
+        &mut self.numbers[index]
+    }
+}
+
+/// Who had no room for a publication.
+struct Blocked {
+    shard: ShardId,
+    need: Need,
+}
+
 /// Topics, interest and lines of one gateway.
-pub struct Topics {}
+pub struct Topics {
+    limits: TopicsLimits,
+    encoder: Encoder,
+    sequencer: Box<dyn Sequencer + Send>,
+    names: HashMap<Arc<str>, u32>, // Keyed hash: clients choose the names.
+    topics: Slab<Topic>,
+    idle: List,
+    freed: List,
+    shards: Vec<Shard>,
+    shards_owed: usize, // Those with an answer owed, so that a publication asks one integer.
+    first_shard: usize, // Where the next turn begins, so that a busy shard does not starve the later ones.
+    waiting: Slab<Waiting>,
+    arrivals: List, // All who wait, in the order they came. One wait for all, so this is the order of their deadlines too.
+    waiting_bytes: usize,
+    tickets: u64,
+    draining: bool,
+    built: Built,     // Scratch of one admission.
+    needs: Vec<Need>, // Scratch of one admission, zero between two.
+    evicted: u64,
+    frames_built: u64,
+}
 
 impl Topics {
     /// No topics yet. `seed` makes epochs unlike those of an earlier start.
-    pub fn new(_limits: TopicsLimits, _encoder: Encoder, _shards: usize, _seed: u64) -> Topics {
-        unimplemented!()
+    pub fn new(limits: TopicsLimits, encoder: Encoder, shards: usize, seed: u64) -> Topics {
+        let mut sequencer = Box::new(LocalSequencer::new(seed));
+        let mut topics = Slab::new();
+        let broadcast = topics.insert(Topic::new("".into(), sequencer.begin(), Time::default(), Place::Settled));
+        assert_eq!(broadcast, BROADCAST);
+        let shard = || Shard { numbers: Vec::new(), owed: VecDeque::new(), blocked: List::EMPTY, full_since: None };
+        Topics {
+            limits,
+            encoder,
+            sequencer,
+            names: HashMap::new(),
+            topics,
+            idle: List::EMPTY,
+            freed: List::EMPTY,
+            shards: std::iter::repeat_with(shard).take(shards).collect(),
+            shards_owed: 0,
+            first_shard: 0,
+            waiting: Slab::new(),
+            arrivals: List::EMPTY,
+            waiting_bytes: 0,
+            tickets: 0,
+            draining: false,
+            built: Built::default(),
+            needs: vec![Need::default(); shards],
+            evicted: 0,
+            frames_built: 0,
+        }
     }
 
-    /// Admits, lets wait or refuses one publication. Never blocks.
-    pub fn publish(&mut self, _now: Time, _publication: Publication, _outlet: &mut dyn Outlet) -> Outcome {
-        unimplemented!()
+    /// Admits, lets wait or refuses one publication. Never blocks. O(interests of its topic); allocates its frames, and what
+    /// waiting takes.
+    pub fn publish(&mut self, now: Time, publication: Publication, outlet: &mut dyn Outlet) -> Outcome {
+        if let Err(refusal) = self.check(&publication) {
+            return Outcome::Refused(refusal);
+        }
+        if self.shards_owed > 0 {
+            self.answer_all(now, outlet);
+        }
+        let known = match &*publication.topic {
+            "" => Some(BROADCAST),
+            name => self.names.get(name).copied(),
+        };
+        let index = match known {
+            Some(index) => index,
+            None if self.make_room() => self.create(now, publication.topic.clone()),
+            None => return Outcome::Refused(Refusal::TooManyTopics { topics_max: self.limits.topics_max }),
+        };
+        let topic = &mut self.topics[index];
+        topic.last_used = now;
+        let blocked = match topic.place {
+            // Nothing of a topic overtakes what waits in its line.
+            Place::Blocked(shard) | Place::Freed(shard) => Blocked { shard, need: Need::LEAST },
+            Place::Settled | Place::Idle => {
+                match self.overtakes_none(index).and_then(|()| self.admit(now, index, &publication, outlet)) {
+                    Ok(ack) => {
+                        self.built.frames.clear();
+                        if self.topics[index].place == Place::Idle {
+                            self.put(index, Place::Idle); // The youngest again.
+                        }
+                        return Outcome::Admitted(ack);
+                    }
+                    Err(blocked) => blocked,
+                }
+            }
+        };
+        let outcome = self.wait(now, index, publication, blocked);
+        self.built.frames.clear();
+        outcome
     }
 
-    /// Takes what a shard said.
-    pub fn shard_says(&mut self, _now: Time, _shard: ShardId, _message: FromShard, _outlet: &mut dyn Outlet) {
-        unimplemented!()
+    /// Takes what a shard said about interest; [`FromShard::Drained`] is not for us.
+    ///
+    /// An interest is registered in the step that pushes its answer, now or when the queue has room, so that the answer's place
+    /// is the cut. A later life of a number replaces an earlier one together with any answer that one was still owed.
+    pub fn shard_says(&mut self, now: Time, shard: ShardId, message: FromShard, outlet: &mut dyn Outlet) {
+        match message {
+            FromShard::Subscribe { interest, key } => {
+                self.release(now, shard, interest.id);
+                self.owe(shard, interest.id, Answer::Subscribed { generation: interest.generation, key });
+            }
+            FromShard::Unsubscribe { interest } => {
+                let number = self.shards[usize::from(shard.0)].number(interest.id);
+                let current = match (&number.owed, &number.registered) {
+                    (Some(Answer::Subscribed { generation, .. }), _) => Some(*generation),
+                    (_, registered) => registered.as_ref().map(|r| r.generation),
+                };
+                if current != Some(interest.generation) {
+                    return; // Of a life that has been answered or replaced.
+                }
+                self.release(now, shard, interest.id);
+                self.owe(shard, interest.id, Answer::Unsubscribed { generation: interest.generation });
+            }
+            FromShard::Drained => return,
+        }
+        self.answer(now, shard, outlet);
     }
 
     /// Answers what could not be answered before, admits what waited and now fits, refuses what waited too long, forgets idle
-    /// topics (bounded work). Returns when it wants to be called at the latest.
-    pub fn turn(
-        &mut self,
-        _now: Time,
-        _outlet: &mut dyn Outlet,
-        _done: &mut Vec<(Ticket, Result<Ack, Refusal>)>,
-    ) -> Time {
-        unimplemented!()
+    /// topics (bounded work). Returns when it wants to be called at the latest; `now` means that there is more to do.
+    pub fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time {
+        if self.draining {
+            while let Some(first) = self.arrivals.first() {
+                done.push((self.leave(now, first).ticket, Err(Refusal::Draining)));
+            }
+        }
+        if self.shards_owed > 0 {
+            self.answer_all(now, outlet);
+        }
+        // Admission goes first: when this core comes late to its turn, what fits by now is not refused for that.
+        let mut more = self.admit_waiting(now, outlet, done);
+        more |= self.refuse_late(now, done);
+        more |= self.forget_idle(now);
+        if more {
+            return now;
+        }
+        let mut next = Time::NEVER;
+        if let Some(first) = self.arrivals.first() {
+            next = self.deadline(first);
+        }
+        if self.waiting.len() > 0 || self.shards_owed > 0 {
+            next = next.min(now.plus_ms(RETRY_MS));
+        }
+        if let Some(oldest) = self.idle.first() {
+            next = next.min(self.topics[oldest].last_used.plus_ms(self.limits.topic_idle_ms));
+        }
+        next
     }
 
     /// From now on every publication is refused as draining; those waiting are refused at the next turn.
     pub fn drain(&mut self) {
-        unimplemented!()
+        self.draining = true;
+    }
+
+    /// Topics known, the broadcast stream not counted.
+    pub fn topics(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Publications waiting for room.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Their payload bytes.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// Topics forgotten so far to make room for a new one.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Frames built so far.
+    pub fn frames_built(&self) -> u64 {
+        self.frames_built
+    }
+
+    /// The shards somebody waits for. One that goes on taking things is not among them, however long its list.
+    pub fn blocked_shards(&self) -> impl Iterator<Item = BlockedShard> {
+        self.shards.iter().enumerate().filter_map(|(index, shard)| {
+            let (topics, answers) = (shard.blocked.len(), shard.owed.len());
+            let since = shard.full_since.filter(|_| topics + answers > 0)?;
+            Some(BlockedShard { shard: ShardId(index as u16), topics, answers, since })
+        })
+    }
+
+    fn check(&self, publication: &Publication) -> Result<(), Refusal> {
+        let message_bytes_max = self.limits.message_bytes_max;
+        match (publication.topic.len(), publication.data.len()) {
+            _ if self.draining => Err(Refusal::Draining),
+            (bytes, _) if bytes > TOPIC_BYTES_MAX => Err(Refusal::NameTooLong { bytes }),
+            (_, bytes) if bytes > message_bytes_max => Err(Refusal::TooLarge { bytes, message_bytes_max }),
+            _ if std::str::from_utf8(&publication.data).is_err() => Err(Refusal::NotUtf8),
+            _ => Ok(()),
+        }
+    }
+
+    // Topics come and go.
+
+    /// Whether one more topic may be known, if need be for the longest idle ones. Forgets one a call unless interest has taken
+    /// the number of topics beyond its bound, and each topic once.
+    fn make_room(&mut self) -> bool {
+        while self.names.len() >= self.limits.topics_max {
+            let Some(oldest) = self.idle.first() else { return false };
+            self.forget(oldest);
+            self.evicted += 1;
+        }
+        true
+    }
+
+    fn create(&mut self, now: Time, name: Arc<str>) -> u32 {
+        let topic = Topic::new(name.clone(), self.sequencer.begin(), now, Place::Idle);
+        let index = self.topics.insert(topic);
+        self.idle.push_back(&mut self.topics, index);
+        self.names.insert(name, index);
+        index
+    }
+
+    fn forget(&mut self, index: u32) {
+        debug_assert!(self.topics[index].place == Place::Idle);
+        self.idle.unlink(&mut self.topics, index);
+        let topic = self.topics.remove(index);
+        self.names.remove(&topic.name);
+    }
+
+    /// Returns whether more are due than one turn forgets.
+    fn forget_idle(&mut self, now: Time) -> bool {
+        for _ in 0..FORGOTTEN_PER_TURN_MAX {
+            match self.idle.first() {
+                Some(oldest) if self.topics[oldest].last_used.plus_ms(self.limits.topic_idle_ms) <= now => {
+                    self.forget(oldest);
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Moves a topic to the end of the list it belongs in.
+    fn put(&mut self, index: u32, to: Place) {
+        let from = std::mem::replace(&mut self.topics[index].place, to);
+        if let Some(list) = Self::list(&mut self.idle, &mut self.freed, &mut self.shards, from) {
+            list.unlink(&mut self.topics, index);
+        }
+        if let Some(list) = Self::list(&mut self.idle, &mut self.freed, &mut self.shards, to) {
+            list.push_back(&mut self.topics, index);
+        }
+    }
+
+    fn list<'a>(
+        idle: &'a mut List,
+        freed: &'a mut List,
+        shards: &'a mut [Shard],
+        place: Place,
+    ) -> Option<&'a mut List> {
+        match place {
+            Place::Settled => None,
+            Place::Idle => Some(idle),
+            Place::Blocked(shard) => Some(&mut shards[usize::from(shard.0)].blocked),
+            Place::Freed(_) => Some(freed),
+        }
+    }
+
+    /// Puts a topic whose line has ended where it belongs.
+    fn settle(&mut self, now: Time, index: u32) {
+        let topic = &mut self.topics[index];
+        debug_assert!(topic.line_head == NIL);
+        topic.last_used = now;
+        let idle = topic.interests.is_empty() && index != BROADCAST;
+        self.put(index, if idle { Place::Idle } else { Place::Settled });
+    }
+
+    // Interest.
+
+    fn owe(&mut self, shard: ShardId, id: InterestId, answer: Answer) {
+        let shard = &mut self.shards[usize::from(shard.0)];
+        if shard.number(id).owed.replace(answer).is_none() {
+            self.shards_owed += usize::from(shard.owed.is_empty());
+            shard.owed.push_back(id);
+        }
+    }
+
+    fn answer_all(&mut self, now: Time, outlet: &mut dyn Outlet) {
+        for shard in 0..self.shards.len() {
+            self.answer(now, ShardId(shard as u16), outlet);
+        }
+    }
+
+    /// Gives a shard the answers it is owed while its queue has room.
+    fn answer(&mut self, now: Time, id: ShardId, outlet: &mut dyn Outlet) {
+        while let Some(&number) = self.shards[usize::from(id.0)].owed.front() {
+            let shard = &mut self.shards[usize::from(id.0)];
+            if !outlet.has_room(id, 1, 0) {
+                shard.full_since.get_or_insert(now);
+                return;
+            }
+            shard.full_since = None;
+            shard.owed.pop_front();
+            self.shards_owed -= usize::from(shard.owed.is_empty());
+            let answer = shard.number(number).owed.take().expect("a number in the list is owed an answer");
+            let message = match answer {
+                Answer::Subscribed { generation, key } => {
+                    let interest = InterestRef { id: number, generation };
+                    let (epoch, offset) = self.register(now, id, interest, key);
+                    ToShard::Subscribed { interest, epoch, offset }
+                }
+                Answer::Unsubscribed { generation } => {
+                    ToShard::Unsubscribed { interest: InterestRef { id: number, generation } }
+                }
+            };
+            outlet.push(id, message);
+        }
+    }
+
+    fn register(&mut self, now: Time, shard: ShardId, interest: InterestRef, key: InterestKey) -> (Epoch, Offset) {
+        let encoding = key.encoding();
+        let index = match key {
+            InterestKey::Broadcast(_) => BROADCAST,
+            // The empty name is a topic like any other to who subscribes; a publication without a topic never meets it.
+            InterestKey::Topic(name, _) => match self.names.get(&*name) {
+                Some(&index) => index,
+                None => {
+                    self.make_room();
+                    self.create(now, name)
+                }
+            },
+        };
+        let topic = &mut self.topics[index];
+        let at = topic.interests.partition_point(|i| (i.encoding, i.shard) <= (encoding, shard));
+        topic.interests.insert(at, Interest { encoding, shard, interest });
+        let position = (topic.epoch, topic.last);
+        if topic.place == Place::Idle {
+            self.put(index, Place::Settled);
+        }
+        let registered = Registered { generation: interest.generation, topic: index, encoding };
+        self.shards[usize::from(shard.0)].number(interest.id).registered = Some(registered);
+        position
+    }
+
+    /// Ends an interest, if the number has one: from here on no frame goes to it.
+    fn release(&mut self, now: Time, shard: ShardId, id: InterestId) {
+        let Some(registered) = self.shards[usize::from(shard.0)].number(id).registered.take() else { return };
+        let index = registered.topic;
+        let topic = &mut self.topics[index];
+        let from = topic.interests.partition_point(|i| (i.encoding, i.shard) < (registered.encoding, shard));
+        let at =
+            topic.interests[from..].iter().position(|i| i.interest.id == id).expect("a registered interest is listed");
+        topic.interests.remove(from + at);
+        match topic.place {
+            Place::Blocked(on) if on == shard => self.put(index, Place::Freed(shard)),
+            Place::Settled => self.settle(now, index),
+            _ => {}
+        }
+    }
+
+    // Admission.
+
+    /// Whether a newcomer may be admitted although others wait, namely for none of the shards it needs.
+    fn overtakes_none(&self, index: u32) -> Result<(), Blocked> {
+        let mut interests = self.topics[index].interests.iter();
+        match interests.find(|i| !self.shards[usize::from(i.shard.0)].blocked.is_empty()) {
+            Some(interest) => Err(Blocked { shard: interest.shard, need: Need::LEAST }),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the publication to every interested shard, or changes nothing but `self.built`, which holds its frames so far.
+    fn admit(
+        &mut self,
+        now: Time,
+        index: u32,
+        publication: &Publication,
+        outlet: &mut dyn Outlet,
+    ) -> Result<Ack, Blocked> {
+        let topic = &mut self.topics[index];
+        let Topic { epoch, last: prev, .. } = *topic;
+        let position = Position { epoch, offset: self.sequencer.after(epoch, prev), prev };
+        debug_assert!(position.offset > prev);
+
+        if self.built.position != Some(position) {
+            self.built.frames.clear();
+            self.built.position = Some(position);
+        }
+        for interest in &topic.interests {
+            let frame = match frame_of(&self.built.frames, interest.encoding) {
+                Some(frame) => frame,
+                None => {
+                    self.frames_built += 1;
+                    let frame = self.encoder.frame(publication, position, interest.encoding);
+                    self.built.frames.push((interest.encoding, frame));
+                    &self.built.frames[self.built.frames.len() - 1].1
+                }
+            };
+            let need = &mut self.needs[usize::from(interest.shard.0)];
+            need.items += 1;
+            need.bytes += frame.len();
+        }
+
+        let mut blocked = None;
+        for interest in &topic.interests {
+            let need = std::mem::take(&mut self.needs[usize::from(interest.shard.0)]);
+            if need.items > 0 && blocked.is_none() && !outlet.has_room(interest.shard, need.items, need.bytes) {
+                blocked = Some(Blocked { shard: interest.shard, need });
+            }
+        }
+        if let Some(blocked) = blocked {
+            self.shards[usize::from(blocked.shard.0)].full_since.get_or_insert(now);
+            return Err(blocked);
+        }
+
+        topic.last = position.offset;
+        for interest in &topic.interests {
+            let frame = frame_of(&self.built.frames, interest.encoding).expect("built above").clone();
+            self.shards[usize::from(interest.shard.0)].full_since = None;
+            let Position { offset, prev, .. } = position;
+            outlet.push(
+                interest.shard,
+                ToShard::Frame { interest: interest.interest, offset, prev, frame, admitted: now },
+            );
+        }
+        Ok(Ack { epoch, offset: position.offset })
+    }
+
+    // Lines.
+
+    fn wait(&mut self, now: Time, index: u32, publication: Publication, blocked: Blocked) -> Outcome {
+        let bytes = publication.data.len();
+        if self.waiting.len() >= self.limits.publish_waiting_max
+            || self.waiting_bytes + bytes > self.limits.publish_waiting_bytes_max
+        {
+            return Outcome::Refused(Refusal::NoRoom { shard: blocked.shard, waited_ms: 0 });
+        }
+        // A copy: `data` may be a slice of a whole batch as it was received, which would stay with it, uncounted.
+        let data = bytes::Bytes::copy_from_slice(&publication.data);
+        let built = (!self.built.frames.is_empty()).then(|| std::mem::take(&mut self.built));
+        let ticket = Ticket(self.tickets);
+        self.tickets += 1;
+        let entry = self.waiting.insert(Waiting {
+            ticket,
+            topic: index,
+            publication: Publication { data, ..publication },
+            since: now,
+            need: blocked.need,
+            built,
+            behind: NIL,
+            links: Links::NONE,
+        });
+        self.arrivals.push_back(&mut self.waiting, entry);
+        self.waiting_bytes += bytes;
+        let topic = &mut self.topics[index];
+        let tail = std::mem::replace(&mut topic.line_tail, entry);
+        match tail {
+            NIL => {
+                topic.line_head = entry;
+                self.put(index, Place::Blocked(blocked.shard));
+            }
+            tail => self.waiting[tail].behind = entry,
+        }
+        Outcome::Waiting(ticket)
+    }
+
+    /// Takes out who is first in a line. Its topic stays where it is while others stand behind.
+    fn leave(&mut self, now: Time, entry: u32) -> Waiting {
+        self.arrivals.unlink(&mut self.waiting, entry);
+        let waiting = self.waiting.remove(entry);
+        self.waiting_bytes -= waiting.publication.data.len();
+        let topic = &mut self.topics[waiting.topic];
+        assert_eq!(topic.line_head, entry, "a line is left at its head: whoever came first is admitted or late first");
+        topic.line_head = waiting.behind;
+        if waiting.behind == NIL {
+            topic.line_tail = NIL;
+            self.settle(now, waiting.topic);
+        }
+        waiting
+    }
+
+    /// Admits those for whom there is room now, topics in turns. Returns whether more could be done.
+    fn admit_waiting(
+        &mut self,
+        now: Time,
+        outlet: &mut dyn Outlet,
+        done: &mut Vec<(Ticket, Result<Ack, Refusal>)>,
+    ) -> bool {
+        let mut left = ADMISSIONS_PER_TURN_MAX;
+        while let Some(index) = self.freed.first() {
+            if left == 0 {
+                return true;
+            }
+            left -= 1;
+            self.retry(now, index, outlet, done);
+        }
+        let shards = self.shards.len();
+        for shard in (self.first_shard..shards).chain(0..self.first_shard) {
+            while let Some(index) = self.shards[shard].blocked.first() {
+                let need = self.waiting[self.topics[index].line_head].need;
+                if !outlet.has_room(ShardId(shard as u16), need.items, need.bytes) {
+                    self.shards[shard].full_since.get_or_insert(now);
+                    break;
+                }
+                if left == 0 {
+                    self.first_shard = (shard + 1) % shards;
+                    return true;
+                }
+                left -= 1;
+                self.retry(now, index, outlet, done);
+            }
+        }
+        false
+    }
+
+    /// Tries to admit the first of a line.
+    fn retry(
+        &mut self,
+        now: Time,
+        index: u32,
+        outlet: &mut dyn Outlet,
+        done: &mut Vec<(Ticket, Result<Ack, Refusal>)>,
+    ) {
+        let entry = self.topics[index].line_head;
+        let waiting = &mut self.waiting[entry];
+        let publication = waiting.publication.clone();
+        self.built = waiting.built.take().unwrap_or_default();
+        match self.admit(now, index, &publication, outlet) {
+            Ok(ack) => {
+                done.push((self.leave(now, entry).ticket, Ok(ack)));
+                if self.topics[index].line_head != NIL {
+                    self.put(index, self.topics[index].place); // Behind the other topics: they take turns.
+                }
+            }
+            Err(blocked) => {
+                let waiting = &mut self.waiting[entry];
+                waiting.need = blocked.need;
+                waiting.built = Some(std::mem::take(&mut self.built));
+                self.put(index, Place::Blocked(blocked.shard));
+            }
+        }
+        self.built.frames.clear();
+    }
+
+    /// Refuses who has waited `publish_wait_ms`. Returns whether more are late than one turn refuses.
+    fn refuse_late(&mut self, now: Time, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> bool {
+        for _ in 0..REFUSALS_PER_TURN_MAX {
+            match self.arrivals.first() {
+                Some(first) if self.deadline(first) <= now => {
+                    let (Place::Blocked(shard) | Place::Freed(shard)) = self.topics[self.waiting[first].topic].place
+                    else {
+                        unreachable!("a topic with a line is blocked or freed")
+                    };
+                    let late = self.leave(now, first);
+                    let waited_ms = now.since_ns(late.since) / 1_000_000;
+                    done.push((late.ticket, Err(Refusal::NoRoom { shard, waited_ms })));
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    fn deadline(&self, entry: u32) -> Time {
+        self.waiting[entry].since.plus_ms(self.limits.publish_wait_ms)
+    }
+}
+
+impl Topic {
+    fn new(name: Arc<str>, epoch: Epoch, now: Time, place: Place) -> Topic {
+        Topic {
+            name,
+            epoch,
+            last: Offset(0),
+            interests: Vec::new(),
+            line_head: NIL,
+            line_tail: NIL,
+            place,
+            links: Links::NONE,
+            last_used: now,
+        }
+    }
+}
+
+fn frame_of(frames: &[(Encoding, Frame)], encoding: Encoding) -> Option<&Frame> {
+    frames.iter().find(|(e, _)| *e == encoding).map(|(_, frame)| frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialect::DialectId;
+    use crate::encode::EncodeSettings;
+
+    const T0: Time = Time(1_000_000_000);
+    const WAIT_MS: u64 = 100;
+    const IDLE_MS: u64 = 1000;
+    const S0: ShardId = ShardId(0);
+    const S1: ShardId = ShardId(1);
+
+    /// Queues of a few items each, which only the test drains.
+    struct Queues {
+        shards: Vec<VecDeque<ToShard>>,
+        items_max: usize,
+        bytes_max: usize,
+    }
+
+    impl Queues {
+        fn bytes(&self, shard: ShardId) -> usize {
+            self.shards[usize::from(shard.0)].iter().map(ToShard::queued_bytes).sum()
+        }
+
+        /// What the shard finds, shortened: "sub id.generation offset", "unsub id.generation", "id.generation prev>offset text".
+        fn take(&mut self, shard: ShardId) -> Vec<String> {
+            self.shards[usize::from(shard.0)].drain(..).map(|m| shorten(&m)).collect()
+        }
+    }
+
+    fn shorten(message: &ToShard) -> String {
+        let name = |i: &InterestRef| format!("{}.{}", i.id, i.generation);
+        match message {
+            ToShard::Subscribed { interest, offset, .. } => format!("sub {} {offset}", name(interest)),
+            ToShard::Unsubscribed { interest } => format!("unsub {}", name(interest)),
+            ToShard::Frame { interest, offset, prev, frame, .. } => {
+                let text = if frame[0] == 0x81 { String::from_utf8_lossy(&frame[2..]) } else { "deflated".into() };
+                format!("{} {prev}>{offset} {text}", name(interest))
+            }
+            other => panic!("topics never says {other:?}"),
+        }
+    }
+
+    impl Outlet for Queues {
+        fn shards(&self) -> usize {
+            self.shards.len()
+        }
+        fn has_room(&self, shard: ShardId, items: usize, bytes: usize) -> bool {
+            let queued = self.bytes(shard);
+            self.shards[usize::from(shard.0)].len() + items <= self.items_max
+                && (queued == 0 || queued + bytes <= self.bytes_max)
+        }
+        fn push(&mut self, shard: ShardId, message: ToShard) {
+            assert!(self.has_room(shard, 1, message.queued_bytes()), "pushed without room");
+            self.shards[usize::from(shard.0)].push_back(message);
+        }
+    }
+
+    fn limits() -> TopicsLimits {
+        TopicsLimits {
+            topics_max: 3,
+            topic_idle_ms: IDLE_MS,
+            publish_wait_ms: WAIT_MS,
+            publish_waiting_max: 4,
+            publish_waiting_bytes_max: 1000,
+            message_bytes_max: 500,
+        }
+    }
+
+    struct World {
+        topics: Topics,
+        queues: Queues,
+        now: Time,
+    }
+
+    impl World {
+        fn new(items_max: usize) -> World {
+            World::with(limits(), items_max)
+        }
+
+        fn with(limits: TopicsLimits, items_max: usize) -> World {
+            let encoder = Encoder::new(&EncodeSettings { deflate_level: 6, deflate_bytes_min: 16 });
+            let shards = (0..3).map(|_| VecDeque::new()).collect();
+            let queues = Queues { shards, items_max, bytes_max: 10_000 };
+            World { topics: Topics::new(limits, encoder, 3, 7), queues, now: T0 }
+        }
+
+        fn publish(&mut self, topic: &str, data: &str) -> Outcome {
+            let publication = Publication { topic: topic.into(), data: data.to_owned().into() };
+            self.topics.publish(self.now, publication, &mut self.queues)
+        }
+
+        /// The offset, if it is admitted at once.
+        fn admitted(&mut self, topic: &str, data: &str) -> u64 {
+            match self.publish(topic, data) {
+                Outcome::Admitted(ack) => ack.offset.0,
+                other => panic!("{topic} {data}: {other:?}"),
+            }
+        }
+
+        fn waits(&mut self, topic: &str, data: &str) -> Ticket {
+            match self.publish(topic, data) {
+                Outcome::Waiting(ticket) => ticket,
+                other => panic!("{topic} {data}: {other:?}"),
+            }
+        }
+
+        fn refused(&mut self, topic: &str, data: &str) -> Refusal {
+            match self.publish(topic, data) {
+                Outcome::Refused(refusal) => refusal,
+                other => panic!("{topic} {data}: {other:?}"),
+            }
+        }
+
+        fn subscribe(&mut self, shard: ShardId, id: u32, generation: u32, topic: &str) {
+            self.subscribe_in(shard, id, generation, topic, false);
+        }
+
+        fn subscribe_in(&mut self, shard: ShardId, id: u32, generation: u32, topic: &str, deflated: bool) {
+            let encoding = DialectId::Gpush.encoding(deflated);
+            let key = match topic {
+                "*" => InterestKey::Broadcast(encoding),
+                topic => InterestKey::Topic(topic.into(), encoding),
+            };
+            let interest = InterestRef { id: InterestId(id), generation };
+            self.topics.shard_says(self.now, shard, FromShard::Subscribe { interest, key }, &mut self.queues);
+        }
+
+        fn unsubscribe(&mut self, shard: ShardId, id: u32, generation: u32) {
+            let interest = InterestRef { id: InterestId(id), generation };
+            self.topics.shard_says(self.now, shard, FromShard::Unsubscribe { interest }, &mut self.queues);
+        }
+
+        /// Turns until nothing more is to be done now.
+        fn turn(&mut self) -> Vec<(Ticket, Result<u64, Refusal>)> {
+            let mut done = Vec::new();
+            while self.topics.turn(self.now, &mut self.queues, &mut done) == self.now {}
+            done.into_iter().map(|(ticket, result)| (ticket, result.map(|ack| ack.offset.0))).collect()
+        }
+
+        fn after_ms(&mut self, ms: u64) {
+            self.now = self.now.plus_ms(ms);
+        }
+    }
+
+    fn epoch(outcome: Outcome) -> Epoch {
+        match outcome {
+            Outcome::Admitted(ack) => ack.epoch,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_interested_shard_gets_each_message_with_its_predecessor() {
+        let mut w = World::new(10);
+        w.subscribe(S0, 5, 1, "a");
+        w.subscribe(S1, 6, 1, "a");
+        assert_eq!([w.admitted("a", "x"), w.admitted("b", "not theirs"), w.admitted("a", "y")], [1, 1, 2]);
+        assert_eq!(w.queues.take(S0), ["sub 5.1 0", "5.1 0>1 x", "5.1 1>2 y"]);
+        assert_eq!(w.queues.take(S1), ["sub 6.1 0", "6.1 0>1 x", "6.1 1>2 y"]);
+        assert_eq!(w.queues.take(ShardId(2)), [""; 0]);
+    }
+
+    #[test]
+    fn the_place_of_the_answer_is_the_cut() {
+        let mut w = World::new(10);
+        w.admitted("a", "before");
+        w.subscribe(S0, 0, 1, "a");
+        w.admitted("a", "after");
+        assert_eq!(w.queues.take(S0), ["sub 0.1 1", "0.1 1>2 after"]);
+    }
+
+    #[test]
+    fn a_frame_is_built_once_per_encoding_and_shared_by_all_shards() {
+        let mut w = World::new(10);
+        for (shard, id, deflated) in [(S0, 0, false), (S1, 0, false), (S0, 1, true), (S1, 1, true)] {
+            w.subscribe_in(shard, id, 1, "a", deflated);
+        }
+        w.queues.shards.iter_mut().for_each(VecDeque::clear);
+        w.admitted("a", &"again ".repeat(20));
+        assert_eq!(w.topics.frames_built(), 2);
+        let frames = |shard: usize| -> Vec<Frame> {
+            let frame = |m: &ToShard| match m {
+                ToShard::Frame { frame, .. } => frame.clone(),
+                other => panic!("{other:?}"),
+            };
+            w.queues.shards[shard].iter().map(frame).collect()
+        };
+        for (one, other) in frames(0).iter().zip(&frames(1)) {
+            assert!(Frame::ptr_eq(one, other));
+        }
+        assert_eq!((frames(0)[0][0], frames(0)[1][0]), (0x81, 0xC1));
+        w.admitted("nobody wants it", "x");
+        assert_eq!(w.topics.frames_built(), 2);
+    }
+
+    #[test]
+    fn broadcast_is_a_stream_of_its_own_and_not_the_topic_without_a_name() {
+        let mut w = World::new(10);
+        w.subscribe(S0, 0, 1, "*");
+        w.subscribe(S0, 1, 1, "");
+        w.subscribe(S0, 2, 1, "a");
+        assert_eq!([w.admitted("", "all"), w.admitted("a", "x"), w.admitted("", "all")], [1, 1, 2]);
+        assert_eq!(
+            w.queues.take(S0),
+            ["sub 0.1 0", "sub 1.1 0", "sub 2.1 0", "0.1 0>1 all", "2.1 0>1 x", "0.1 1>2 all"]
+        );
+    }
+
+    #[test]
+    fn what_can_not_be_delivered_is_refused() {
+        let mut w = World::new(10);
+        assert_eq!(w.refused(&"n".repeat(256), "x"), Refusal::NameTooLong { bytes: 256 });
+        assert_eq!(w.refused("a", &"x".repeat(501)), Refusal::TooLarge { bytes: 501, message_bytes_max: 500 });
+        let publication = Publication { topic: "a".into(), data: bytes::Bytes::from_static(b"\xFF") };
+        let outcome = w.topics.publish(T0, publication, &mut w.queues);
+        assert_eq!(outcome, Outcome::Refused(Refusal::NotUtf8));
+        assert_eq!(w.topics.topics(), 0, "a refused publication makes no topic");
+        assert_eq!((w.admitted(&"n".repeat(255), "x"), w.admitted("a", &"x".repeat(500))), (1, 1));
+    }
+
+    #[test]
+    fn without_room_on_one_shard_no_shard_has_any_of_it_and_no_offset_is_used() {
+        let mut w = World::new(2);
+        w.subscribe(S0, 0, 1, "a");
+        w.subscribe(S1, 0, 1, "a");
+        w.queues.take(S1);
+        w.admitted("a", "1");
+        let ticket = w.waits("a", "2");
+        assert_eq!(w.queues.take(S1), ["0.1 0>1 1"], "S1 had room, S0 had none");
+        assert_eq!(w.turn(), []);
+        assert_eq!(w.queues.take(S0), ["sub 0.1 0", "0.1 0>1 1"]);
+        assert_eq!(w.turn(), [(ticket, Ok(2))]);
+        assert_eq!((w.queues.take(S0), w.queues.take(S1)), (vec!["0.1 1>2 2".into()], vec!["0.1 1>2 2".into()]));
+        assert_eq!((w.topics.waiting(), w.topics.waiting_bytes()), (0, 0));
+        assert_eq!(w.topics.frames_built(), 2, "what was built before the wait is used after it");
+    }
+
+    #[test]
+    fn room_is_asked_for_all_encodings_of_a_shard_together() {
+        let mut w = World::new(3);
+        w.subscribe_in(S0, 0, 1, "a", false);
+        w.subscribe_in(S0, 1, 1, "a", true);
+        let ticket = w.waits("a", "x");
+        w.queues.shards[0].pop_front();
+        assert_eq!(w.turn(), [(ticket, Ok(1))]);
+        assert_eq!(w.queues.take(S0), ["sub 1.1 0", "0.1 0>1 x", "1.1 0>1 x"]);
+    }
+
+    #[test]
+    fn bytes_count_as_well_as_items() {
+        let mut w = World::new(100);
+        w.queues.bytes_max = 200;
+        w.subscribe(S0, 0, 1, "a");
+        w.admitted("a", &"x".repeat(150));
+        let ticket = w.waits("a", &"y".repeat(100));
+        assert_eq!(w.turn(), []);
+        w.queues.take(S0);
+        assert_eq!(w.turn(), [(ticket, Ok(2))]);
+    }
+
+    #[test]
+    fn nothing_of_a_topic_overtakes_what_waits() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        let tickets = [w.waits("a", "1"), w.waits("a", "2")];
+        w.queues.take(S0);
+        let third = w.waits("a", "3");
+        assert_eq!(w.turn(), [(tickets[0], Ok(1))]);
+        assert_eq!(w.queues.take(S0), ["0.1 0>1 1"]);
+        assert_eq!(w.turn(), [(tickets[1], Ok(2))]);
+        assert_eq!(w.queues.take(S0), ["0.1 1>2 2"]);
+        assert_eq!(w.turn(), [(third, Ok(3))]);
+        assert_eq!(w.queues.take(S0), ["0.1 2>3 3"]);
+        assert_eq!(w.admitted("a", "4"), 4);
+    }
+
+    #[test]
+    fn a_stalled_shard_holds_up_only_topics_with_interest_there() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "stalled");
+        w.subscribe(S1, 0, 1, "free");
+        w.queues.take(S1);
+        let ticket = w.waits("stalled", "x");
+        for n in 1..=5 {
+            assert_eq!(w.admitted("free", "y"), n);
+            assert_eq!(w.admitted("nobody's", "z"), n);
+            w.queues.take(S1);
+            assert_eq!(w.turn(), []);
+        }
+        w.after_ms(WAIT_MS);
+        assert_eq!(w.turn(), [(ticket, Err(Refusal::NoRoom { shard: S0, waited_ms: WAIT_MS }))]);
+    }
+
+    #[test]
+    fn a_newcomer_waits_behind_those_who_wait_for_the_same_shard() {
+        let mut w = World::new(2);
+        w.subscribe(S0, 0, 1, "a");
+        w.subscribe(S0, 1, 1, "b");
+        let first = w.waits("a", "1");
+        w.queues.take(S0);
+        let second = w.waits("b", "1");
+        assert_eq!(w.turn(), [(first, Ok(1)), (second, Ok(1))]);
+        assert_eq!(w.queues.take(S0), ["0.1 0>1 1", "1.1 0>1 1"]);
+    }
+
+    #[test]
+    fn topics_that_wait_take_turns() {
+        let mut w = World::new(2);
+        w.subscribe(S0, 0, 1, "a");
+        w.subscribe(S0, 1, 1, "b");
+        let [a1, a2, b1] = [w.waits("a", "1"), w.waits("a", "2"), w.waits("b", "1")];
+        w.queues.take(S0);
+        assert_eq!(w.turn(), [(a1, Ok(1)), (b1, Ok(1))]);
+        w.queues.take(S0);
+        assert_eq!(w.turn(), [(a2, Ok(2))]);
+    }
+
+    #[test]
+    fn who_waits_too_long_is_refused_and_the_next_goes_on() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        let late = w.waits("a", "late");
+        w.after_ms(WAIT_MS - 1);
+        let next = w.waits("a", "next");
+        assert_eq!(w.turn(), []);
+        w.after_ms(1);
+        assert_eq!(w.turn(), [(late, Err(Refusal::NoRoom { shard: S0, waited_ms: WAIT_MS }))]);
+        assert_eq!(w.queues.take(S0), ["sub 0.1 0"]);
+        assert_eq!(w.turn(), [(next, Ok(1))]);
+        assert_eq!(w.queues.take(S0), ["0.1 0>1 next"]);
+    }
+
+    #[test]
+    fn what_fits_by_the_time_of_a_late_turn_is_admitted() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        let ticket = w.waits("a", "x");
+        w.queues.take(S0);
+        w.after_ms(10 * WAIT_MS);
+        assert_eq!(w.turn(), [(ticket, Ok(1))]);
+    }
+
+    #[test]
+    fn lines_are_bounded_in_publications_and_in_bytes() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        w.subscribe(S1, 0, 1, "b");
+        for _ in 0..2 {
+            w.waits("a", &"x".repeat(300));
+        }
+        let no_room = |shard| Refusal::NoRoom { shard, waited_ms: 0 };
+        assert_eq!(w.refused("b", &"x".repeat(401)), no_room(S1));
+        w.waits("b", &"x".repeat(400));
+        w.waits("b", "");
+        assert_eq!((w.topics.waiting(), w.topics.waiting_bytes()), (4, 1000));
+        assert_eq!(w.refused("a", ""), no_room(S0));
+        w.queues.take(S1);
+        assert_eq!(w.turn().len(), 1);
+        assert_eq!((w.topics.waiting(), w.topics.waiting_bytes()), (3, 600));
+        w.waits("a", "x");
+    }
+
+    #[test]
+    fn a_waiting_publication_does_not_keep_the_batch_it_came_in() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        let batch = bytes::Bytes::from(vec![b'x'; 400]);
+        let publication = Publication { topic: "a".into(), data: batch.slice(..1) };
+        assert!(matches!(w.topics.publish(T0, publication, &mut w.queues), Outcome::Waiting(_)));
+        assert!(batch.is_unique());
+    }
+
+    #[test]
+    fn an_answer_without_room_is_owed_and_its_cut_is_where_it_stands() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        w.subscribe(S0, 1, 1, "b");
+        assert_eq!(w.admitted("b", "before the answer, so not theirs"), 1);
+        assert_eq!(w.queues.take(S0), ["sub 0.1 0"]);
+        let second = w.waits("b", "after the answer, which goes first");
+        assert_eq!(w.queues.take(S0), ["sub 1.1 1"]);
+        assert_eq!(w.turn(), [(second, Ok(2))]);
+        assert_eq!(w.queues.take(S0), ["1.1 1>2 after the answer, which goes first"]);
+    }
+
+    #[test]
+    fn answers_owed_keep_their_order() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        w.subscribe(S0, 1, 1, "b");
+        w.unsubscribe(S0, 0, 1);
+        w.subscribe(S0, 2, 1, "c");
+        let mut found = Vec::new();
+        for _ in 0..5 {
+            found.extend(w.queues.take(S0));
+            w.turn();
+        }
+        assert_eq!(found, ["sub 0.1 0", "sub 1.1 0", "unsub 0.1", "sub 2.1 0"]);
+    }
+
+    #[test]
+    fn answers_owed_are_at_most_one_per_interest_the_latest() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 9, 1, "a");
+        for generation in 2..50 {
+            w.subscribe(S0, 0, generation, "b");
+            w.unsubscribe(S0, 0, generation);
+        }
+        w.subscribe(S0, 0, 50, "c");
+        assert_eq!(w.topics.shards[0].owed.len(), 1);
+        assert_eq!(w.queues.take(S0), ["sub 9.1 0"]);
+        w.turn();
+        assert_eq!(w.queues.take(S0), ["sub 0.50 0"]);
+        w.turn();
+        w.admitted("b", "not subscribed any more");
+        w.admitted("c", "x");
+        assert_eq!(w.queues.take(S0), ["0.50 0>1 x"]);
+    }
+
+    #[test]
+    fn a_newer_generation_replaces_the_older() {
+        let mut w = World::new(10);
+        w.subscribe(S0, 0, 1, "a");
+        w.subscribe(S0, 0, 2, "b");
+        w.admitted("a", "x");
+        w.admitted("b", "y");
+        assert_eq!(w.queues.take(S0), ["sub 0.1 0", "sub 0.2 0", "0.2 0>1 y"]);
+    }
+
+    #[test]
+    fn leaving_is_answered_and_ends_the_frames() {
+        let mut w = World::new(10);
+        w.subscribe(S0, 0, 7, "a");
+        w.admitted("a", "x");
+        w.unsubscribe(S0, 0, 7);
+        w.admitted("a", "y");
+        w.subscribe(S0, 0, 8, "a");
+        w.admitted("a", "z");
+        assert_eq!(w.queues.take(S0), ["sub 0.7 0", "0.7 0>1 x", "unsub 0.7", "sub 0.8 2", "0.8 2>3 z"]);
+    }
+
+    #[test]
+    fn leaving_an_earlier_life_changes_nothing() {
+        let mut w = World::new(10);
+        w.subscribe(S0, 0, 2, "a");
+        w.unsubscribe(S0, 0, 1);
+        w.unsubscribe(S0, 77, 1);
+        w.admitted("a", "x");
+        assert_eq!(w.queues.take(S0), ["sub 0.2 0", "0.2 0>1 x"]);
+    }
+
+    #[test]
+    fn a_line_is_free_when_the_interest_it_waits_for_ends() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        w.subscribe(S1, 0, 1, "a");
+        w.queues.take(S1);
+        let tickets = [w.waits("a", "1"), w.waits("a", "2")];
+        w.unsubscribe(S0, 0, 1);
+        assert_eq!(w.turn(), [(tickets[0], Ok(1))], "S1 has room for one");
+        assert_eq!(w.queues.take(S1), ["0.1 0>1 1"]);
+        assert_eq!(w.turn(), [(tickets[1], Ok(2))]);
+        assert_eq!(w.queues.take(S0), ["sub 0.1 0"], "and nothing of S0's queue was needed");
+    }
+
+    #[test]
+    fn a_line_whose_topic_nobody_wants_any_more_is_admitted_and_the_topic_idle() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        let ticket = w.waits("a", "1");
+        w.unsubscribe(S0, 0, 1);
+        assert_eq!(w.turn(), [(ticket, Ok(1))]);
+        w.after_ms(IDLE_MS);
+        w.turn();
+        assert_eq!(w.topics.topics(), 0);
+    }
+
+    #[test]
+    fn the_longest_idle_topic_makes_room_for_a_new_one() {
+        let mut w = World::new(10);
+        let epochs = ["a", "b", "c"].map(|name| epoch(w.publish(name, "x")));
+        w.admitted("a", "used again");
+        assert_eq!(w.admitted("d", "x"), 1);
+        assert_eq!((w.topics.topics(), w.topics.evicted()), (3, 1));
+        assert_eq!(w.admitted("a", "x"), 3, "a was younger than b");
+        let again = w.publish("b", "x");
+        assert!(matches!(again, Outcome::Admitted(Ack { offset: Offset(1), .. })));
+        let again = epoch(again);
+        assert!(!epochs.contains(&again), "b begins a new life");
+        assert_eq!(w.topics.evicted(), 2);
+    }
+
+    #[test]
+    fn a_topic_with_interest_or_a_line_is_never_forgotten() {
+        let mut w = World::new(3);
+        for (id, name) in ["a", "b", "c"].iter().enumerate() {
+            w.subscribe(S0, id as u32, 1, name);
+        }
+        w.after_ms(10 * IDLE_MS);
+        w.turn();
+        assert_eq!(w.refused("d", "x"), Refusal::TooManyTopics { topics_max: 3 });
+        w.subscribe(S1, 0, 1, "d");
+        assert_eq!(w.topics.topics(), 4, "whoever subscribes is let in");
+        assert_eq!((w.admitted("d", "x"), w.topics.evicted()), (1, 0));
+        w.queues.take(S0);
+        w.unsubscribe(S0, 0, 1);
+        w.unsubscribe(S0, 1, 1);
+        assert_eq!(w.admitted("e", "x"), 1);
+        assert_eq!((w.topics.topics(), w.topics.evicted()), (3, 2), "what interest had added is gone again");
+    }
+
+    #[test]
+    fn an_idle_topic_is_forgotten_after_its_time() {
+        let mut w = World::new(10);
+        let before = epoch(w.publish("a", "x"));
+        w.after_ms(IDLE_MS - 1);
+        w.admitted("b", "x");
+        let mut done = Vec::new();
+        let next = w.topics.turn(w.now, &mut w.queues, &mut done);
+        assert_eq!((w.topics.topics(), next), (2, w.now.plus_ms(1)));
+        w.after_ms(1);
+        let next = w.topics.turn(w.now, &mut w.queues, &mut done);
+        assert_eq!((w.topics.topics(), next), (1, w.now.plus_ms(IDLE_MS - 1)));
+        let after = w.publish("a", "x");
+        assert!(matches!(after, Outcome::Admitted(Ack { offset: Offset(1), .. })));
+        assert_ne!(epoch(after), before);
+        assert_eq!(w.topics.evicted(), 0, "nobody needed its place");
+    }
+
+    #[test]
+    fn idleness_counts_from_the_last_interest_as_well() {
+        let mut w = World::new(10);
+        w.subscribe(S0, 0, 1, "a");
+        w.after_ms(10 * IDLE_MS);
+        w.unsubscribe(S0, 0, 1);
+        w.turn();
+        assert_eq!(w.topics.topics(), 1);
+        w.after_ms(IDLE_MS);
+        w.turn();
+        assert_eq!(w.topics.topics(), 0);
+    }
+
+    #[test]
+    fn draining_refuses_newcomers_and_those_who_wait() {
+        let mut w = World::new(1);
+        w.subscribe(S0, 0, 1, "a");
+        let tickets = [w.waits("a", "1"), w.waits("a", "2")];
+        w.topics.drain();
+        assert_eq!(w.refused("b", "x"), Refusal::Draining);
+        w.queues.take(S0);
+        assert_eq!(w.turn(), tickets.map(|t| (t, Err(Refusal::Draining))));
+        assert_eq!((w.topics.waiting(), w.topics.waiting_bytes(), w.queues.take(S0).len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_turn_says_when_it_is_due_again() {
+        let mut w = World::new(1);
+        let due = |w: &mut World| w.topics.turn(w.now, &mut w.queues, &mut Vec::new());
+        assert_eq!(due(&mut w), Time::NEVER);
+        w.subscribe(S0, 0, 1, "a");
+        assert_eq!(due(&mut w), Time::NEVER, "a topic with interest wants nothing");
+        w.waits("a", "x");
+        assert_eq!(due(&mut w), w.now.plus_ms(RETRY_MS));
+        w.now = w.now.plus_ms(WAIT_MS);
+        w.now.0 -= 1000;
+        assert_eq!(due(&mut w), Time(w.now.0 + 1000), "the deadline is nearer than the next try");
+        w.now.0 += 1000;
+        assert_eq!(due(&mut w), Time::NEVER);
+        w.subscribe(S0, 1, 1, "b");
+        assert_eq!(due(&mut w), w.now.plus_ms(RETRY_MS), "an answer is owed");
+    }
+
+    #[test]
+    fn the_work_of_one_turn_is_bounded_and_every_shard_gets_its_turn() {
+        let many = 2 * ADMISSIONS_PER_TURN_MAX;
+        let mut w = World::with(TopicsLimits { publish_waiting_max: 2 * many, ..limits() }, 1);
+        w.subscribe(S0, 0, 1, "a");
+        w.subscribe(S1, 0, 1, "b");
+        for _ in 0..many {
+            w.waits("a", "");
+            w.waits("b", "");
+        }
+        w.queues.shards.iter_mut().for_each(VecDeque::clear);
+        (w.queues.items_max, w.queues.bytes_max) = (10 * many, usize::MAX);
+        let mut done = Vec::new();
+        for _ in 0..3 {
+            let before = done.len();
+            assert_eq!(w.topics.turn(w.now, &mut w.queues, &mut done), w.now);
+            assert_eq!(done.len() - before, ADMISSIONS_PER_TURN_MAX);
+        }
+        assert!(!w.queues.shards[1].is_empty(), "the first shard's line did not take all turns");
+        w.turn();
+        assert_eq!((w.queues.shards[0].len(), w.queues.shards[1].len()), (many, many));
+    }
+
+    #[test]
+    fn late_refusals_and_forgetting_are_bounded_per_turn() {
+        let many = REFUSALS_PER_TURN_MAX + 1;
+        let mut w = World::with(TopicsLimits { publish_waiting_max: many, topics_max: many, ..limits() }, 1);
+        w.subscribe(S0, 0, 1, "a");
+        for _ in 0..many {
+            w.waits("a", "");
+        }
+        for n in 0..FORGOTTEN_PER_TURN_MAX + 1 {
+            w.admitted(&n.to_string(), "");
+        }
+        w.after_ms(IDLE_MS);
+        let mut done = Vec::new();
+        assert_eq!(w.topics.turn(w.now, &mut w.queues, &mut done), w.now);
+        assert_eq!((done.len(), w.topics.topics()), (many - 1, 2));
+        assert_eq!(w.topics.turn(w.now, &mut w.queues, &mut done), Time::NEVER);
+        assert_eq!((done.len(), w.topics.topics()), (many, 1));
+    }
+
+    #[test]
+    fn a_shard_that_takes_nothing_is_named() {
+        let mut w = World::new(1);
+        let blocked = |w: &World| w.topics.blocked_shards().collect::<Vec<_>>();
+        w.subscribe(S1, 0, 1, "a");
+        assert_eq!(blocked(&w), [], "full, but nobody waits");
+        w.waits("a", "x");
+        w.after_ms(5);
+        w.subscribe(S1, 1, 1, "b");
+        w.turn();
+        assert_eq!(blocked(&w), [BlockedShard { shard: S1, topics: 1, answers: 1, since: T0 }]);
+        w.queues.take(S1);
+        w.turn();
+        assert_eq!(w.queues.take(S1), ["sub 1.1 0"]);
+        let since = w.now;
+        assert_eq!(blocked(&w), [BlockedShard { shard: S1, topics: 1, answers: 0, since }], "it did take the answer");
+        w.turn();
+        assert_eq!(blocked(&w), []);
+    }
+
+    #[test]
+    fn gateways_and_starts_have_epochs_of_their_own() {
+        let first = |seed| {
+            let encoder = Encoder::new(&EncodeSettings { deflate_level: 6, deflate_bytes_min: 16 });
+            let mut topics = Topics::new(limits(), encoder, 0, seed);
+            let mut queues = Queues { shards: Vec::new(), items_max: 0, bytes_max: 0 };
+            ["", "a", "b"].map(|name| {
+                let publication = Publication { topic: name.into(), data: bytes::Bytes::new() };
+                epoch(topics.publish(T0, publication, &mut queues))
+            })
+        };
+        let mut epochs = [first(1), first(2)].concat();
+        epochs.sort();
+        epochs.dedup();
+        assert_eq!(epochs.len(), 6);
+        assert_eq!(first(1), first(1), "the seed decides all");
     }
 }

@@ -1,0 +1,167 @@
+//! Which shard a new client goes to.
+//!
+//! A keyed hash of the peer's address and port names two shards, and the emptier takes it: the fullest stays within a few
+//! connections of the emptiest, and nobody outside can aim at one shard. Pure; the key is an argument.
+
+use crate::ids::ShardId;
+use std::hash::BuildHasher;
+use std::net::SocketAddr;
+
+/// A file table that is full closes the next client silently, so each keeps this many slots free at most…
+const SPARE_SLOTS_MAX: usize = 2000;
+/// …or its slots divided by this, whichever is less.
+const SPARE_SLOTS_DIVISOR: usize = 20;
+
+/// Connections each shard has, as the accepting core counts them: a place is taken before the hand-over, and given back
+/// when the hand-over failed or the shard says that the connection is gone.
+pub(super) struct Placement<S> {
+    key: S,
+    shards: Vec<Places>,
+}
+
+struct Places {
+    taken: usize,
+    high_water: usize,
+}
+
+impl Places {
+    /// Whether it is emptier than `other`, each by its own measure.
+    fn emptier_than(&self, other: &Places) -> bool {
+        // As fractions, by cross-multiplication: shards may differ in size.
+        (self.taken as u128) * (other.high_water as u128) < (other.taken as u128) * (self.high_water as u128)
+    }
+}
+
+impl<S: BuildHasher> Placement<S> {
+    /// For shards with tables of `slots`. `key` must be random outside tests.
+    pub(super) fn new(key: S, slots: impl IntoIterator<Item = usize>) -> Self {
+        let places = |slots: usize| Places { taken: 0, high_water: high_water(slots) };
+        Placement { key, shards: slots.into_iter().map(places).collect() }
+    }
+
+    /// The shard for `peer`: the emptier of its two, else the emptiest of those with room; `None` when all are full. `usable`
+    /// says whether a shard can take a client at all just now. O(1) while there is room, O(shards) otherwise.
+    pub(super) fn pick(&self, peer: SocketAddr, usable: impl Fn(ShardId) -> bool) -> Option<ShardId> {
+        let count = self.shards.len();
+        let has_room = |i: &usize| self.shards[*i].taken < self.shards[*i].high_water && usable(shard_id(*i));
+        let emptier = |a: usize, b: usize| if self.shards[b].emptier_than(&self.shards[a]) { b } else { a };
+        let hash = self.key.hash_one(peer);
+        let first = (hash as u32 as usize).checked_rem(count)?;
+        // A different shard, if there is one: an offset of 1..count from the first, by the hash's other half.
+        let second = (hash >> 32) as usize % (count - 1).max(1);
+        let second = (first + 1 + second) % count;
+        [first, second]
+            .into_iter()
+            .filter(has_room)
+            .reduce(emptier)
+            // Rare, so it may look at all of them.
+            .or_else(|| (0..count).filter(has_room).reduce(emptier))
+            .map(shard_id)
+    }
+
+    /// One more on `shard`.
+    pub(super) fn take(&mut self, shard: ShardId) {
+        let places = &mut self.shards[shard.0 as usize];
+        assert!(places.taken < places.high_water, "a place is taken only where there is one");
+        places.taken += 1;
+    }
+
+    /// One less on `shard`.
+    ///
+    /// # Panics
+    /// If it had none: a connection departed that never arrived.
+    pub(super) fn give_back(&mut self, shard: ShardId) {
+        let places = &mut self.shards[shard.0 as usize];
+        places.taken = places.taken.checked_sub(1).expect("who departs has arrived");
+    }
+
+    /// Places taken on all shards.
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> usize {
+        self.shards.iter().map(|s| s.taken).sum()
+    }
+}
+
+fn shard_id(index: usize) -> ShardId {
+    ShardId(u16::try_from(index).expect("shards are numbered in 16 bits"))
+}
+
+/// Connections a shard with a table of `slots` is given: all but min(2,000, 5 %), and at least one.
+pub fn high_water(slots: usize) -> usize {
+    let spare = SPARE_SLOTS_MAX.min(slots / SPARE_SLOTS_DIVISOR);
+    (slots - spare).max(usize::from(slots > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::hash::{BuildHasherDefault, DefaultHasher};
+    use std::net::Ipv4Addr;
+
+    type Fixed = BuildHasherDefault<DefaultHasher>;
+
+    fn placement(slots: &[usize]) -> Placement<Fixed> {
+        Placement::new(Fixed::default(), slots.iter().copied())
+    }
+
+    fn peer(n: u32) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + n / 50_000), (n % 50_000) as u16))
+    }
+
+    fn fill(p: &mut Placement<Fixed>, clients: std::ops::Range<u32>) {
+        for n in clients {
+            let shard = p.pick(peer(n), |_| true).expect("room");
+            p.take(shard);
+        }
+    }
+
+    #[test]
+    fn two_candidates_keep_all_shards_level() {
+        for shards in [2, 3, 16, 53] {
+            let mut p = placement(&vec![20_000; shards]);
+            fill(&mut p, 0..100_000.min(shards as u32 * 10_000));
+            let taken = || p.shards.iter().map(|s| s.taken);
+            // One choice would leave them hundreds apart; two leave O(log log n).
+            let spread = taken().max().unwrap() - taken().min().unwrap();
+            assert!(spread <= 10, "{shards} shards: {spread} apart");
+        }
+    }
+
+    #[test]
+    fn shards_of_different_sizes_fill_in_proportion() {
+        let mut p = placement(&[1000, 4000]);
+        fill(&mut p, 0..2500);
+        assert!((480..=520).contains(&p.shards[0].taken), "{}", p.shards[0].taken);
+    }
+
+    #[test]
+    fn every_place_up_to_the_high_water_mark_is_given_away_and_not_one_more() {
+        let mut p = placement(&[100, 10, 1, 0]);
+        fill(&mut p, 0..95 + 10 + 1);
+        assert_eq!(p.pick(peer(9999), |_| true), None);
+        p.give_back(ShardId(2));
+        assert_eq!(p.pick(peer(9999), |_| true), Some(ShardId(2)));
+    }
+
+    #[test]
+    fn an_unusable_shard_is_passed_over_whoever_asks() {
+        let p = placement(&[1000; 5]);
+        for n in 0..1000 {
+            assert_eq!(p.pick(peer(n), |shard| shard == ShardId(3)), Some(ShardId(3)));
+        }
+        assert_eq!(p.pick(peer(0), |_| false), None);
+        assert_eq!(placement(&[]).pick(peer(0), |_| true), None);
+    }
+
+    #[test]
+    fn the_two_candidates_depend_on_the_port_too() {
+        let p = placement(&[1000; 16]);
+        let picked: std::collections::HashSet<_> = (0..200).map(|n| p.pick(peer(n), |_| true).unwrap()).collect();
+        assert!(picked.len() > 12, "one address reaches {} of 16 shards", picked.len());
+    }
+
+    #[test]
+    fn the_high_water_mark_spares_five_percent_but_no_more_than_2000_slots() {
+        assert_eq!([0, 1, 19, 20, 100, 20_000, 1 << 20].map(high_water), [0, 1, 19, 19, 95, 19_000, (1 << 20) - 2000]);
+    }
+}

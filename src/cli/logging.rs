@@ -1,0 +1,112 @@
+//! Logs go to stderr, human or JSON, and their level can change while the gateway runs.
+
+use crate::config::Log;
+use std::io::{self, IsTerminal};
+use std::str::FromStr;
+use tracing::Subscriber;
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+/// Changes the level of a running process.
+#[derive(Clone, Debug)]
+pub struct Handle(reload::Handle<Targets, Registry>);
+
+impl Handle {
+    /// From now on `level` holds, written like `log.level`.
+    ///
+    /// # Errors
+    /// It is no filter; the old one stays.
+    pub fn set_level(&self, level: &str) -> Result<(), ParseError> {
+        let filter = Targets::from_str(level)?;
+        // It fails only if the subscriber is gone, and then there is nothing to filter.
+        let _ = self.0.reload(filter);
+        Ok(())
+    }
+}
+
+/// Sets up logging for this process, as a validated `log` says. Call it once.
+///
+/// # Panics
+/// At the second call, and if `log` was not validated.
+pub fn init(log: &Log) -> Handle {
+    let (subscriber, handle) = subscriber(log, io::stderr, io::stderr().is_terminal());
+    subscriber.init();
+    handle
+}
+
+fn subscriber<W>(log: &Log, writer: W, ansi: bool) -> (impl Subscriber + Send + Sync + use<W>, Handle)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = Targets::from_str(&log.level).expect("validated: log.level is a filter");
+    let (filter, handle) = reload::Layer::new(filter);
+    let format = fmt::layer().with_writer(writer);
+    let format = if log.format == "json" { format.json().boxed() } else { format.with_ansi(ansi).boxed() };
+    (tracing_subscriber::registry().with(filter).with(format), Handle(handle))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Memory {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Memory {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    fn logging(level: &str, format: &str) -> (Memory, impl Subscriber + Send + Sync + use<>, Handle) {
+        let memory = Memory::default();
+        let writer = memory.clone();
+        let log = Log { level: level.into(), format: format.into() };
+        let (subscriber, handle) = subscriber(&log, move || writer.clone(), false);
+        (memory, subscriber, handle)
+    }
+
+    #[test]
+    fn the_level_changes_while_it_runs() {
+        let (memory, subscriber, handle) = logging("warn", "human");
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("one");
+            handle.set_level("warn,fanwire=debug").unwrap();
+            tracing::debug!("two");
+            tracing::debug!(target: "elsewhere", "three");
+            assert!(handle.set_level("fanwire=loud").is_err());
+            tracing::debug!("four");
+        });
+        let text = memory.text();
+        assert!(!text.contains("one") && !text.contains("three"), "{text}");
+        assert!(text.contains("two") && text.contains("four"), "{text}");
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let (memory, subscriber, _handle) = logging("info", "json");
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(shard = 3, "up");
+            tracing::info!("a \"quoted\"\nline");
+        });
+        let lines: Vec<serde_json::Value> =
+            memory.text().lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["fields"]["shard"], 3);
+        assert_eq!(lines[1]["fields"]["message"], "a \"quoted\"\nline");
+    }
+}

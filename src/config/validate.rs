@@ -1,0 +1,276 @@
+//! What one value may be says its setting; here is what holds between values, and what is allowed but worth a word.
+
+use super::load::refusal;
+use super::{Config, ConfigError, Problem, sections};
+use std::net::{IpAddr, SocketAddr};
+
+/// Most that framing adds to a payload: WebSocket header (RFC 6455 §5.2), a dialect's envelope with a name of 255 bytes,
+/// stored blocks of deflate.
+pub const FRAME_OVERHEAD_BYTES: usize = 1024;
+
+impl Config {
+    /// Holds every value to what it may be, and the values to one another. Returns what is allowed but probably not meant.
+    ///
+    /// # Errors
+    /// All that is wrong, each with its key; [`super::load`] adds the places.
+    pub fn validate(&self) -> Result<Vec<String>, ConfigError> {
+        let mut problems = self.not_allowed();
+        // What holds between values makes sense only among values that make sense.
+        if problems.is_empty() {
+            self.check_sizes(&mut problems);
+            self.check_addresses(&mut problems);
+        }
+        if problems.is_empty() { Ok(self.warnings()) } else { Err(ConfigError { problems }) }
+    }
+
+    fn not_allowed(&self) -> Vec<Problem> {
+        let table = match toml::Value::try_from(self) {
+            Ok(table) => table,
+            Err(error) => return vec![problem("", format!("a number is beyond what TOML holds: {error}"))],
+        };
+        let mut problems = Vec::new();
+        for section in sections() {
+            let of_section = &table[section.name];
+            let blocks: Vec<_> = match of_section.as_array() {
+                Some(blocks) => blocks.iter().enumerate().map(|(i, b)| (format!("{}.{i}", section.name), b)).collect(),
+                None => vec![(section.name.to_owned(), of_section)],
+            };
+            for (name, block) in blocks {
+                for setting in &section.settings {
+                    let key = format!("{name}.{}", setting.key);
+                    if let Some(message) = refusal(&key, &setting.allowed, &block[setting.key]) {
+                        problems.push(problem(&key, message));
+                    }
+                }
+            }
+        }
+        if self.listen.is_empty() {
+            problems.push(problem("listen", "no [[listen]] block is left: give at least one".to_owned()));
+        }
+        problems
+    }
+
+    fn check_sizes(&self, problems: &mut Vec<Problem>) {
+        let message = self.limits.message_bytes_max;
+        let framed = message + FRAME_OVERHEAD_BYTES;
+        for (key, value, least, why) in [
+            (
+                "slow.pending_bytes_max",
+                self.slow.pending_bytes_max,
+                framed,
+                "one message would already be too much to be behind",
+            ),
+            (
+                "shards.queue_bytes_max",
+                self.shards.queue_bytes_max,
+                framed,
+                "the largest message would never find room",
+            ),
+            (
+                "publish.request_bytes_max",
+                self.publish.request_bytes_max,
+                framed,
+                "the largest message could not be published",
+            ),
+        ] {
+            if value < least {
+                let sum = format!("limits.message_bytes_max ({message}) + {FRAME_OVERHEAD_BYTES} of framing");
+                problems.push(problem(
+                    key,
+                    format!("{key} = {value} is less than {sum}, {why}: give at least {least} or lower limits.message_bytes_max"),
+                ));
+            }
+        }
+        let (pending, owed) = (self.slow.pending_bytes_max, self.slow.owed_bytes_max);
+        if owed < pending {
+            problems.push(problem(
+                "slow.owed_bytes_max",
+                format!(
+                    "slow.owed_bytes_max = {owed}, for all subscribers together, is less than slow.pending_bytes_max = {pending} for one: raise the first or lower the second"
+                ),
+            ));
+        }
+    }
+
+    fn check_addresses(&self, problems: &mut Vec<Problem>) {
+        let mut taken: Vec<(String, SocketAddr)> = Vec::new();
+        let addresses = self.listen.iter().enumerate().map(|(i, l)| (format!("listen.{i}.address"), &l.address));
+        for (key, address) in addresses.chain(self.publishing().map(|(key, address)| (key.to_owned(), address))) {
+            let address: SocketAddr = address.parse().expect("its setting accepts only addresses");
+            if let Some((other, at)) = taken.iter().find(|(_, a)| collide(*a, address)) {
+                problems.push(problem(
+                    &key,
+                    format!("{key} = {address} and {other} = {at} take the same port: change one of them"),
+                ));
+            }
+            taken.push((key, address));
+        }
+        if self.publish.tokens_file.is_empty() && !self.publish.insecure {
+            for (key, address) in self.publishing().filter(|(_, a)| !is_loopback(a)) {
+                problems.push(problem(
+                    key,
+                    format!(
+                        "{key} = {address} can be reached from other machines, where publishing needs a token: name a file of tokens in publish.tokens_file, listen on 127.0.0.1, or say publish.insecure = true if whoever reaches the port may publish"
+                    ),
+                ));
+            }
+        }
+    }
+
+    fn publishing(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        [("publish.grpc_address", &self.publish.grpc_address), ("publish.http_address", &self.publish.http_address)]
+            .into_iter()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.publish.tokens_file.is_empty() {
+            for (key, address) in self.publishing().filter(|(_, a)| !is_loopback(a)) {
+                warnings.push(format!(
+                    "{key} = {address} and publish.insecure = true: whoever reaches this port may publish"
+                ));
+            }
+        }
+        if self.drain.drain_deadline_ms < self.drain.drain_window_ms {
+            warnings.push(format!(
+                "drain.drain_deadline_ms = {} ends a drain before drain.drain_window_ms = {} is over: the last clients are cut without a close frame",
+                self.drain.drain_deadline_ms, self.drain.drain_window_ms
+            ));
+        }
+        for (i, listen) in self.listen.iter().enumerate().filter(|(_, l)| l.gpush_path.is_empty()) {
+            warnings.push(format!("listen.{i}.gpush_path is empty: nobody can subscribe at {}", listen.address));
+        }
+        if self.websocket.deflate && self.websocket.deflate_bytes_min > self.limits.message_bytes_max {
+            warnings.push(
+                "websocket.deflate_bytes_min is above limits.message_bytes_max: nothing will ever be compressed"
+                    .to_owned(),
+            );
+        }
+        warnings
+    }
+}
+
+fn problem(key: &str, message: String) -> Problem {
+    Problem { key: key.to_owned(), place: None, message }
+}
+
+/// Whether the second bind(2) would fail. Port 0 takes a free one; an unspecified address takes the port on all others.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let all = |ip: IpAddr| ip.is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || all(a.ip()) || all(b.ip()))
+}
+
+fn is_loopback(address: &str) -> bool {
+    address.parse::<SocketAddr>().is_ok_and(|a| a.ip().to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a default configuration after `change`.
+    #[track_caller]
+    fn said(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().expect_err("this configuration is wrong").to_string()
+    }
+
+    #[track_caller]
+    fn warned(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().expect("this configuration is allowed")
+    }
+
+    #[test]
+    fn the_default_is_allowed_and_gives_no_warning() {
+        assert_eq!(warned(|_| ()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_configuration_made_by_code_is_held_to_the_same_bounds() {
+        assert!(said(|c| c.shards.tick_interval_us = 1_000_001).contains("it must be 1 to 1_000_000"));
+        assert!(said(|c| c.listen[0].address = "here".into()).starts_with("listen.0.address = \"here\""));
+        assert!(said(|c| c.limits.handshakes_per_s_max = u64::MAX).contains("beyond what TOML holds"));
+        assert!(said(|c| c.listen.clear()).contains("at least one"));
+    }
+
+    #[test]
+    fn the_largest_message_must_fit_wherever_it_passes() {
+        let least = Config::default().limits.message_bytes_max + FRAME_OVERHEAD_BYTES;
+        for (key, change) in [
+            ("slow.pending_bytes_max", (|c, n| c.slow.pending_bytes_max = n) as fn(&mut Config, usize)),
+            ("shards.queue_bytes_max", |c, n| c.shards.queue_bytes_max = n),
+            ("publish.request_bytes_max", |c, n| c.publish.request_bytes_max = n),
+        ] {
+            let said = said(|c| change(c, least - 1));
+            assert!(said.starts_with(key) && said.contains(&format!("give at least {least}")), "{said}");
+            warned(|c| change(c, least));
+        }
+    }
+
+    #[test]
+    fn all_may_be_owed_at_least_what_one_may() {
+        assert!(said(|c| c.slow.owed_bytes_max = c.slow.pending_bytes_max - 1).starts_with("slow.owed_bytes_max"));
+        warned(|c| c.slow.owed_bytes_max = c.slow.pending_bytes_max);
+    }
+
+    #[test]
+    fn two_listeners_never_take_the_same_port() {
+        let second = |address: &str| {
+            let address = address.to_owned();
+            move |c: &mut Config| {
+                c.listen[0].address = "127.0.0.1:9992".into();
+                c.listen.push(super::super::Listen { address, ..Default::default() });
+            }
+        };
+        for address in ["127.0.0.1:9992", "0.0.0.0:9992", "[::]:9992"] {
+            let said = said(second(address));
+            assert!(said.starts_with("listen.1.address") && said.contains("listen.0.address"), "{said}");
+        }
+        assert!(
+            said(second("127.0.0.1:10067")).starts_with("publish.grpc_address = 127.0.0.1:10067 and listen.1.address")
+        );
+        assert!(said(|c| c.publish.http_address = c.publish.grpc_address.clone()).contains("the same port"));
+        for address in ["127.0.0.2:9992", "127.0.0.1:9993", "[::1]:9992"] {
+            assert_eq!(warned(second(address)), Vec::<String>::new(), "{address}");
+        }
+        warned(|c| {
+            for address in [&mut c.listen[0].address, &mut c.publish.grpc_address, &mut c.publish.http_address] {
+                *address = "127.0.0.1:0".into(); // The kernel gives each another.
+            }
+        });
+    }
+
+    #[test]
+    fn publishing_off_loopback_needs_tokens_or_insecure_in_so_many_words() {
+        for address in ["0.0.0.0:10068", "192.0.2.1:10068", "[::]:10068"] {
+            let said = said(|c| c.publish.http_address = address.into());
+            assert!(said.starts_with(&format!("publish.http_address = {address} can be reached")), "{said}");
+            assert!(said.contains("publish.tokens_file") && said.contains("publish.insecure = true"), "{said}");
+        }
+        assert!(said(|c| c.publish.grpc_address = "0.0.0.0:10067".into()).starts_with("publish.grpc_address"));
+        let with_tokens = warned(|c| {
+            c.publish.http_address = "0.0.0.0:10068".into();
+            c.publish.tokens_file = "tokens".into();
+        });
+        assert_eq!(with_tokens, Vec::<String>::new());
+        let insecure = warned(|c| {
+            c.publish.http_address = "0.0.0.0:10068".into();
+            c.publish.insecure = true;
+        });
+        assert!(insecure[0].contains("whoever reaches this port may publish"), "{insecure:?}");
+        for address in ["127.0.0.2:10068", "[::1]:10068", "[::ffff:127.0.0.1]:10068"] {
+            assert_eq!(warned(|c| c.publish.http_address = address.into()), Vec::<String>::new(), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_probably_not_meant_is_said() {
+        assert!(warned(|c| c.drain.drain_deadline_ms = 4999)[0].contains("cut without a close frame"));
+        assert!(warned(|c| c.listen[0].gpush_path.clear())[0].contains("nobody can subscribe"));
+        let never = warned(|c| (c.websocket.deflate, c.websocket.deflate_bytes_min) = (true, 65_537));
+        assert!(never[0].contains("nothing will ever be compressed"));
+    }
+}

@@ -1,0 +1,441 @@
+//! Drives `topics` on the control core: publications come in as calls, shards are heard through their queues.
+//!
+//! ```text
+//! publish ──► Mind::publish ──► admitted, refused: answered at once
+//!                          └──► waiting: a ticket ──────────────┐
+//! bell, deadline ──► Control::run ──► FromShard ► Mind::shard_says
+//!                                └──► Mind::turn ──► tickets done ┘
+//! ```
+//!
+//! Everything happens on one thread, so the lock is never contended; it is a lock because the servers' futures must be `Send`.
+//! It is never held across an await.
+
+use crate::clock::Time;
+use crate::frame::Publication;
+use crate::ids::ShardId;
+use crate::metrics::ControlMetrics;
+use crate::queue::{Bell, Drain, FromShard, Receiver, Sender, ToShard};
+use crate::topics::{Ack, Outcome, Outlet, Refusal, Ticket, Topics};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use tokio::sync::{Notify, oneshot, watch};
+
+/// Messages taken from one shard in one turn; the rest waits for the next, so that publishers get their turns too.
+const INBOX_CHUNK: usize = 256;
+
+/// Publications of one batch between two rings, so that shards start on a long batch while it is still being admitted.
+const RING_EVERY: usize = 256;
+
+/// Longest sleep of the driver: `Mind::publish` may create deadlines (idle topics) that the last turn did not know of.
+const SLEEP_MS_MAX: u64 = 1000;
+
+/// How soon an order that found a shard's queue full is tried again. No shard says when it has made room.
+const ORDER_RETRY_MS: u64 = 1;
+
+/// What decides. [`Topics`] is the one there is; a trait, so that the protocols can be tested without it.
+pub trait Mind: Send {
+    /// See [`Topics::publish`].
+    fn publish(&mut self, now: Time, publication: Publication, outlet: &mut dyn Outlet) -> Outcome;
+    /// See [`Topics::shard_says`].
+    fn shard_says(&mut self, now: Time, shard: ShardId, message: FromShard, outlet: &mut dyn Outlet);
+    /// See [`Topics::turn`].
+    fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time;
+    /// See [`Topics::drain`].
+    fn drain(&mut self);
+}
+
+impl Mind for Topics {
+    fn publish(&mut self, now: Time, publication: Publication, outlet: &mut dyn Outlet) -> Outcome {
+        self.publish(now, publication, outlet)
+    }
+
+    fn shard_says(&mut self, now: Time, shard: ShardId, message: FromShard, outlet: &mut dyn Outlet) {
+        self.shard_says(now, shard, message, outlet);
+    }
+
+    fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time {
+        self.turn(now, outlet, done)
+    }
+
+    fn drain(&mut self) {
+        self.drain();
+    }
+}
+
+/// The control core's ends of the queues of one shard.
+pub struct ShardQueues {
+    /// Orders and frames.
+    pub inbox: Sender<ToShard>,
+    /// What the shard says; it rings the control core's bell.
+    pub outbox: Receiver<FromShard>,
+}
+
+/// A publication's fate, as far as it is known when the call returns.
+#[derive(Debug)]
+pub enum Admission {
+    /// Admitted or refused.
+    Done(Result<Ack, Refusal>),
+    /// It waits for room, at most `publish_wait_ms`. Dropping this takes nothing back.
+    Waiting(Waiting),
+}
+
+/// Completes when a waiting publication is admitted or refused.
+#[derive(Debug)]
+pub struct Waiting(oneshot::Receiver<Result<Ack, Refusal>>);
+
+impl Future for Waiting {
+    type Output = Result<Ack, Refusal>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // The sender goes unused only when the gateway does.
+        Pin::new(&mut self.0).poll(cx).map(|outcome| outcome.unwrap_or(Err(Refusal::Draining)))
+    }
+}
+
+/// Why a shard was not told to stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StallError {
+    /// Name one that exists.
+    #[error("there is no shard {shard}: shards are numbered from 0 to {}", shards - 1)]
+    NoSuchShard {
+        /// The one asked for.
+        shard: ShardId,
+        /// How many there are.
+        shards: usize,
+    },
+    /// Try again.
+    #[error("the queue of shard {shard} is full: try again")]
+    NoRoom {
+        /// The one asked for.
+        shard: ShardId,
+    },
+}
+
+/// The control core: topics, the queues to and from every shard, and whoever waits for room.
+pub struct Control {
+    core: Mutex<Core>,
+    bell: Arc<Bell>,
+    /// Wakes the driver from within its own thread, where the bell's write(2) would be wasted.
+    nudge: Notify,
+    draining: watch::Sender<bool>,
+    drained: watch::Sender<usize>,
+    metrics: Arc<ControlMetrics>,
+}
+
+struct Core {
+    mind: Box<dyn Mind>,
+    shards: Shards,
+    outboxes: Vec<Outbox>,
+    /// Bounded by `publish_waiting_max`: `topics` hands out no more tickets.
+    waiting: HashMap<Ticket, Waiter>,
+    done: Vec<(Ticket, Result<Ack, Refusal>)>, // Kept for its capacity; empty between turns.
+    /// Shards that still have to be given the drain order; at most one order a shard.
+    orders: Vec<(ShardId, Drain)>,
+    drain_ordered: bool,
+}
+
+struct Waiter {
+    sender: oneshot::Sender<Result<Ack, Refusal>>,
+    bytes: usize,
+}
+
+struct Outbox {
+    queue: Receiver<FromShard>,
+    drained: bool,
+}
+
+/// The shards' queues, and which of them were given something since their bells were last rung.
+struct Shards {
+    inboxes: Vec<Sender<ToShard>>,
+    touched: Vec<bool>,
+}
+
+impl Shards {
+    fn ring_touched(&mut self) {
+        for (inbox, touched) in self.inboxes.iter().zip(&mut self.touched) {
+            if std::mem::take(touched) {
+                inbox.ring();
+            }
+        }
+    }
+}
+
+impl Outlet for Shards {
+    fn shards(&self) -> usize {
+        self.inboxes.len()
+    }
+
+    fn has_room(&self, shard: ShardId, items: usize, bytes: usize) -> bool {
+        self.inboxes[usize::from(shard.0)].has_room(items, bytes)
+    }
+
+    fn push(&mut self, shard: ShardId, message: ToShard) {
+        let bytes = message.queued_bytes();
+        let shard = usize::from(shard.0);
+        self.inboxes[shard].push(message, bytes).expect("has_room said yes, and this is the only producer");
+        self.touched[shard] = true;
+    }
+}
+
+impl Control {
+    /// A control core that speaks to `shards` (in the order of their ids) and is woken by `bell`.
+    ///
+    /// # Panics
+    /// If `bell` is a silent one: the driver could not sleep on it.
+    pub fn new(
+        mind: Box<dyn Mind>,
+        shards: Vec<ShardQueues>,
+        bell: Arc<Bell>,
+        metrics: Arc<ControlMetrics>,
+    ) -> Control {
+        assert!(bell.event().is_some(), "the control core sleeps in epoll: its bell needs an eventfd");
+        let (inboxes, outboxes): (Vec<_>, Vec<_>) =
+            shards.into_iter().map(|s| (s.inbox, Outbox { queue: s.outbox, drained: false })).unzip();
+        let touched = vec![false; inboxes.len()];
+        Control {
+            core: Mutex::new(Core {
+                mind,
+                shards: Shards { inboxes, touched },
+                outboxes,
+                waiting: HashMap::new(),
+                done: Vec::new(),
+                orders: Vec::new(),
+                drain_ordered: false,
+            }),
+            bell,
+            nudge: Notify::new(),
+            draining: watch::Sender::new(false),
+            drained: watch::Sender::new(0),
+            metrics,
+        }
+    }
+
+    /// What it counts. `frames`, `topics` and `topics_evicted` are left to `topics`.
+    pub fn metrics(&self) -> &Arc<ControlMetrics> {
+        &self.metrics
+    }
+
+    /// Admits, refuses or lets wait. Never blocks; allocates nothing here unless the publication waits.
+    pub fn try_publish(&self, publication: Publication) -> Admission {
+        let mut core = self.core();
+        let admission = self.admit(&mut core, Time::now(), publication);
+        core.shards.ring_touched();
+        admission
+    }
+
+    /// As [`Control::try_publish`] for each of `publications`, in order, with one clock reading and one ring of each bell for
+    /// every `RING_EVERY` of them. One that waits doesn't hold up the next, unless it is of the same topic: then `topics` lets
+    /// that one wait behind it.
+    pub fn try_publish_all(
+        &self,
+        publications: impl IntoIterator<Item = Publication>,
+        mut each: impl FnMut(Admission),
+    ) {
+        let mut core = self.core();
+        let now = Time::now();
+        for (i, publication) in publications.into_iter().enumerate() {
+            each(self.admit(&mut core, now, publication));
+            if i % RING_EVERY == RING_EVERY - 1 {
+                core.shards.ring_touched();
+            }
+        }
+        core.shards.ring_touched();
+    }
+
+    /// Admits or refuses, after at most `publish_wait_ms`.
+    ///
+    /// # Errors
+    /// Nobody has any of it; the refusal says what to do.
+    pub async fn publish(&self, publication: Publication) -> Result<Ack, Refusal> {
+        match self.try_publish(publication) {
+            Admission::Done(outcome) => outcome,
+            Admission::Waiting(waiting) => waiting.await,
+        }
+    }
+
+    fn admit(&self, core: &mut Core, now: Time, publication: Publication) -> Admission {
+        let bytes = publication.data.len();
+        let outcome = match core.mind.publish(now, publication, &mut core.shards) {
+            Outcome::Admitted(ack) => Ok(ack),
+            Outcome::Refused(refusal) => Err(refusal),
+            Outcome::Waiting(ticket) => {
+                if core.waiting.is_empty() {
+                    // Nobody waited, so the driver may be sleeping longer than this one wants to.
+                    self.nudge.notify_one();
+                }
+                let (sender, receiver) = oneshot::channel();
+                let previous = core.waiting.insert(ticket, Waiter { sender, bytes });
+                assert!(previous.is_none(), "{ticket:?} was given out twice");
+                self.metrics.waited.add(1);
+                self.metrics.waiting.set(core.waiting.len() as u64);
+                return Admission::Waiting(Waiting(receiver));
+            }
+        };
+        self.count(&outcome, bytes);
+        Admission::Done(outcome)
+    }
+
+    fn count(&self, outcome: &Result<Ack, Refusal>, bytes: usize) {
+        let m = &self.metrics;
+        match outcome {
+            Ok(_) => {
+                m.publications.add(1);
+                m.publication_bytes.add(bytes as u64);
+            }
+            Err(Refusal::NoRoom { .. } | Refusal::TooManyTopics { .. }) => m.refused_full.add(1),
+            Err(Refusal::TooLarge { .. } | Refusal::NameTooLong { .. } | Refusal::NotUtf8) => m.refused_invalid.add(1),
+            Err(Refusal::Draining) => m.refused_draining.add(1),
+        }
+    }
+
+    /// Hears the shards, completes what waits, and sleeps in between: until a shard rings, or the deadline that `topics` named.
+    /// Runs for ever, as a task of the control core's runtime, once.
+    ///
+    /// # Errors
+    /// The bell's eventfd could not be registered: no reactor, or out of memory.
+    ///
+    /// # Panics
+    /// If `topics` does: its state is then unknown, and the gateway must end.
+    pub async fn run(&self) -> io::Result<Infallible> {
+        let event = self.bell.event().expect("checked by Control::new").polled()?;
+        loop {
+            let deadline = match self.turn() {
+                Turn::Again => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Turn::Sleep(deadline) => deadline,
+            };
+            self.bell.sleep();
+            // Once more: a shard that pushed before it saw the flag did not ring.
+            if self.core().outboxes.iter().any(|o| !o.queue.is_empty()) {
+                self.bell.awake();
+                continue;
+            }
+            tokio::select! {
+                biased;
+                rung = event.signalled() => rung?,
+                () = self.nudge.notified() => {}
+                () = tokio::time::sleep(deadline - Time::now()) => {}
+            }
+            self.bell.awake();
+        }
+    }
+
+    fn turn(&self) -> Turn {
+        let mut core = self.core();
+        let core = &mut *core;
+        let now = Time::now();
+        let mut again = false;
+
+        // What shards say goes first: an answer to a subscription is cut before the publications that now find room.
+        for (i, outbox) in core.outboxes.iter_mut().enumerate() {
+            let shard = ShardId(i as u16);
+            for _ in 0..INBOX_CHUNK {
+                let Some(message) = outbox.queue.pop() else { break };
+                if matches!(message, FromShard::Drained) && !std::mem::replace(&mut outbox.drained, true) {
+                    self.drained.send_modify(|n| *n += 1);
+                }
+                core.mind.shard_says(now, shard, message, &mut core.shards);
+            }
+            again |= !outbox.queue.is_empty();
+        }
+
+        let Core { orders, shards, .. } = core;
+        orders.retain(|&(shard, drain)| {
+            let room = shards.has_room(shard, 1, 0);
+            if room {
+                shards.push(shard, ToShard::Drain(drain));
+            }
+            !room
+        });
+
+        let mut deadline = core.mind.turn(now, &mut core.shards, &mut core.done);
+        for (ticket, outcome) in core.done.drain(..) {
+            let waiter = core.waiting.remove(&ticket).expect("a ticket is completed once");
+            self.count(&outcome, waiter.bytes);
+            let _ = waiter.sender.send(outcome); // Its publisher may have left; the message went its way all the same.
+        }
+        self.metrics.waiting.set(core.waiting.len() as u64);
+        core.shards.ring_touched();
+
+        if !core.orders.is_empty() {
+            deadline = deadline.min(now.plus_ms(ORDER_RETRY_MS));
+        }
+        if again || deadline <= now { Turn::Again } else { Turn::Sleep(deadline.min(now.plus_ms(SLEEP_MS_MAX))) }
+    }
+
+    /// From now on every publication is refused as draining; those waiting are refused at the driver's next turn.
+    pub fn drain(&self) {
+        self.core().mind.drain();
+        self.draining.send_replace(true);
+        self.nudge.notify_one();
+    }
+
+    /// Whether [`Control::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Completes when [`Control::drain`] is called, at once if it was.
+    pub fn drain_begun(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut draining = self.draining.subscribe();
+        async move {
+            // An error means that the gateway itself is gone.
+            let _ = draining.wait_for(|d| *d).await;
+        }
+    }
+
+    /// Tells every shard to close its connections, behind all frames already in its queue, and waits until all have. The order
+    /// waits for room. A shard that has stopped never answers: the caller bounds the wait.
+    pub async fn drain_shards(&self, drain: Drain) {
+        let shards = {
+            let mut core = self.core();
+            if !std::mem::replace(&mut core.drain_ordered, true) {
+                core.orders = (0..core.outboxes.len()).map(|i| (ShardId(i as u16), drain)).collect();
+            }
+            core.outboxes.len()
+        };
+        self.nudge.notify_one();
+        let _ = self.drained.subscribe().wait_for(|n| *n == shards).await;
+    }
+
+    /// Makes one shard stand still for `duration_ms`, as if its core were taken away. For development.
+    ///
+    /// # Errors
+    /// No such shard, or no room in its queue.
+    pub fn stall(&self, shard: ShardId, duration_ms: u64) -> Result<(), StallError> {
+        let mut core = self.core();
+        let shards = core.shards.shards();
+        if usize::from(shard.0) >= shards {
+            return Err(StallError::NoSuchShard { shard, shards });
+        }
+        if !core.shards.has_room(shard, 1, 0) {
+            return Err(StallError::NoRoom { shard });
+        }
+        core.shards.push(shard, ToShard::Stall { duration_ms });
+        core.shards.ring_touched();
+        Ok(())
+    }
+
+    /// Items and bytes in the queue to each shard, in the order of their ids.
+    pub fn queue_depths(&self) -> Vec<(usize, usize)> {
+        self.core().shards.inboxes.iter().map(|q| (q.len(), q.bytes())).collect()
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        // Poisoned means that a handler panicked here, was answered INTERNAL and counted. One bad publication must not take
+        // every later one with it, so the table goes on being used.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Turn {
+    Again,
+    Sleep(Time),
+}

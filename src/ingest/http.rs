@@ -1,0 +1,175 @@
+//! HTTP: gpush's `POST /v1/pushData`, and what an operator asks.
+//!
+//! | path | |
+//! |---|---|
+//! | `POST /v1/pushData`, `POST /order.Proxy/PushData` | one push; the second is the route grpc-gateway makes for every method |
+//! | `GET /metrics` | Prometheus text |
+//! | `GET /healthz` | 200: the control core turns |
+//! | `GET /readyz` | 200, or 503 with the reasons |
+//! | `POST /dev/stall?shard=N&ms=M` | only with `--dev`: a shard stands still |
+//!
+//! Errors have grpc-gateway's shape, `{"code":…,"message":"…","details":[]}`, code being gRPC's.
+
+use super::push::{Problem, guarded, guarded_now, push};
+use super::{Control, Hooks, StallError, Tokens, json};
+use crate::config::Publish;
+use crate::ids::ShardId;
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Query, Request, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Code;
+
+/// How long a request's body may take to come.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longest stall asked for by `/dev/stall`.
+const STALL_MS_MAX: u64 = 60_000;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const PROMETHEUS_TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+const OPENMETRICS_TEXT: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+struct App {
+    control: Arc<Control>,
+    tokens: Arc<Tokens>,
+    hooks: Hooks,
+    request_bytes_max: usize,
+}
+
+/// All routes. `dev` adds `/dev/stall`.
+pub(super) fn router(control: Arc<Control>, tokens: Arc<Tokens>, hooks: Hooks, publish: &Publish, dev: bool) -> Router {
+    let mut router = Router::new()
+        .route("/v1/pushData", post(push_data))
+        .route("/order.Proxy/PushData", post(push_data))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || answer(StatusCode::OK, TEXT, Bytes::from_static(b"ok\n"))))
+        .route("/readyz", get(ready));
+    if dev {
+        router = router.route("/dev/stall", post(stall));
+    }
+    router
+        .method_not_allowed_fallback(async || Problem::new(Code::Unimplemented, "Method Not Allowed"))
+        .fallback(async || Problem::new(Code::NotFound, "Not Found"))
+        .with_state(Arc::new(App { control, tokens, hooks, request_bytes_max: publish.request_bytes_max }))
+}
+
+impl App {
+    fn authorize(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        if self.tokens.allow(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes)) {
+            return Ok(());
+        }
+        self.control.metrics().refused_unauthorized.add(1);
+        Err(Problem::unauthorized())
+    }
+}
+
+async fn push_data(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    app.authorize(request.headers())?;
+    guarded(app.control.metrics(), async {
+        let body = read_body(request.into_body(), app.request_bytes_max).await?;
+        let body = json::parse(&body).map_err(|e| Problem::new(Code::InvalidArgument, e))?;
+        push(&app.control, &body.uid, &body.topic, body.data.into()).await
+    })
+    .await?;
+    Ok(answer(StatusCode::OK, JSON, Bytes::from_static(b"{}")))
+}
+
+async fn read_body(body: Body, request_bytes_max: usize) -> Result<Bytes, Problem> {
+    let Ok(body) = tokio::time::timeout(BODY_DEADLINE, to_bytes(body, request_bytes_max)).await else {
+        let message = format!("the body was not complete after {} s: send it faster", BODY_DEADLINE.as_secs());
+        return Err(Problem::new(Code::InvalidArgument, message));
+    };
+    body.map_err(|e| {
+        let message = format!(
+            "the body could not be read: {e}; at most {request_bytes_max} bytes are taken (publish.request_bytes_max)"
+        );
+        Problem::new(Code::InvalidArgument, message)
+    })
+}
+
+async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Problem> {
+    app.authorize(&headers)?;
+    let text = guarded_now(app.control.metrics(), || (app.hooks.metrics)())?;
+    // Only OpenMetrics ends so, and must.
+    let kind = if text.ends_with("# EOF\n") { OPENMETRICS_TEXT } else { PROMETHEUS_TEXT };
+    Ok(answer(StatusCode::OK, kind, text.into()))
+}
+
+async fn ready(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    let reasons = guarded_now(app.control.metrics(), || (app.hooks.unready)())?;
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons });
+    Ok(answer(status, JSON, body.to_string().into()))
+}
+
+#[derive(serde::Deserialize)]
+struct Stall {
+    shard: u16,
+    ms: u64,
+}
+
+async fn stall(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    stall: Result<Query<Stall>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    app.authorize(&headers)?;
+    let Query(Stall { shard, ms }) = stall.map_err(|e| Problem::new(Code::InvalidArgument, e.body_text()))?;
+    if ms > STALL_MS_MAX {
+        return Err(Problem::new(Code::InvalidArgument, format!("at most {STALL_MS_MAX} ms")));
+    }
+    app.control.stall(ShardId(shard), ms).map_err(|e| {
+        let code = match e {
+            StallError::NoSuchShard { .. } => Code::InvalidArgument,
+            StallError::NoRoom { .. } => Code::ResourceExhausted,
+        };
+        Problem::new(code, e.to_string())
+    })?;
+    Ok(answer(StatusCode::OK, JSON, Bytes::from_static(b"{}")))
+}
+
+fn answer(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::json!({ "code": self.code as i32, "message": self.message, "details": [] });
+        let mut response = answer(status(self.code), JSON, body.to_string().into());
+        match self.code {
+            Code::ResourceExhausted => {
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Code::Unauthenticated => {
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// As grpc-gateway's `HTTPStatusFromCode`, for the codes we use.
+fn status(code: Code) -> StatusCode {
+    match code {
+        Code::InvalidArgument => StatusCode::BAD_REQUEST,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}

@@ -1,0 +1,249 @@
+//! Listens, accepts and serves both protocols, and ends them well.
+//!
+//! One accept loop of our own for both rather than tonic's and axum's: connections are bounded, an idle or mute one is cut,
+//! running out of descriptors is waited out instead of spun on, and a graceful end has a deadline.
+
+use super::{Control, Tokens, grpc, http};
+use crate::config::Publish;
+use axum::Router;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Publishers connected at once, per protocol; more wait in the kernel's backlog.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// An HTTP connection without a complete request head for this long is cut.
+const HTTP_IDLE: Duration = Duration::from_secs(60);
+
+/// A gRPC peer that is silent for this long is pinged, and cut if it stays silent as long again.
+const GRPC_SILENCE: Duration = Duration::from_secs(20);
+
+/// Calls of one gRPC connection at once.
+const GRPC_STREAMS_MAX: u32 = 256;
+
+/// Bytes of one call, and of one connection, on their way before they are read: enough for hundreds of batches.
+const GRPC_STREAM_WINDOW: u32 = 1 << 20;
+const GRPC_CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// From the order to stop to the cut of what is still being answered. `publish_wait_ms` is far below it.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Pause after accept(2) failed, for want of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Why the publishing side can't listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Stop the other one, or change the key.
+    #[error("{key} = \"{address}\": another process listens there: stop it, or choose another address")]
+    Taken {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        address: String,
+    },
+    /// Ask for tokens.
+    #[error(
+        "{key} = \"{address}\" can be reached from other machines: set publish.tokens_file, listen on 127.0.0.1, or say publish.insecure = true"
+    )]
+    Exposed {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        address: String,
+    },
+    /// Change the key.
+    #[error("{key} = \"{address}\": {error}")]
+    Failed {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        address: String,
+        /// What the kernel or the resolver said.
+        error: io::Error,
+    },
+}
+
+/// What the admin routes ask the rest of the gateway. Both are called on the control core and must be quick.
+#[derive(Clone)]
+pub struct Hooks {
+    /// The text of `/metrics`; OpenMetrics if it ends with `# EOF`.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Why the gateway is not ready; empty: it is.
+    pub unready: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+}
+
+/// Both listeners, bound and not yet accepting.
+pub struct Server {
+    grpc: std::net::TcpListener,
+    http: std::net::TcpListener,
+}
+
+impl Server {
+    /// Listens on `publish.grpc_address` and `publish.http_address`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// An address is taken, can't be had, or is off loopback with neither tokens nor `publish.insecure`.
+    pub fn bind(publish: &Publish) -> Result<Server, BindError> {
+        let open = publish.insecure || !publish.tokens_file.is_empty();
+        Ok(Server {
+            grpc: bind("publish.grpc_address", &publish.grpc_address, open)?,
+            http: bind("publish.http_address", &publish.http_address, open)?,
+        })
+    }
+
+    /// Takes listeners that exist already.
+    pub fn from_listeners(grpc: std::net::TcpListener, http: std::net::TcpListener) -> Server {
+        Server { grpc, http }
+    }
+
+    /// Where gRPC listens.
+    ///
+    /// # Errors
+    /// None while the descriptor is one of ours.
+    pub fn grpc_address(&self) -> io::Result<SocketAddr> {
+        self.grpc.local_addr()
+    }
+
+    /// Where HTTP listens.
+    ///
+    /// # Errors
+    /// As [`Server::grpc_address`].
+    pub fn http_address(&self) -> io::Result<SocketAddr> {
+        self.http.local_addr()
+    }
+
+    /// Serves until `shutdown` completes, then ends what is under way within two seconds. Runs on the control core beside
+    /// [`Control::run`]. Publishes are refused from [`Control::drain`] on, which is not this function's to call: an operator
+    /// still wants `/metrics` and `/readyz` then. `dev` adds `/dev/stall`.
+    ///
+    /// # Errors
+    /// A listener could not be registered with the runtime.
+    pub async fn serve(
+        self,
+        control: Arc<Control>,
+        tokens: Arc<Tokens>,
+        hooks: Hooks,
+        publish: &Publish,
+        dev: bool,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let (routes, reporter) = grpc::routes(&control, tokens.clone(), publish);
+        let health = tokio::spawn(grpc::report_health(reporter, control.drain_begun()));
+        let http = http::router(control, tokens, hooks, publish, dev);
+        let grpc = routes.prepare().into_axum_router();
+
+        let stop = watch::Sender::new(false);
+        let grpc =
+            accept_all(listener(self.grpc)?, stop.subscribe(), |stream, stop| serve_http2(stream, grpc.clone(), stop));
+        let http =
+            accept_all(listener(self.http)?, stop.subscribe(), |stream, stop| serve_http1(stream, http.clone(), stop));
+        tokio::join!(grpc, http, async {
+            shutdown.await;
+            stop.send_replace(true);
+        });
+        health.abort();
+        Ok(())
+    }
+}
+
+fn bind(key: &'static str, address: &str, open: bool) -> Result<std::net::TcpListener, BindError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => BindError::Taken { key, address: address.into() },
+        _ => BindError::Failed { key, address: address.into(), error },
+    };
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    if !open && !listener.local_addr().map_err(failed)?.ip().is_loopback() {
+        return Err(BindError::Exposed { key, address: address.into() });
+    }
+    Ok(listener)
+}
+
+fn listener(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Accepts until told to stop, then waits for the connections, each of which ends within [`GRACE`].
+async fn accept_all<F>(
+    listener: TcpListener,
+    mut stop: watch::Receiver<bool>,
+    serve: impl Fn(TcpStream, watch::Receiver<bool>) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    let stopped = stop.clone();
+    let mut stopping = pin!(stop.wait_for(|s| *s));
+    loop {
+        tokio::select! {
+            biased;
+            _ = &mut stopping => break,
+            Some(ended) = connections.join_next() => log_panic(ended),
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((stream, _)) => {
+                    // An answer is one small write: it must not wait for the acknowledgement of the one before.
+                    let _ = stream.set_nodelay(true);
+                    connections.spawn(serve(stream, stopped.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!("accepting a publisher: {error}");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while let Some(ended) = connections.join_next().await {
+        log_panic(ended);
+    }
+}
+
+/// Handlers catch their own panics; one here is in the protocol's code, and costs its connection.
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!("serving a publisher: {error}");
+    }
+}
+
+async fn serve_http1(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HTTP_IDLE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        _ = connection.as_mut() => return, // The peer left, or spoke nonsense and was answered 400.
+        _ = stop.wait_for(|s| *s) => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = tokio::time::timeout(GRACE, connection).await;
+}
+
+async fn serve_http2(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(GRPC_SILENCE)
+        .keep_alive_timeout(GRPC_SILENCE)
+        .max_concurrent_streams(GRPC_STREAMS_MAX)
+        .initial_stream_window_size(GRPC_STREAM_WINDOW)
+        .initial_connection_window_size(GRPC_CONNECTION_WINDOW)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        _ = connection.as_mut() => return,
+        _ = stop.wait_for(|s| *s) => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = tokio::time::timeout(GRACE, connection).await;
+}

@@ -1,0 +1,188 @@
+//! One client of this shard: where it is in its life, what it has asked for, what it is owed.
+//!
+//! ```text
+//!                 head complete        broadcast interest is on
+//!  Free ─► Handshake ─────────► Joining ───────────────────────► Open
+//!   ▲          │ rejected (4xx)    │                               │ close frame, theirs or ours
+//!   │          ▼                   ▼                               ▼
+//!   │      Flushing (the last words leave) ──► Lingering (ours is shut, theirs not yet) ──► Cut ──┐
+//!   │          └───────────── deadline, reset, no heartbeat ─────────────────────────────► Cut ──┤
+//!   └────────────────────────────────────── the last completion is in ◄──────────────────────────┘
+//! ```
+
+use super::egress::Egress;
+use super::wheel::Tick;
+use crate::dialect::{Command, DialectId, Session};
+use crate::ids::{Encoding, Generation, InterestId};
+use crate::websocket::decoder::Decoder;
+use crate::websocket::deflate::DeflateParams;
+use std::collections::VecDeque;
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No tenant.
+    Free,
+    /// The request head is coming.
+    Handshake,
+    /// The 101 waits until every broadcast after it is sure to come.
+    Joining,
+    /// Messages both ways.
+    Open,
+    /// Closing: the last words are on their way.
+    Flushing,
+    /// Closing: our side is shut, the peer's not yet; what it still sends is discarded.
+    Lingering,
+    /// Closing: shut down and being closed; only completions are awaited.
+    Cut,
+}
+
+impl Phase {
+    /// Whether it has begun to close.
+    pub fn is_closing(self) -> bool {
+        matches!(self, Phase::Flushing | Phase::Lingering | Phase::Cut)
+    }
+}
+
+/// What is kept of a client that we can't go on with yet: bytes and commands read already.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Received, not yet parsed.
+    pub input: Vec<u8>,
+    /// Parsed, not yet carried out.
+    pub commands: VecDeque<Command>,
+    /// A subscription is awaiting its ack; answers come in order, so the rest waits.
+    pub awaits_ack: bool,
+}
+
+/// A slot and its present tenant.
+pub struct Connection {
+    /// Tells this tenant from the next.
+    pub generation: Generation,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Who is served.
+    pub dialect: DialectId,
+    /// What its frames look like.
+    pub encoding: Encoding,
+    /// What was agreed on compression.
+    pub deflate: Option<DeflateParams>,
+    /// Submissions whose last completion is not in.
+    pub in_flight: u8,
+    /// The multishot poll is armed.
+    pub polling: bool,
+    /// A receive is in flight.
+    pub receiving: bool,
+    /// More came while we did not read.
+    pub read_again: bool,
+    /// A send is in flight: never a second one.
+    pub sending: bool,
+    /// It is in the list of those with something to send.
+    pub ready: bool,
+    /// The send in flight did not complete by itself.
+    pub slow: bool,
+    /// Nothing is read until what it is owed shrinks.
+    pub paused: bool,
+    /// The peer has shut its side while our last words were leaving.
+    pub ended: bool,
+    /// The dialect's memory.
+    pub session: Session,
+    /// Index of the `[[listen]]` block.
+    pub listener: u16,
+    /// End of the present phase: handshake, heartbeat or close.
+    pub deadline: Tick,
+    /// End of patience with a slow consumer.
+    pub slow_deadline: Tick,
+    /// Where its live entry in the wheel is.
+    pub timer: Tick,
+    /// Messages it may still send now, in thousandths.
+    pub allowance_milli: u32,
+    /// When that was reckoned, ms of the monotonic clock (wraps).
+    pub allowance_at_ms: u32,
+    /// What it is owed.
+    pub egress: Egress,
+    /// Reads its frames.
+    pub decoder: Decoder,
+    /// What it takes part in, or waits for.
+    pub subscriptions: Vec<InterestId>,
+    /// Bytes and commands we can't go on with yet.
+    pub held: Option<Box<Held>>,
+}
+
+impl Connection {
+    /// An empty slot.
+    pub fn free(generation: Generation) -> Connection {
+        Connection {
+            generation,
+            phase: Phase::Free,
+            dialect: DialectId::Gpush,
+            encoding: Encoding(0),
+            deflate: None,
+            in_flight: 0,
+            polling: false,
+            receiving: false,
+            read_again: false,
+            sending: false,
+            ready: false,
+            slow: false,
+            paused: false,
+            ended: false,
+            session: Session::default(),
+            listener: 0,
+            deadline: Tick::NEVER,
+            slow_deadline: Tick::NEVER,
+            timer: Tick::NEVER,
+            allowance_milli: 0,
+            allowance_at_ms: 0,
+            egress: Egress::default(),
+            decoder: Decoder::new(false),
+            subscriptions: Vec::new(),
+            held: None,
+        }
+    }
+
+    /// Takes one message out of its allowance of `per_s` a second with `burst` saved up; `false`: it has none left.
+    pub fn allow_message(&mut self, now_ms: u32, per_s: u32, burst: u32) -> bool {
+        let passed_ms = now_ms.wrapping_sub(self.allowance_at_ms);
+        let earned_milli = u64::from(passed_ms) * u64::from(per_s);
+        let full_milli = u64::from(burst) * 1000;
+        self.allowance_milli = (u64::from(self.allowance_milli) + earned_milli).min(full_milli) as u32;
+        self.allowance_at_ms = now_ms;
+        match self.allowance_milli.checked_sub(1000) {
+            Some(left) => {
+                self.allowance_milli = left;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// What we can't go on with yet.
+    pub fn held(&mut self) -> &mut Held {
+        self.held.get_or_insert_with(Box::default)
+    }
+
+    /// Whether a subscription's ack is awaited, and the rest with it.
+    pub fn awaits_ack(&self) -> bool {
+        self.held.as_ref().is_some_and(|h| h.awaits_ack)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_may_send_its_burst_and_then_its_rate() {
+        let mut c = Connection::free(Generation(0));
+        c.allowance_milli = 3000;
+        assert_eq!((0..5).filter(|_| c.allow_message(0, 2, 3)).count(), 3);
+        assert!(!c.allow_message(499, 2, 3) && c.allow_message(500, 2, 3));
+        assert_eq!((0..9).filter(|_| c.allow_message(1_000_000, 2, 3)).count(), 3);
+    }
+
+    #[test]
+    fn an_idle_connection_costs_little_memory() {
+        assert!(size_of::<Connection>() <= 168, "{}", size_of::<Connection>());
+    }
+}

@@ -1,0 +1,136 @@
+//! A shard's bounds and pace: the part of the configuration it needs, in its own units.
+
+use crate::config::{Config, SlowPolicy};
+use crate::dialect::DialectId;
+
+/// Bounds and pace of one shard; every field is a setting of the same name unless it says otherwise.
+#[derive(Clone, Debug)]
+pub struct ShardSettings {
+    /// Places in the ring's file table.
+    pub slots: usize,
+    /// Least time between two flush rounds.
+    pub tick_interval_us: u64,
+    /// Most bytes of one send: half of SO_SNDBUF, so that a send to a reading client completes at once.
+    pub send_bytes_max: usize,
+    /// Largest message from a client.
+    pub message_bytes_max: usize,
+    /// Topics one connection may hold.
+    pub topics_per_connection_max: usize,
+    /// Request head of a handshake.
+    pub handshake_bytes_max: usize,
+    /// From accept to the end of the request head.
+    pub handshake_deadline_ms: u64,
+    /// From our close frame to the cut.
+    pub close_deadline_ms: u64,
+    /// Messages a client may send a second, on average.
+    pub client_messages_per_s_max: u32,
+    /// Messages it may have saved up.
+    pub client_messages_burst_max: u32,
+    /// Replies owed to one client above which it is not read from.
+    pub reply_bytes_max: usize,
+    /// Bytes one subscriber may be behind.
+    pub pending_bytes_max: usize,
+    /// What happens there.
+    pub policy: SlowPolicy,
+    /// Longest time without progress.
+    pub slow_deadline_ms: u64,
+    /// This shard's part of `slow.owed_bytes_max`.
+    pub owed_bytes_max: usize,
+    /// permessage-deflate may be negotiated.
+    pub deflate: bool,
+    /// zlib level of replies compressed for one connection.
+    pub deflate_level: u32,
+    /// Heartbeat of gpush clients.
+    pub gpush_heartbeat_timeout_ms: u64,
+    /// How long an interest is kept after its last subscriber.
+    pub interest_linger_ms: u64,
+    /// What is served where.
+    pub routes: Vec<Route>,
+}
+
+/// A path of a listener and the family of clients it serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Index of the `[[listen]]` block.
+    pub listener: u16,
+    /// Exact path.
+    pub path: String,
+    /// Who is served there.
+    pub dialect: DialectId,
+}
+
+/// Largest message on `/echo`: what Autobahn's limit cases send.
+const ECHO_MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+impl ShardSettings {
+    /// The settings of each of `shards` shards with `slots` places.
+    pub fn new(config: &Config, shards: usize, slots: usize) -> ShardSettings {
+        let mut routes = Vec::new();
+        for (listener, listen) in config.listen.iter().enumerate() {
+            let listener = listener as u16;
+            let mut route = |path: &str, dialect| {
+                if !path.is_empty() {
+                    routes.push(Route { listener, path: path.to_owned(), dialect });
+                }
+            };
+            route(&listen.gpush_path, DialectId::Gpush);
+            if config.dev {
+                route("/echo", DialectId::Echo);
+            }
+        }
+        ShardSettings {
+            slots,
+            tick_interval_us: config.shards.tick_interval_us,
+            send_bytes_max: (config.shards.socket_send_buffer_bytes / 2).max(4096),
+            message_bytes_max: config.limits.message_bytes_max,
+            topics_per_connection_max: config.limits.topics_per_connection_max,
+            handshake_bytes_max: config.limits.handshake_bytes_max,
+            handshake_deadline_ms: config.limits.handshake_deadline_ms,
+            close_deadline_ms: config.limits.close_deadline_ms,
+            client_messages_per_s_max: config.limits.client_messages_per_s_max,
+            client_messages_burst_max: config.limits.client_messages_burst_max,
+            reply_bytes_max: config.limits.reply_bytes_max,
+            pending_bytes_max: config.slow.pending_bytes_max,
+            policy: config.slow.policy,
+            slow_deadline_ms: config.slow.slow_deadline_ms,
+            owed_bytes_max: config.slow.owed_bytes_max / shards.max(1),
+            deflate: config.websocket.deflate,
+            deflate_level: config.websocket.deflate_level,
+            gpush_heartbeat_timeout_ms: config.gpush.heartbeat_timeout_ms,
+            interest_linger_ms: 1000,
+            routes,
+        }
+    }
+
+    /// Whose path this is.
+    pub fn route(&self, listener: u16, path: &str) -> Option<DialectId> {
+        self.routes.iter().find(|r| r.listener == listener && r.path == path).map(|r| r.dialect)
+    }
+
+    /// Whether a subscriber at its bound loses messages (`true`) or its connection.
+    pub fn drops(&self, dialect: DialectId) -> bool {
+        match self.policy {
+            SlowPolicy::Drop => true,
+            SlowPolicy::Disconnect => false,
+            SlowPolicy::Dialect => dialect == DialectId::Gpush,
+        }
+    }
+
+    /// Largest message of a client of this dialect.
+    pub fn message_bytes_max(&self, dialect: DialectId) -> usize {
+        if dialect == DialectId::Echo { ECHO_MESSAGE_BYTES_MAX } else { self.message_bytes_max }
+    }
+
+    /// Whether the dialect's clients are held to the message rate; conformance suites are not.
+    pub fn is_rated(&self, dialect: DialectId) -> bool {
+        dialect != DialectId::Echo
+    }
+
+    /// How long a client of this dialect may be silent; `None`: nobody watches.
+    pub fn heartbeat_timeout_ms(&self, dialect: DialectId) -> Option<u64> {
+        match dialect {
+            DialectId::Gpush => Some(self.gpush_heartbeat_timeout_ms),
+            DialectId::Echo => None,
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! What clients send: the handshake, frames, and the commands in them.
+
+use super::Reactor;
+use super::life::Cause;
+use crate::dialect::{Command, Dialect, SubscribeError, TOPIC_BYTES_MAX};
+use crate::ids::{Epoch, InterestId, Offset, Slot};
+use crate::queue::InterestKey;
+use crate::shard::connection::Phase;
+use crate::shard::interests::{Joined, Waiter};
+use crate::socket::{BufferId, Defect, Kind, Ring, Token};
+use crate::websocket::decoder::{DecoderLimits, Event};
+use crate::websocket::deflate::Deflater;
+use crate::websocket::frame::{self, Opcode};
+use crate::websocket::handshake::{self, Rejection};
+use crate::websocket::{MessageKind, ViolationKind};
+use std::sync::Arc;
+
+impl<R: Ring> Reactor<R> {
+    /// The poll says that there is something to read, or that it ended.
+    pub(super) fn polled(&mut self, slot: Slot, result: i32, more: bool) {
+        let connection = &mut self.connections[slot.0 as usize];
+        if !more {
+            connection.polling = false;
+        }
+        if matches!(connection.phase, Phase::Free | Phase::Cut) {
+            return;
+        }
+        if !more {
+            // A multishot lasts until a completion without MORE; then it must be armed again.
+            self.arm_poll(slot);
+        }
+        if result >= 0 {
+            self.want_read(slot);
+        }
+    }
+
+    /// Reads once more, now or when we can go on with it.
+    pub(super) fn want_read(&mut self, slot: Slot) {
+        let connection = &mut self.connections[slot.0 as usize];
+        let waits = connection.receiving || connection.paused || connection.awaits_ack();
+        match connection.phase {
+            Phase::Free | Phase::Cut => return,
+            Phase::Joining => return connection.read_again = true,
+            _ if waits => return connection.read_again = true,
+            _ => {}
+        }
+        connection.read_again = false;
+        connection.receiving = true;
+        connection.in_flight += 1;
+        self.ring.recv(Token::new(Kind::Recv, connection.generation, slot));
+    }
+
+    pub(super) fn received(&mut self, slot: Slot, result: i32, buffer: Option<BufferId>, nonempty: bool) {
+        let connection = &mut self.connections[slot.0 as usize];
+        connection.receiving = false;
+        let again = std::mem::take(&mut connection.read_again) || nonempty;
+        let mut incoming = std::mem::take(&mut self.incoming);
+        incoming.clear();
+        if let Some(buffer) = buffer {
+            // Copied out and given back at once: the pool serves all connections, and a turn may take long.
+            incoming.extend_from_slice(self.ring.received(&buffer, result.max(0) as usize));
+            self.ring.give_back(buffer);
+        }
+        match result {
+            0 => self.peer_ended(slot),
+            1.. => {
+                self.metrics.bytes_received.add(result as u64);
+                match self.connections[slot.0 as usize].phase {
+                    Phase::Handshake => self.handshake(slot, &incoming),
+                    Phase::Open => self.input(slot, &incoming),
+                    Phase::Joining => self.connections[slot.0 as usize].held().input.extend_from_slice(&incoming),
+                    Phase::Free | Phase::Flushing | Phase::Lingering | Phase::Cut => {}
+                }
+                // The poll reports new arrivals only: what is there already must be asked for.
+                if again {
+                    self.want_read(slot);
+                }
+            }
+            _ if result == -libc::ENOBUFS => {
+                self.metrics.no_buffers.add(1);
+                if !self.ring.planted(Defect::NoBuffersNotRearmed) {
+                    let generation = self.connections[slot.0 as usize].generation;
+                    self.starved.push(Token::new(Kind::Recv, generation, slot));
+                }
+            }
+            _ if result == -libc::EAGAIN => {
+                if again {
+                    self.want_read(slot);
+                }
+            }
+            _ => self.cut_by_peer(slot),
+        }
+        self.incoming = incoming;
+    }
+
+    /// Repeats the receives that found no buffer: those of this turn have been given back by now.
+    pub(super) fn feed_starved(&mut self) {
+        for token in std::mem::take(&mut self.starved) {
+            if self.connections[token.slot().0 as usize].generation == token.generation() {
+                self.want_read(token.slot());
+            }
+        }
+    }
+
+    fn peer_ended(&mut self, slot: Slot) {
+        let connection = &mut self.connections[slot.0 as usize];
+        if connection.phase == Phase::Flushing {
+            // It has said all it wants to; our last words are still on their way.
+            connection.ended = true;
+        } else {
+            self.cut_by_peer(slot);
+        }
+    }
+
+    fn cut_by_peer(&mut self, slot: Slot) {
+        if matches!(self.connections[slot.0 as usize].phase, Phase::Handshake | Phase::Joining) {
+            self.metrics.handshakes_abandoned.add(1);
+        }
+        self.cut(slot, Cause::ByPeer);
+    }
+
+    fn handshake(&mut self, slot: Slot, incoming: &[u8]) {
+        let index = slot.0 as usize;
+        let held = self.connections[index].held.take();
+        let all = match held {
+            Some(mut held) => {
+                held.input.extend_from_slice(incoming);
+                std::borrow::Cow::Owned(held.input)
+            }
+            None => std::borrow::Cow::Borrowed(incoming),
+        };
+        match self.negotiate(slot, &all) {
+            Ok(Some(used)) => {
+                if used < all.len() {
+                    self.connections[index].held().input.extend_from_slice(&all[used..]);
+                }
+                self.join_everyone(slot);
+            }
+            Ok(None) => self.connections[index].held().input = all.into_owned(),
+            Err(rejection) => {
+                self.metrics.handshakes_rejected.add(1);
+                self.reply.clear();
+                rejection.write(&mut self.reply);
+                self.connections[index].egress.reply(&self.reply, &mut self.spares);
+                self.say_last_words(slot);
+            }
+        }
+    }
+
+    /// Reads the request head; on success the answer and the greeting are owed, and the head's length is returned.
+    fn negotiate(&mut self, slot: Slot, bytes: &[u8]) -> Result<Option<usize>, Rejection> {
+        let Some((head, used)) = handshake::parse_head(bytes, self.settings.handshake_bytes_max)? else {
+            return Ok(None);
+        };
+        let connection = &mut self.connections[slot.0 as usize];
+        let Some(id) = self.settings.route(connection.listener, head.path) else {
+            return Err(Rejection::new(404, "no WebSocket is served at this path\n"));
+        };
+        let upgrade = handshake::upgrade(&head)?;
+        let dialect = id.get();
+        let agreed = dialect.negotiate(&head).map_err(|(status, body)| Rejection::new(status, body))?;
+        let deflate = if self.settings.deflate { upgrade.deflate_offer } else { None };
+        connection.dialect = id;
+        connection.deflate = deflate;
+        connection.encoding = match deflate {
+            // Frames are shared by all, so a client that asked for a smaller window gets them as they are.
+            Some(params) if params.shares_frames() => agreed.deflated,
+            _ => agreed.plain,
+        };
+        connection.decoder = crate::websocket::decoder::Decoder::new(deflate.is_some());
+        self.reply.clear();
+        handshake::write_101(&mut self.reply, &upgrade, agreed.subprotocol, deflate.is_some());
+        dialect.greeting(&mut self.reply);
+        connection.egress.reply(&self.reply, &mut self.spares);
+        Ok(Some(used))
+    }
+
+    /// Everyone takes part in what goes to everyone. The 101 leaves when that is sure: who has the greeting misses nothing after it.
+    fn join_everyone(&mut self, slot: Slot) {
+        let index = slot.0 as usize;
+        let connection = &mut self.connections[index];
+        connection.phase = Phase::Joining;
+        if !connection.dialect.get().takes_publications() {
+            return self.open(slot);
+        }
+        let encoding = connection.encoding;
+        let id = self.interests.find_or_add(InterestKey::Broadcast(encoding));
+        let connection = &mut self.connections[index];
+        connection.subscriptions.push(id);
+        let waiter = Waiter { slot, generation: connection.generation, request: 0 };
+        if let Joined::From(..) = self.interests.join(id, waiter) {
+            self.open(slot);
+        }
+    }
+
+    fn open(&mut self, slot: Slot) {
+        self.metrics.handshakes_ok.add(1);
+        let connection = &mut self.connections[slot.0 as usize];
+        connection.phase = Phase::Open;
+        let timeout = self.settings.heartbeat_timeout_ms(connection.dialect);
+        connection.deadline = timeout.map_or(crate::shard::wheel::Tick::NEVER, |ms| self.wheel.after(self.now, ms));
+        self.schedule(slot);
+        self.make_ready(slot);
+        self.resume(slot);
+    }
+
+    /// An ack has come for a connection that waited.
+    pub(super) fn acknowledged(&mut self, id: InterestId, waiter: Waiter, epoch: Epoch, offset: Offset) {
+        let slot = waiter.slot;
+        let connection = &mut self.connections[slot.0 as usize];
+        assert!(connection.generation == waiter.generation, "who leaves waits for nothing");
+        if connection.phase == Phase::Joining {
+            return self.open(slot);
+        }
+        let InterestKey::Topic(topic, _) = self.interests.get(id).key.clone() else { return };
+        self.answer_subscribe(slot, waiter.request, &topic, Ok((epoch, offset)));
+        let connection = &mut self.connections[slot.0 as usize];
+        if let Some(held) = &mut connection.held {
+            held.awaits_ack = false;
+        }
+        self.resume(slot);
+    }
+
+    /// Goes on with what had to wait, and then with reading.
+    pub(super) fn resume(&mut self, slot: Slot) {
+        let index = slot.0 as usize;
+        while let Some(held) = &mut self.connections[index].held {
+            if held.awaits_ack {
+                return;
+            }
+            if let Some(command) = held.commands.pop_front() {
+                self.carry_out(slot, command);
+                continue;
+            }
+            let input = std::mem::take(&mut held.input);
+            if input.is_empty() || self.connections[index].phase != Phase::Open {
+                self.connections[index].held = None;
+                break;
+            }
+            if self.connections[index].paused {
+                self.connections[index].held().input = input;
+                return;
+            }
+            self.input(slot, &input);
+        }
+        if self.connections[index].read_again {
+            self.want_read(slot);
+        }
+    }
+
+    fn input(&mut self, slot: Slot, mut bytes: &[u8]) {
+        let index = slot.0 as usize;
+        let now_ms = self.now.as_ms() as u32;
+        while !bytes.is_empty() {
+            let connection = &mut self.connections[index];
+            if connection.phase != Phase::Open {
+                return;
+            }
+            if connection.paused || connection.awaits_ack() {
+                connection.held().input.extend_from_slice(bytes);
+                return;
+            }
+            let dialect = connection.dialect;
+            let limits = DecoderLimits { message_bytes_max: self.settings.message_bytes_max(dialect) };
+            let decoded = match connection.decoder.decode(bytes, &mut self.scratch, &limits) {
+                Ok(decoded) => decoded,
+                Err(violation) => {
+                    let cause = match violation.kind {
+                        ViolationKind::Protocol => Cause::Protocol,
+                        ViolationKind::Utf8 => Cause::Utf8,
+                        ViolationKind::TooBig => Cause::TooBig,
+                    };
+                    return self.close(slot, cause, violation.code, violation.reason, false);
+                }
+            };
+            bytes = &bytes[decoded.consumed..];
+            let Some(event) = decoded.event else { continue };
+            let (per_s, burst) = (self.settings.client_messages_per_s_max, self.settings.client_messages_burst_max);
+            if self.settings.is_rated(dialect) && !connection.allow_message(now_ms, per_s, burst) {
+                return self.close(slot, Cause::Flood, 1008, "too many messages", false);
+            }
+            match event {
+                Event::Message(kind) => self.message(slot, dialect.get(), kind),
+                Event::Ping => {
+                    self.reply.clear();
+                    frame::write_frame(&mut self.reply, Opcode::Pong, self.scratch.payload());
+                    self.owe_reply(slot);
+                }
+                Event::Pong => {}
+                Event::Close { code } => return self.peer_closes(slot, code),
+            }
+        }
+    }
+
+    fn message(&mut self, slot: Slot, dialect: &dyn Dialect, kind: MessageKind) {
+        self.metrics.messages_received.add(1);
+        let mut commands = std::mem::take(&mut self.commands);
+        let connection = &mut self.connections[slot.0 as usize];
+        dialect.parse(&mut connection.session, kind, self.scratch.payload(), &mut commands);
+        for command in commands.drain(..) {
+            let connection = &mut self.connections[slot.0 as usize];
+            match connection.phase {
+                Phase::Open if connection.awaits_ack() => connection.held().commands.push_back(command),
+                Phase::Open => self.carry_out(slot, command),
+                _ => {}
+            }
+        }
+        self.commands = commands;
+    }
+
+    fn carry_out(&mut self, slot: Slot, command: Command) {
+        match command {
+            Command::Subscribe { topic, request } => self.subscribe(slot, topic, request),
+            Command::Unsubscribe { topic, request } => self.unsubscribe(slot, &topic, request),
+            Command::Reply(bytes) => {
+                self.reply.clear();
+                self.reply.extend_from_slice(&bytes);
+                self.owe_reply(slot);
+            }
+            Command::Echo { kind, payload } => self.echo(slot, kind, &payload),
+            Command::Heartbeat => {
+                let connection = &mut self.connections[slot.0 as usize];
+                if let Some(ms) = self.settings.heartbeat_timeout_ms(connection.dialect) {
+                    connection.deadline = self.wheel.after(self.now, ms);
+                }
+            }
+            Command::Close { code, reason } => self.close(slot, Cause::Dialect, code, reason, false),
+        }
+    }
+
+    fn subscribe(&mut self, slot: Slot, topic: Box<str>, request: u32) {
+        let connection = &mut self.connections[slot.0 as usize];
+        let dialect = connection.dialect.get();
+        if topic.len() > TOPIC_BYTES_MAX {
+            return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::NameTooLong));
+        }
+        if topic.is_empty() {
+            // What goes to the empty topic goes to everyone, and this connection is one of them already.
+            let position = connection.subscriptions.first().map(|id| self.interests.get(*id));
+            let position = position.map_or((Epoch(0), Offset(0)), |everyone| (everyone.epoch, everyone.last));
+            return self.answer_subscribe(slot, request, &topic, Ok(position));
+        }
+        let key = InterestKey::Topic(Arc::from(&*topic), connection.encoding);
+        // The first subscription is everyone's; it is not the client's doing and does not count.
+        let held = connection.subscriptions.len().saturating_sub(1);
+        if let Some(id) = self.interests.find(&topic, connection.encoding)
+            && connection.subscriptions.contains(&id)
+        {
+            if !dialect.subscribes_twice() {
+                return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::AlreadySubscribed));
+            }
+            let interest = self.interests.get(id);
+            let position = (interest.epoch, interest.last);
+            return self.answer_subscribe(slot, request, &topic, Ok(position));
+        }
+        if held >= self.settings.topics_per_connection_max {
+            self.metrics.topics_refused.add(1);
+            return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::TooManyTopics));
+        }
+        let id = self.interests.find_or_add(key);
+        let connection = &mut self.connections[slot.0 as usize];
+        connection.subscriptions.push(id);
+        let waiter = Waiter { slot, generation: connection.generation, request };
+        match self.interests.join(id, waiter) {
+            Joined::From(epoch, offset) => self.answer_subscribe(slot, request, &topic, Ok((epoch, offset))),
+            Joined::Waiting if dialect.answers_in_order() => {
+                self.connections[slot.0 as usize].held().awaits_ack = true;
+            }
+            Joined::Waiting => {}
+        }
+    }
+
+    fn answer_subscribe(
+        &mut self,
+        slot: Slot,
+        request: u32,
+        topic: &str,
+        result: Result<(Epoch, Offset), SubscribeError>,
+    ) {
+        self.reply.clear();
+        self.connections[slot.0 as usize].dialect.get().subscribed(request, topic, result, &mut self.reply);
+        self.owe_reply(slot);
+    }
+
+    fn unsubscribe(&mut self, slot: Slot, topic: &str, request: u32) {
+        let connection = &mut self.connections[slot.0 as usize];
+        let dialect = connection.dialect.get();
+        if let Some(id) = self.interests.find(topic, connection.encoding)
+            && let Some(at) = connection.subscriptions.iter().position(|s| *s == id)
+        {
+            connection.subscriptions.swap_remove(at);
+            self.leave(slot, id);
+        }
+        self.reply.clear();
+        dialect.unsubscribed(request, topic, &mut self.reply);
+        self.owe_reply(slot);
+    }
+
+    fn echo(&mut self, slot: Slot, kind: MessageKind, payload: &[u8]) {
+        self.reply.clear();
+        let opcode = kind.opcode();
+        match self.connections[slot.0 as usize].deflate {
+            Some(params) if params.compresses(payload.len()) => self
+                .deflater
+                .get_or_insert_with(|| Deflater::new(self.settings.deflate_level))
+                .write_frame(&mut self.reply, opcode, payload),
+            _ => frame::write_frame(&mut self.reply, opcode, payload),
+        }
+        self.owe_reply(slot);
+    }
+
+    /// Owes `self.reply`. Above the bound of replies the client is not read from until it has read some.
+    fn owe_reply(&mut self, slot: Slot) {
+        let connection = &mut self.connections[slot.0 as usize];
+        if !self.reply.is_empty() {
+            connection.egress.reply(&self.reply, &mut self.spares);
+        }
+        if !connection.paused && connection.egress.reply_bytes() > self.settings.reply_bytes_max {
+            connection.paused = true;
+            self.metrics.reads_paused.add(1);
+        }
+        self.make_ready(slot);
+    }
+
+    /// The peer's close frame: it gets its code back (RFC 6455 §5.5.1), then our side is shut.
+    fn peer_closes(&mut self, slot: Slot, code: Option<u16>) {
+        self.close_with(slot, Cause::ByPeer, code, "", false);
+    }
+}

@@ -1,0 +1,289 @@
+//! The flush: one send in flight per connection, dirty connections in slot order, 256 entries per enter.
+//!
+//! ```text
+//! batches of the tick ─seal─► targets (slot, batch), sorted by slot
+//!                               │ 256 at a time
+//!   idle subscriber: a range of the shared batch goes straight to the ring
+//!   busy or owed more: its egress, within its bound; at the bound the policy acts
+//! ```
+//!
+//! A round takes as long as it takes; what arrives meanwhile joins the next. Between two chunks the inbox and all completions
+//! are looked at, so that a round over many connections does not hold up commands and closes.
+
+use super::life::Cause;
+use super::{Reactor, Slow};
+use crate::clock::Time;
+use crate::frame::{Outgoing, Piece};
+use crate::ids::{InterestId, Slot};
+use crate::shard::connection::Phase;
+use crate::shard::interests::Sealed;
+use crate::socket::{Defect, Kind, Ring, Token};
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// Sends submitted per enter: the cheapest size measured, and it bounds the time in the kernel to about a millisecond.
+const SENDS_PER_ENTER: usize = 256;
+
+/// A flush round under way.
+#[derive(Default)]
+pub(super) struct Round {
+    sealed: Vec<Sealed>,
+    /// `slot << 32 | index into sealed`, ascending.
+    targets: Vec<u64>,
+    cursor: usize,
+    /// Subscriptions ended since the targets were listed.
+    cancelled: HashSet<(InterestId, Slot)>,
+    started: Time,
+    oldest: Time,
+}
+
+impl Round {
+    pub(super) fn is_active(&self) -> bool {
+        self.cursor < self.targets.len()
+    }
+
+    /// This subscription has ended: what is left of the round is not its.
+    pub(super) fn cancel(&mut self, id: InterestId, slot: Slot) {
+        if self.is_active() {
+            self.cancelled.insert((id, slot));
+        }
+    }
+
+    /// The piece of `sealed[index]` that is `slot`'s, if any.
+    fn piece(&self, slot: Slot, index: usize) -> Option<Piece> {
+        let sealed = &self.sealed[index];
+        if !self.cancelled.is_empty() && self.cancelled.contains(&(sealed.interest, slot)) {
+            return None;
+        }
+        let batch = &sealed.batch;
+        let start = match sealed.fresh.iter().find(|(s, _)| *s == slot) {
+            Some((_, from)) => batch.start_after(batch.marks().partition_point(|m| m.offset <= *from)),
+            None => 0,
+        };
+        (start < batch.len()).then(|| Piece { batch: batch.clone(), start, end: batch.len() })
+    }
+}
+
+impl<R: Ring> Reactor<R> {
+    /// Submits up to 256 sends: answers and what is left over first, then the round's.
+    pub(super) fn flush(&mut self) {
+        if !self.round.is_active() && self.interests.has_news() && self.now >= self.next_flush {
+            self.seal();
+        }
+        let mut room = SENDS_PER_ENTER;
+        while room > 0
+            && let Some(slot) = self.ready.pop_front()
+        {
+            self.connections[slot.0 as usize].ready = false;
+            room -= usize::from(self.send_next(slot));
+        }
+        if !self.round.is_active() {
+            return;
+        }
+        while room > 0 && self.round.is_active() {
+            room -= self.deliver_next();
+        }
+        if !self.round.is_active() {
+            self.end_round();
+        }
+    }
+
+    fn seal(&mut self) {
+        let round = &mut self.round;
+        let targets = &mut round.targets;
+        self.interests.seal(&mut self.pool, &mut round.sealed, |index, slot| {
+            targets.push(u64::from(slot.0) << 32 | u64::from(index));
+        });
+        if round.sealed.len() > 1 {
+            targets.sort_unstable();
+        }
+        round.started = self.now;
+        round.oldest = round.sealed.iter().map(|s| s.batch.oldest).min().unwrap_or(self.now);
+        self.next_flush = self.now + Duration::from_micros(self.settings.tick_interval_us);
+        self.metrics.flush_rounds.add(1);
+    }
+
+    fn end_round(&mut self) {
+        self.metrics.flush_round.record_ns(self.ring.now().since_ns(self.round.started));
+        self.round.targets.clear();
+        self.round.cursor = 0;
+        self.round.cancelled.clear();
+        for sealed in self.round.sealed.drain(..) {
+            self.pool.release(sealed.batch);
+        }
+        self.bound_owed_memory();
+    }
+
+    /// Hands the next subscriber all it is owed of this round; returns how many sends that took: 0 or 1.
+    fn deliver_next(&mut self) -> usize {
+        let slot = Slot((self.round.targets[self.round.cursor] >> 32) as u32);
+        let index = slot.0 as usize;
+        let mut sends = 0;
+        loop {
+            let target = self.round.targets[self.round.cursor];
+            self.round.cursor += 1;
+            let is_last = self.round.targets.get(self.round.cursor).is_none_or(|t| t >> 32 != target >> 32);
+            if let Some(piece) = self.round.piece(slot, target as u32 as usize) {
+                let connection = &mut self.connections[index];
+                let is_idle = !connection.sending && connection.egress.is_empty();
+                if is_last && is_idle && piece.len() as usize <= self.settings.send_bytes_max {
+                    let messages = if piece.start == 0 { piece.batch.messages() } else { piece.messages() };
+                    self.submit(slot, Outgoing::Shared(piece), messages);
+                    sends += 1;
+                } else {
+                    self.offer(slot, piece);
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        if sends == 0 && !self.connections[index].ready {
+            sends += usize::from(self.send_next(slot));
+        }
+        sends
+    }
+
+    /// Appends a piece to what a busy connection is owed; at its bound the policy acts.
+    fn offer(&mut self, slot: Slot, piece: Piece) {
+        let connection = &mut self.connections[slot.0 as usize];
+        if connection.phase != Phase::Open {
+            return self.pool.release(piece.batch);
+        }
+        let bound = self.settings.pending_bytes_max;
+        let Err(piece) = connection.egress.push(piece, bound, &mut self.spares) else { return };
+        if self.settings.drops(connection.dialect) {
+            let dropped = connection.egress.push_what_fits(piece, bound, &mut self.spares, &mut self.pool);
+            self.metrics.drops_pending_full.add(dropped as u64);
+        } else {
+            let messages = piece.messages();
+            self.pool.release(piece.batch);
+            self.metrics.drops_disconnected.add(messages as u64);
+            self.close(slot, Cause::SlowPending, 1013, "slow consumer", false);
+        }
+    }
+
+    /// Puts it among those that have something to send.
+    pub(super) fn make_ready(&mut self, slot: Slot) {
+        let connection = &mut self.connections[slot.0 as usize];
+        let has_word = !connection.egress.is_empty() || connection.phase == Phase::Flushing;
+        if !connection.ready && !connection.sending && has_word && connection.phase != Phase::Joining {
+            connection.ready = true;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Sends what is owed next, unless a send is in flight; `true`: one was submitted.
+    fn send_next(&mut self, slot: Slot) -> bool {
+        let connection = &mut self.connections[slot.0 as usize];
+        let busy = connection.sending && !self.ring.planted(Defect::TwoSendsInFlight);
+        if busy || !matches!(connection.phase, Phase::Handshake | Phase::Open | Phase::Flushing) {
+            return false;
+        }
+        let bound = self.settings.send_bytes_max;
+        match connection.egress.next_send(bound, &mut self.spares, &mut self.pool) {
+            Some((outgoing, messages)) => {
+                self.submit(slot, outgoing, messages);
+                true
+            }
+            None => {
+                if connection.phase == Phase::Flushing {
+                    self.linger(slot);
+                }
+                false
+            }
+        }
+    }
+
+    fn submit(&mut self, slot: Slot, outgoing: Outgoing, messages: usize) {
+        let sequence = match &outgoing {
+            Outgoing::Shared(piece) => piece.batch.sequence,
+            Outgoing::Pieces(pieces) => pieces[0].batch.sequence,
+            Outgoing::Private(_) => u64::MAX,
+        };
+        let connection = &mut self.connections[slot.0 as usize];
+        connection.sending = true;
+        connection.in_flight += 1;
+        self.unsettled.push((slot, sequence));
+        self.metrics.deliveries.add(messages as u64);
+        self.ring.send(Token::new(Kind::Send, connection.generation, slot), outgoing);
+    }
+
+    /// A send has completed: whole, or the connection is broken.
+    pub(super) fn sent(&mut self, slot: Slot, result: i32, returned: Outgoing) {
+        let whole = usize::try_from(result).is_ok_and(|n| n == returned.len());
+        self.recycle(returned);
+        self.metrics.sends.add(1);
+        self.metrics.bytes_sent.add(result.max(0) as u64);
+        let connection = &mut self.connections[slot.0 as usize];
+        connection.sending = false;
+        if std::mem::take(&mut connection.slow) {
+            connection.slow_deadline = crate::shard::wheel::Tick::NEVER;
+            if self.slow.get(&slot).is_some_and(|s| !s.evicted) {
+                self.slow.remove(&slot);
+            }
+        }
+        if connection.phase == Phase::Cut {
+            return;
+        }
+        if !whole && !self.ring.planted(Defect::ShortSendIgnored) {
+            // Under WAITALL the kernel finishes short writes itself: a short result means that a frame is cut.
+            return self.cut(slot, Cause::SendFailed);
+        }
+        if connection.paused && connection.egress.reply_bytes() <= self.settings.reply_bytes_max / 2 {
+            connection.paused = false;
+            self.make_ready(slot);
+            return self.resume(slot);
+        }
+        self.make_ready(slot);
+    }
+
+    /// Looks at the sends of the last enter: what has not completed by itself waits for the peer. Exact, and free.
+    pub(super) fn settle(&mut self) {
+        if self.unsettled.is_empty() {
+            return;
+        }
+        let patience = self.wheel.after(self.now, self.settings.slow_deadline_ms);
+        let mut settled = 0;
+        for (slot, sequence) in std::mem::take(&mut self.unsettled) {
+            let connection = &mut self.connections[slot.0 as usize];
+            if !connection.sending {
+                settled += u64::from(sequence != u64::MAX);
+                continue;
+            }
+            if !connection.slow && !matches!(connection.phase, Phase::Free | Phase::Cut) {
+                connection.slow = true;
+                if connection.phase == Phase::Open {
+                    connection.slow_deadline = patience;
+                }
+                self.slow.insert(slot, Slow { sequence, evicted: false });
+                self.schedule(slot);
+            }
+        }
+        if settled > 0 && self.round.oldest != Time::default() {
+            self.metrics.publish_to_send.record_many_ns(self.now.since_ns(self.round.oldest), settled);
+        }
+    }
+
+    /// Above the bound on memory owed, the holders of the oldest buffer go. Their memory comes back with their completions, so
+    /// one buffer's holders at a time.
+    fn bound_owed_memory(&mut self) {
+        if self.pool.out_bytes() <= self.settings.owed_bytes_max || self.evictions_under_way > 0 {
+            return;
+        }
+        let oldest_of = |slot: &Slot, slow: &Slow| {
+            let waiting = self.connections[slot.0 as usize].egress.oldest_sequence();
+            waiting.map_or(slow.sequence, |s| s.min(slow.sequence))
+        };
+        let holders: Vec<(u64, Slot)> =
+            self.slow.iter().filter(|(_, s)| !s.evicted).map(|(slot, s)| (oldest_of(slot, s), *slot)).collect();
+        let Some(oldest) = holders.iter().map(|(sequence, _)| *sequence).min() else { return };
+        for (_, slot) in holders.into_iter().filter(|(sequence, _)| *sequence == oldest) {
+            if let Some(slow) = self.slow.get_mut(&slot) {
+                slow.evicted = true;
+                self.evictions_under_way += 1;
+            }
+            self.cut(slot, Cause::SlowOwed);
+        }
+    }
+}
