@@ -3,7 +3,7 @@
 //! A payload names itself (`@17;rrrrr`: number, then a letter repeated), so that a swap, a mixture of two messages or a
 //! message of another topic is seen in the bytes alone.
 
-use crate::ids::{Offset, ShardId};
+use crate::ids::{Epoch, Offset, ShardId};
 
 /// Topic 0 is the broadcast.
 pub const BROADCAST: usize = 0;
@@ -37,7 +37,7 @@ pub struct Tally {
 #[derive(Default)]
 pub struct Book {
     messages: Vec<Published>,
-    admitted: Vec<Vec<(u32, Offset)>>,
+    admitted: Vec<Vec<(u32, Epoch, Offset)>>,
     /// By shard.
     pub tallies: Vec<Tally>,
 }
@@ -65,17 +65,18 @@ impl Book {
     /// The gateway took it.
     ///
     /// # Panics
-    /// If it takes it twice, or with an offset that does not grow.
-    pub fn admit(&mut self, number: u32, offset: Offset) {
+    /// If it takes it twice, or with an offset that does not grow within its epoch.
+    pub fn admit(&mut self, number: u32, epoch: Epoch, offset: Offset) {
         let message = &mut self.messages[number as usize];
         let line = &mut self.admitted[message.topic];
-        if let Some((before, last)) = line.last() {
-            assert!(offset > *last, "message {number} has offset {offset}, {before} before it had {last}");
+        if let Some((before, last_epoch, last)) = line.last() {
+            let grows = epoch != *last_epoch || offset > *last;
+            assert!(grows, "message {number} has offset {offset}, {before} before it had {last}");
             assert!(number > *before, "message {number} was admitted after {before} of the same topic");
         }
         assert!(message.place.is_none(), "message {number} was admitted twice");
         message.place = Some(line.len() as u32);
-        line.push((number, offset));
+        line.push((number, epoch, offset));
     }
 
     /// How many messages of `topic` were admitted.
@@ -121,7 +122,7 @@ mod tests {
         let mut book = Book::new(2, 1);
         let (number, mut payload) = book.write(1, 20);
         assert!(book.read(&payload).unwrap_err().contains("never admitted"));
-        book.admit(number, Offset(1));
+        book.admit(number, Epoch(1), Offset(1));
         assert_eq!(book.read(&payload), Ok((1, 0)));
         payload[10] = b'z';
         assert!(book.read(&payload).unwrap_err().contains("other bytes"));
@@ -133,7 +134,7 @@ mod tests {
         let mut book = Book::new(2, 1);
         let (first, _) = book.write(1, 0);
         let (second, _) = book.write(1, 0);
-        book.admit(second, Offset(1));
-        book.admit(first, Offset(2));
+        book.admit(second, Epoch(1), Offset(1));
+        book.admit(first, Epoch(1), Offset(2));
     }
 }

@@ -1,7 +1,7 @@
 //! One simulated client: connects, asks, reads at its pace, misbehaves in its manner, leaves, comes again.
 
 use super::book::{BROADCAST, topic_name};
-use super::line::{Far, Line};
+use super::line::Line;
 use super::machine::{Machine, trace};
 use super::reader::{Heard, KEY, Question};
 use super::ring::SharedLine;
@@ -18,7 +18,7 @@ pub enum Pace {
     Slow,
     /// Fast, with long pauses.
     Stalling,
-    /// Not at all.
+    /// Not at all, once it has subscribed to a few topics.
     Never,
 }
 
@@ -81,6 +81,7 @@ pub struct Client {
     next_ping: Time,
     leaves_at: Time,
     stalls_until: Time,
+    reads_until: Time,
     /// Every connection is to end.
     pub goes_home: bool,
     /// The gateway closes everybody.
@@ -120,6 +121,7 @@ impl Client {
             next_ping: Time::NEVER,
             leaves_at: Time::NEVER,
             stalls_until: Time(0),
+            reads_until: Time::NEVER,
             goes_home: false,
             may_be_closed: false,
             machine,
@@ -129,7 +131,7 @@ impl Client {
     /// When it does its next thing.
     pub fn wakes_at(&self) -> Time {
         let act = if self.line.is_none() && self.goes_home { Time::NEVER } else { self.next_act };
-        let ping = if self.is_open { self.next_ping } else { Time::NEVER };
+        let ping = if self.is_open && self.leaving == Leaving::No { self.next_ping } else { Time::NEVER };
         act.min(self.next_write).min(self.next_read).min(ping)
     }
 
@@ -162,7 +164,9 @@ impl Client {
         self.leaving = Leaving::No;
         self.is_open = false;
         self.close_heard = false;
-        self.is_patient = m.chance(500);
+        self.is_patient = m.chance(500) && self.pace != Pace::Never;
+        self.reads_until = Time::NEVER;
+        self.stalls_until = Time(0);
         self.awaited = 0;
         self.wanted.fill(false);
         self.outbox.clear();
@@ -187,10 +191,11 @@ impl Client {
 
     /// Something came for it, or the end.
     pub fn has_news(&mut self) {
-        if self.next_read != Time::NEVER || self.pace == Pace::Never && !self.goes_home {
+        let now = self.machine.now();
+        let is_closed = self.line.as_ref().is_some_and(|line| line.borrow().near_closed);
+        if self.next_read != Time::NEVER || (self.is_deaf(now) && !is_closed) {
             return;
         }
-        let now = self.machine.now();
         let wait_us = match self.pace {
             Pace::Slow => self.machine.within(200..=50_000),
             _ => self.machine.within(1..=3_000),
@@ -237,7 +242,6 @@ impl Client {
     pub fn hang_up(&mut self) {
         if let Some(line) = self.line.take() {
             line.borrow_mut().reader.misses_nothing = false;
-            line.borrow_mut().reader.excused = true;
             line.borrow_mut().close_far();
         }
         self.retire();
@@ -284,6 +288,10 @@ impl Client {
         assert!(questions == 0 || !self.outbox.is_empty(), "client {}: {questions} questions are unanswered", self.index);
     }
 
+    fn is_deaf(&self, now: Time) -> bool {
+        self.pace == Pace::Never && now >= self.reads_until
+    }
+
     fn retire(&mut self) {
         self.line = None;
         self.is_open = false;
@@ -318,9 +326,13 @@ impl Client {
 
     fn read(&mut self, line: &SharedLine) {
         let most = if self.pace == Pace::Slow && !self.machine.calm.get() { self.machine.within(1..=300) } else { u64::MAX };
-        if self.pace != Pace::Never {
-            line.borrow_mut().take(most);
+        if self.is_deaf(self.machine.now()) {
+            if line.borrow().near_closed {
+                self.hang_up();
+            }
+            return;
         }
+        line.borrow_mut().take(most);
         loop {
             let heard = {
                 let mut line = line.borrow_mut();
@@ -344,6 +356,7 @@ impl Client {
             Heard::Welcome => {
                 self.is_open = true;
                 self.next_ping = now.plus_ms(PING_MS);
+                self.reads_until = now.plus_ms(self.machine.within(0..=1_500));
                 self.plan();
             }
             Heard::Answer(_) => {
@@ -359,7 +372,7 @@ impl Client {
             }
             Heard::Close(code) => {
                 self.close_heard = true;
-                if self.leaving == Leaving::Broke {
+                if self.leaving == Leaving::Broke && self.pace == Pace::Fast && !self.may_be_closed {
                     assert!(code == 1002, "client {}: a broken frame was answered with {code}", self.index);
                 }
                 if self.leaving != Leaving::Said && self.machine.chance(700) {
@@ -405,7 +418,11 @@ impl Client {
     }
 
     fn act(&mut self, line: &SharedLine, admitted_before: impl Fn(usize) -> u32) {
-        if !self.is_open || self.leaving != Leaving::No {
+        if self.leaving != Leaving::No {
+            // Who vanished leaves the gateway to find out by itself.
+            return if self.manner == Manner::Vanishes { self.retire() } else { self.hang_up() };
+        }
+        if !self.is_open {
             return;
         }
         if self.machine.now() >= self.leaves_at || (self.manner != Manner::Good && self.machine.chance(30)) {
@@ -421,9 +438,9 @@ impl Client {
         match self.machine.within(0..=9) {
             _ if self.manner == Manner::Floods => self.ping_control(line),
             0..=4 if !subscribed => self.ask(Question::Subscribe(topic), line, admitted_before(topic)),
-            5 if subscribed => self.ask(Question::Subscribe(topic), line, admitted_before(topic)),
-            0..=6 => self.ask(Question::Unsubscribe(topic), line, 0),
-            7 => self.ask(Question::Ping, line, 0),
+            0 => self.ask(Question::Subscribe(topic), line, admitted_before(topic)),
+            5..=6 => self.ask(Question::Unsubscribe(topic), line, 0),
+            1..=4 | 7 => self.ask(Question::Ping, line, 0),
             8 => self.ask(Question::Nonsense, line, 0),
             _ => self.ping_control(line),
         }
@@ -472,15 +489,13 @@ impl Client {
     /// Leaves, in its manner.
     fn part(&mut self, line: &SharedLine) {
         trace!(self.machine, "client {} leaves", self.index);
-        {
-            let reader = &mut line.borrow_mut().reader;
-            reader.misses_nothing = false;
-            reader.excused = true;
-        }
+        line.borrow_mut().reader.misses_nothing = false;
+        // However it goes, some day it gives up.
+        self.next_act = self.machine.now().plus_ms(self.machine.within(3_000..=6_000));
         match self.manner {
             Manner::Breaks => {
                 self.leaving = Leaving::Broke;
-                let broken: [&[u8]; 3] = [&[0x81, 0x02, b'h', b'i'], &[0x83, 0x80, 0, 0, 0, 0], &[0xc1, 0x80, 0, 0, 0, 0]];
+                let broken: [&[u8]; 3] = [&[0x81, 0x02, b'h', b'i'], &[0x83, 0x80, 0, 0, 0, 0], &[0xa1, 0x80, 0, 0, 0, 0]];
                 let bytes = self.machine.draw(|dice| dice.pick(&broken));
                 self.say(bytes);
             }
@@ -500,8 +515,6 @@ impl Client {
                 self.next_write = Time::NEVER;
                 self.next_read = Time::NEVER;
                 self.outbox.clear();
-                // Its place in the crowd is taken again after a while; the gateway has to notice by itself.
-                self.next_act = Time(self.machine.now().0 + self.machine.within(1..=3_000) * 1_000_000);
             }
             _ if self.machine.chance(600) => self.say_goodbye(line),
             _ => self.hang_up(),
@@ -511,7 +524,6 @@ impl Client {
     fn say_goodbye(&mut self, line: &SharedLine) {
         self.leaving = Leaving::Said;
         line.borrow_mut().reader.misses_nothing = false;
-        line.borrow_mut().reader.excused = true;
         let goodbye = frame(0x88, &1000u16.to_be_bytes(), &self.machine);
         self.say(&goodbye);
         if self.pace != Pace::Never {
@@ -519,10 +531,6 @@ impl Client {
         }
     }
 
-    /// Whether the gateway may find out that nobody is there.
-    pub fn is_lost(&self) -> bool {
-        self.line.as_ref().is_some_and(|line| line.borrow().far == Far::Open) && self.leaving == Leaving::Silent
-    }
 }
 
 /// A client's frame, masked (RFC 6455 §5.3). `first`: FIN and opcode.

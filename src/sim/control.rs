@@ -179,7 +179,8 @@ impl Control {
     /// Publishes one message on every topic: the last words of a run.
     pub fn publish_everywhere(&mut self) {
         let now = self.machine.now();
-        for topic in 0..self.machine.book.borrow().topics() {
+        let topics = self.machine.book.borrow().topics();
+        for topic in 0..topics {
             self.publish(now, topic);
         }
         self.turn(now);
@@ -281,7 +282,7 @@ impl Control {
 
     fn book_in(&mut self, number: u32, ack: Ack) {
         self.admitted += 1;
-        self.machine.book.borrow_mut().admit(number, ack.offset);
+        self.machine.book.borrow_mut().admit(number, ack.epoch, ack.offset);
     }
 
     fn reached_everyone(&self, topic: usize, ack: Ack) {

@@ -56,8 +56,8 @@ struct Asked {
 /// A subscription as the wire shows it.
 #[derive(Clone, Copy, Debug)]
 struct Window {
-    /// Messages from this place on are the client's for certain; `None`: not known before the first.
-    certain_from: Option<u32>,
+    /// Messages from this place on are the client's for certain.
+    certain_from: u32,
     /// Messages before this place can't be.
     possible_from: u32,
     /// The last one that came.
@@ -87,8 +87,6 @@ pub struct Reader {
     heard: VecDeque<(u64, Heard)>,
     /// The client reads all the time, so it may miss nothing.
     pub misses_nothing: bool,
-    /// It broke the protocol or said goodbye: what it asked before need not be answered.
-    pub excused: bool,
 }
 
 impl Reader {
@@ -107,7 +105,6 @@ impl Reader {
             highest: vec![None; topics],
             heard: VecDeque::new(),
             misses_nothing: false,
-            excused: false,
         }
     }
 
@@ -197,13 +194,9 @@ impl Reader {
     pub fn complete(&self, book: &Book) -> Result<(), String> {
         for (topic, window) in self.windows.iter().enumerate() {
             let Some(window) = window else { continue };
-            let next = window.last.map_or(window.certain_from, |last| Some(last + 1));
-            match next {
-                Some(next) if next < book.admitted(topic) => {
-                    return Err(format!("topic {topic} ended at {next}, {} were admitted", book.admitted(topic)));
-                }
-                None if book.admitted(topic) > 0 => return Err("no broadcast ever came".to_owned()),
-                _ => {}
+            let next = window.last.map_or(window.certain_from, |last| last + 1);
+            if next < book.admitted(topic) {
+                return Err(format!("topic {topic} ended at {next}, {} were admitted", book.admitted(topic)));
             }
         }
         Ok(())
@@ -286,7 +279,8 @@ impl Reader {
             }
             self.welcomed = true;
             self.heard.push_back((self.position, Heard::Welcome));
-            self.windows[BROADCAST] = Some(Window { certain_from: None, possible_from: self.broadcasts, last: None });
+            let certain_from = book.admitted(BROADCAST);
+            self.windows[BROADCAST] = Some(Window { certain_from, possible_from: self.broadcasts, last: None });
             return Ok(());
         }
         if payload.first() == Some(&b'@') {
@@ -310,7 +304,7 @@ impl Reader {
         }
         match asked.question {
             Question::Subscribe(topic) if self.windows[topic].is_none() => {
-                let certain_from = Some(book.admitted(topic));
+                let certain_from = book.admitted(topic);
                 self.windows[topic] = Some(Window { certain_from, possible_from: asked.admitted, last: None });
             }
             Question::Unsubscribe(topic) => self.close_window(topic, book),
@@ -331,7 +325,7 @@ impl Reader {
             return Err(format!("message {place} of topic {topic} after {highest}: twice, or out of order"));
         }
         let next = window.last.map(|last| last + 1);
-        let missed = place.saturating_sub(next.or(window.certain_from).unwrap_or(place));
+        let missed = place.saturating_sub(next.unwrap_or(window.certain_from));
         let missed_max = place.saturating_sub(next.unwrap_or(window.possible_from));
         window.last = Some(place);
         self.highest[topic] = Some(place);
@@ -360,7 +354,7 @@ pub const ANSWER_MS_MAX: u64 = 8000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Offset;
+    use crate::ids::{Epoch, Offset};
 
     fn text(payload: &[u8]) -> Vec<u8> {
         let mut frame = match payload.len() {
@@ -391,7 +385,7 @@ mod tests {
         (1..=count)
             .map(|n| {
                 let (number, payload) = book.write(1, 150);
-                book.admit(number, Offset(n));
+                book.admit(number, Epoch(1), Offset(n));
                 text(&payload)
             })
             .collect()

@@ -115,6 +115,18 @@ pub struct Reached {
     pub bells: u64,
 }
 
+impl Reached {
+    /// Adds what another reached.
+    pub fn add(&mut self, other: &Reached) {
+        self.blocked_sends += other.blocked_sends;
+        self.broken_sends += other.broken_sends;
+        self.no_buffers += other.no_buffers;
+        self.polls_ended += other.polls_ended;
+        self.slots_reused_early += other.slots_reused_early;
+        self.bells += other.bells;
+    }
+}
+
 /// A shard's kernel.
 pub struct SimRing {
     shard: ShardId,
