@@ -82,6 +82,8 @@ pub struct Client {
     leaves_at: Time,
     stalls_until: Time,
     reads_until: Time,
+    /// Its socket takes a good part of a burst at once; with less, reading fast is not enough to keep up.
+    has_room: bool,
     /// Every connection is to end.
     pub goes_home: bool,
     /// The gateway closes everybody.
@@ -95,6 +97,9 @@ pub enum Wish {
     /// Connect it.
     Connect,
 }
+
+/// Send buffer with which a client that reads keeps up.
+const ROOM_BYTES: usize = 2_000;
 
 /// A client pings at least this often: well below any heartbeat timeout of a run, and seldom enough not to wake what was lost.
 const PING_MS: u64 = 9000;
@@ -122,6 +127,7 @@ impl Client {
             leaves_at: Time::NEVER,
             stalls_until: Time(0),
             reads_until: Time::NEVER,
+            has_room: false,
             goes_home: false,
             may_be_closed: false,
             machine,
@@ -137,7 +143,10 @@ impl Client {
 
     /// Whether it does all that a client should, and reads.
     pub fn is_exemplary(&self) -> bool {
-        self.pace == Pace::Fast && matches!(self.manner, Manner::Good | Manner::Bytewise) && self.leaving == Leaving::No
+        self.pace == Pace::Fast
+            && self.has_room
+            && matches!(self.manner, Manner::Good | Manner::Bytewise)
+            && self.leaving == Leaving::No
     }
 
     /// It got a connection.
@@ -162,6 +171,7 @@ impl Client {
             _ => Manner::Floods,
         };
         self.leaving = Leaving::No;
+        self.has_room = line.borrow().send_buffer_bytes >= ROOM_BYTES;
         self.is_open = false;
         self.close_heard = false;
         self.is_patient = m.chance(500) && self.pace != Pace::Never;

@@ -182,6 +182,17 @@ impl Reader {
 
     /// The connection is gone: what was still to come may have been the client's, or not.
     pub fn ended(&mut self, book: &mut Book) {
+        // The gateway may have acted upon questions whose answers were stuck behind what the client did not read.
+        if !self.welcomed {
+            self.open_window(BROADCAST, self.broadcasts, book);
+        }
+        for asked in std::mem::take(&mut self.asked) {
+            match asked.question {
+                Question::Subscribe(topic) => self.open_window(topic, asked.admitted, book),
+                Question::Unsubscribe(topic) => self.close_window(topic, book),
+                Question::Ping | Question::Nonsense => {}
+            }
+        }
         for topic in 0..self.windows.len() {
             self.close_window(topic, book);
         }
@@ -279,8 +290,7 @@ impl Reader {
             }
             self.welcomed = true;
             self.heard.push_back((self.position, Heard::Welcome));
-            let certain_from = book.admitted(BROADCAST);
-            self.windows[BROADCAST] = Some(Window { certain_from, possible_from: self.broadcasts, last: None });
+            self.open_window(BROADCAST, self.broadcasts, book);
             return Ok(());
         }
         if payload.first() == Some(&b'@') {
@@ -303,10 +313,7 @@ impl Reader {
             return Err(format!("{:?} was answered after {waited_ms} ms", asked.question));
         }
         match asked.question {
-            Question::Subscribe(topic) if self.windows[topic].is_none() => {
-                let certain_from = book.admitted(topic);
-                self.windows[topic] = Some(Window { certain_from, possible_from: asked.admitted, last: None });
-            }
+            Question::Subscribe(topic) => self.open_window(topic, asked.admitted, book),
             Question::Unsubscribe(topic) => self.close_window(topic, book),
             _ => {}
         }
@@ -337,6 +344,11 @@ impl Reader {
         tally.missed_min += u64::from(missed);
         tally.missed_max += u64::from(missed_max);
         Ok(())
+    }
+
+    fn open_window(&mut self, topic: usize, possible_from: u32, book: &Book) {
+        let certain_from = book.admitted(topic);
+        self.windows[topic].get_or_insert(Window { certain_from, possible_from, last: None });
     }
 
     fn close_window(&mut self, topic: usize, book: &mut Book) {

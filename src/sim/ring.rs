@@ -458,7 +458,8 @@ impl SimRing {
             line.borrow_mut().transmit(&self.scratch, self.machine.now(), &mut self.machine.book.borrow_mut());
             if sending.done == sending.length || gives_up {
                 let sending = sends.remove(at);
-                let delay = if sending.done < sending.length || self.wait == Wait::Nothing { 0 } else { self.delay() };
+                // Inside an enter there is nothing to wait for; otherwise the core has to come round.
+                let delay = if self.wait == Wait::Nothing { 0 } else { self.delay().min(500_000) };
                 self.finish_send(index, sending, None, delay);
             }
         }

@@ -171,8 +171,8 @@ impl World {
             let reactor = Reactor::new(id, ring, ends, settings.clone(), metrics.clone());
             queues.push(to_shard);
             from.push(from_shard);
-            // A round's batches may join what is owed before anybody is made to go.
-            let owed_bytes_bound = settings.owed_bytes_max as u64;
+            // Who has to go holds its memory until its last completion is in, and a few rounds may pass until then.
+            let owed_bytes_bound = (settings.owed_bytes_max + 3 * settings.pending_bytes_max) as u64;
             list.push(Shard {
                 reactor,
                 metrics,
@@ -390,7 +390,7 @@ impl World {
         let behind = self.control.borrow().inbox_items(shard) as u32;
         let broadcasts = self.machine.book.borrow().admitted(BROADCAST).saturating_sub(behind);
         let reader = Reader::new(ShardId(shard as u16), self.topics, broadcasts);
-        let send_buffer_bytes = self.machine.draw(|dice| dice.magnitude(200..=8_192)) as usize;
+        let send_buffer_bytes = self.machine.draw(|dice| dice.magnitude(200..=16_384)) as usize;
         let line: SharedLine = Rc::new(RefCell::new(Line::new(index, send_buffer_bytes, reader)));
         let now = self.machine.now();
         let arrival = Arrival {
@@ -579,7 +579,7 @@ fn settings(dice: &mut super::dice::Dice, shards: usize, slots: usize) -> ShardS
     settings.pending_bytes_max = dice.within(24_000..=64_000) as usize;
     settings.policy = dice.pick(&[SlowPolicy::Drop, SlowPolicy::Disconnect]);
     settings.slow_deadline_ms = dice.magnitude(300..=5_000);
-    settings.owed_bytes_max = dice.magnitude(60_000..=600_000) as usize;
+    settings.owed_bytes_max = dice.magnitude(100_000..=600_000) as usize;
     settings.deflate = dice.chance(500);
     settings.gpush_heartbeat_timeout_ms = dice.within(25_000..=40_000);
     settings.interest_linger_ms = dice.magnitude(5..=500);
