@@ -1,9 +1,548 @@
-//! Builds the queues, starts the cores, drains them in order. (Under construction.)
+//! Builds the queues, starts the cores, drains them in order.
+//!
+//! ```text
+//! start   limits ─► addresses ─► rings ─► shards enabled ─► accepting core ─► control, and READY
+//! stop    /readyz 503 ─► drain_delay ─► publishes refused, no new clients ─► queues flushed, closes spread ─► exit
+//! ```
+//!
+//! Whatever can't be had is told before anything listens, in one sentence, with exit code 78.
 
+use crate::accept::{self, Acceptor, ShardDoor, high_water};
+use crate::clock::Time;
 use crate::config::Config;
+use crate::encode::{EncodeSettings, Encoder};
+use crate::ids::ShardId;
+use crate::ingest::{Control, Hooks, Server, ShardQueues, Tokens};
+use crate::metrics::{AcceptMetrics, ControlMetrics, Registry, ShardMetrics};
+use crate::queue::{self, Bell, Drain, ToAccept};
+use crate::shard::settings::ShardSettings;
+use crate::socket::uring::{Features, RingError, UringParts};
+use crate::socket::{ListenOptions, Listener, listen};
+use crate::tick::{Endpoints, Reactor, Turn};
+use crate::topics::{Topics, TopicsLimits};
+use core_affinity::CoreId;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Configuration or environment unusable: EX_CONFIG of sysexits.h.
+const EXIT_CONFIG: u8 = 78;
+
+/// Failed at run time.
+const EXIT_FAILED: u8 = 1;
+
+/// A shard that has not turned for this long is named by `/readyz`, and the watchdog is not fed: awake or asleep, a healthy one
+/// turns every second.
+const TURN_MS_MAX: u64 = 3000;
+
+/// A ring's completion queue and the kernel's own bound (IORING_MAX_FIXED_FILES) make larger tables useless.
+const SLOTS_MAX: usize = 1 << 20;
+
+/// Fewer than this is no gateway, but a limit that nobody raised.
+const SLOTS_MIN: usize = 64;
 
 /// Runs a gateway until it is told to stop. Prints where it listens on stdout, logs on stderr.
-pub fn serve(_config: Config) -> ExitCode {
-    ExitCode::SUCCESS
+pub fn serve(config: Config) -> ExitCode {
+    match Gateway::build(config) {
+        Ok(gateway) => gateway.run(),
+        Err(problem) => {
+            eprintln!("fanwire: {problem}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+    }
+}
+
+/// Why a gateway can't start; says who must do what.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("{0}")]
+    Ring(#[from] RingError),
+    #[error("{0}")]
+    Text(String),
+}
+
+/// How many shards, and how many places each has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    shards: usize,
+    slots: usize,
+}
+
+impl Layout {
+    /// `shards.count` and `shards.connections_max`, either 0 = by itself, on `cores` under a table limit of `nofile`.
+    fn new(count: usize, connections_max: usize, cores: usize, nofile: u64) -> Result<Layout, StartError> {
+        let table = usize::try_from(nofile).unwrap_or(usize::MAX).min(SLOTS_MAX);
+        let limited = |wanted: String| {
+            StartError::Text(format!(
+                "{wanted}, and RLIMIT_NOFILE is {nofile}: raise it (`ulimit -n`, LimitNOFILE= in a systemd unit), or lower \
+                 shards.connections_max, or raise shards.count"
+            ))
+        };
+        if table < SLOTS_MIN {
+            return Err(limited(format!("a shard needs a file table of at least {SLOTS_MIN} slots")));
+        }
+        let by_cores = cores.saturating_sub(1).max(1);
+        let shards = match count {
+            0 => by_cores.max(connections_max.div_ceil(high_water(table))),
+            n => n,
+        };
+        if connections_max == 0 {
+            return Ok(Layout { shards, slots: table });
+        }
+        let each = connections_max.div_ceil(shards);
+        let slots = (each..=table).find(|slots| high_water(*slots) >= each);
+        let slots = slots.ok_or_else(|| {
+            limited(format!("{connections_max} connections on {shards} shards need {each} slots each"))
+        })?;
+        Ok(Layout { shards, slots: slots.max(SLOTS_MIN.min(table)) })
+    }
+}
+
+struct Gateway {
+    config: Config,
+    layout: Layout,
+    server: Server,
+    tokens: Arc<Tokens>,
+    listeners: Vec<Listener>,
+    features: Features,
+    cores: Vec<CoreId>,
+}
+
+impl Gateway {
+    fn build(config: Config) -> Result<Gateway, StartError> {
+        let text = |e: &dyn std::fmt::Display| StartError::Text(e.to_string());
+        let nofile = crate::sys::raise_nofile_limit();
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let layout = Layout::new(config.shards.count, config.shards.connections_max, cores.len(), nofile)?;
+        let features = match config.shards.ring_features.as_str() {
+            "6.1" => Features::LINUX_6_1,
+            _ => Features::probe(),
+        };
+        let tokens = match config.publish.tokens_file.as_str() {
+            "" => Tokens::none(),
+            file => Tokens::load(file).map_err(|e| text(&e))?,
+        };
+        let server = Server::bind(&config.publish).map_err(|e| text(&e))?;
+        let options = ListenOptions {
+            send_buffer_bytes: config.shards.socket_send_buffer_bytes,
+            backlog: config.shards.listen_backlog,
+        };
+        let mut listeners = Vec::new();
+        for block in &config.listen {
+            let address = block
+                .address
+                .parse()
+                .map_err(|e| StartError::Text(format!("listen.address {}: {e}", block.address)))?;
+            listeners.push(listen(address, options).map_err(|e| text(&e))?);
+        }
+        Ok(Gateway { config, layout, server, tokens: Arc::new(tokens), listeners, features, cores })
+    }
+
+    /// The core of a thread: control and accepting core share the first, shards have the others, or all if there is only one.
+    fn core(&self, shard: Option<usize>) -> Option<CoreId> {
+        if !self.config.shards.pin || self.cores.is_empty() {
+            return None;
+        }
+        match shard {
+            None => self.cores.first().copied(),
+            Some(i) if self.cores.len() > 1 => Some(self.cores[1 + i % (self.cores.len() - 1)]),
+            Some(_) => self.cores.first().copied(),
+        }
+    }
+
+    fn run(self) -> ExitCode {
+        match self.start() {
+            Ok(running) => running.serve(),
+            Err(problem) => {
+                eprintln!("fanwire: {problem}");
+                ExitCode::from(EXIT_CONFIG)
+            }
+        }
+    }
+
+    fn start(mut self) -> Result<Running, StartError> {
+        let text = |e: &dyn std::fmt::Display| StartError::Text(e.to_string());
+        let Layout { shards, slots } = self.layout;
+        let settings = ShardSettings::new(&self.config, shards, slots);
+        let (items_max, bytes_max) = (self.config.shards.queue_items_max, self.config.shards.queue_bytes_max);
+        let bell = || Bell::new().map_err(|e| StartError::Text(format!("eventfd: {e}")));
+        let (control_bell, accept_bell) = (bell()?, bell()?);
+        let (to_accept, from_control) = queue::channel(4, 0, accept_bell.clone());
+
+        let (mut queues, mut doors, mut shard_metrics, mut threads) = (vec![], vec![], vec![], vec![]);
+        let (ready, readiness) = mpsc::channel();
+        for index in 0..shards {
+            let id = ShardId(index as u16);
+            let shard_bell = bell()?;
+            let parts = UringParts::build(slots, self.features, shard_bell.clone())?;
+            let ring_fd = parts.fd();
+            let (inbox_in, inbox) = queue::channel(items_max, bytes_max, shard_bell.clone());
+            let (outbox, outbox_out) = queue::channel(items_max, 0, control_bell.clone());
+            let (arrivals_in, arrivals) = queue::channel(slots + 1024, 0, shard_bell.clone());
+            let (departures, departures_out) = queue::channel(2 * slots, 0, accept_bell.clone());
+            let ends = Endpoints { inbox, outbox, arrivals, departures, bell: shard_bell };
+            let metrics = Arc::new(ShardMetrics::default());
+            let shard = Shard {
+                id,
+                core: self.core(Some(index)),
+                parts,
+                ends,
+                settings: settings.clone(),
+                metrics: metrics.clone(),
+            };
+            threads.push(spawn(&format!("shard-{index}"), {
+                let ready = ready.clone();
+                move || shard.run(&ready)
+            })?);
+            queues.push(ShardQueues { inbox: inbox_in, outbox: outbox_out });
+            doors.push(ShardDoor { ring_fd, arrivals: arrivals_in, departures: departures_out, slots });
+            shard_metrics.push(metrics);
+        }
+        for _ in 0..shards {
+            // Every ring is enabled before the first client is taken: a hand-over into a disabled one fails.
+            readiness.recv().map_err(|e| text(&e))??;
+        }
+
+        let accept_metrics = Arc::new(AcceptMetrics::default());
+        let accept_settings = accept::Settings {
+            connections_max: self.config.shards.connections_max,
+            connections_per_address_max: self.config.limits.connections_per_address_max,
+            handshakes_per_s_max: self.config.limits.handshakes_per_s_max,
+            refusals_max: self.config.limits.refusals_max,
+            close_deadline_ms: self.config.limits.close_deadline_ms,
+            modern_ring: self.features != Features::LINUX_6_1,
+        };
+        let addresses: Vec<_> = self.listeners.iter().map(Listener::local_addr).collect();
+        let listeners = std::mem::take(&mut self.listeners);
+        let acceptor =
+            Acceptor::new(listeners, doors, &accept_settings, from_control, accept_bell, accept_metrics.clone())
+                .map_err(|e| text(&e))?;
+
+        let limits = TopicsLimits {
+            topics_max: self.config.limits.topics_max,
+            topic_idle_ms: self.config.limits.topic_idle_ms,
+            publish_wait_ms: self.config.publish.publish_wait_ms,
+            publish_waiting_max: self.config.publish.publish_waiting_max,
+            publish_waiting_bytes_max: self.config.publish.publish_waiting_bytes_max,
+            message_bytes_max: self.config.limits.message_bytes_max,
+        };
+        let seed = getrandom::u64().map_err(|e| StartError::Text(format!("no randomness: {e}")))?;
+        let encoder = Encoder::new(&EncodeSettings::from(&self.config.websocket));
+        let topics = Topics::new(limits, encoder, shards, seed);
+        let control_metrics = Arc::new(ControlMetrics::default());
+        let control = Arc::new(Control::new(Box::new(topics), queues, control_bell, control_metrics.clone()));
+
+        let mut registry = Registry::new(shard_metrics.clone(), accept_metrics, control_metrics);
+        for shard in 0..shards {
+            let control = control.clone();
+            registry.register_queue("to_shard", shard, Box::new(move || control.queue_depths()[shard]));
+        }
+        self.announce(&addresses)?;
+        let accept_core = self.core(None);
+        let acceptor = spawn("accept", move || {
+            pin(accept_core);
+            acceptor.run();
+        })?;
+        pin(self.core(None));
+        Ok(Running {
+            config: self.config,
+            server: self.server,
+            tokens: self.tokens,
+            control,
+            registry: Arc::new(registry),
+            shard_metrics,
+            threads,
+            acceptor,
+            to_accept,
+        })
+    }
+
+    /// Where it listens, and two lines to paste.
+    fn announce(&self, addresses: &[std::net::SocketAddr]) -> Result<(), StartError> {
+        let text = |e: std::io::Error| StartError::Text(e.to_string());
+        let (grpc, http) = (self.server.grpc_address().map_err(text)?, self.server.http_address().map_err(text)?);
+        let Layout { shards, slots } = self.layout;
+        let most = match self.config.shards.connections_max {
+            0 => shards * high_water(slots),
+            n => n,
+        };
+        let plural = if shards == 1 { "" } else { "s" };
+        println!("fanwire {}: {shards} shard{plural}, at most {most} connections", env!("CARGO_PKG_VERSION"));
+        let mut first = None;
+        for (address, block) in addresses.iter().zip(&self.config.listen) {
+            if !block.gpush_path.is_empty() {
+                println!("subscribers  ws://{address}{} (gpush)", block.gpush_path);
+                first = first.or(Some((*address, block.gpush_path.clone())));
+            }
+            if self.config.dev {
+                println!("subscribers  ws://{address}/echo (echo, for development)");
+            }
+        }
+        println!("gRPC publish {grpc}");
+        println!("HTTP publish http://{http}/v1/pushData, also /metrics /healthz /readyz");
+        if let Some((mut address, path)) = first {
+            if address.ip().is_unspecified() {
+                address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+            }
+            println!("try          fanwire sub --url ws://{address}{path} hello");
+            println!("             fanwire pub --grpc {grpc} hello 'the first message'");
+        }
+        Ok(())
+    }
+}
+
+/// A shard on its way to its thread.
+struct Shard {
+    id: ShardId,
+    core: Option<CoreId>,
+    parts: UringParts,
+    ends: Endpoints,
+    settings: ShardSettings,
+    metrics: Arc<ShardMetrics>,
+}
+
+impl Shard {
+    fn run(self, ready: &mpsc::Sender<Result<(), RingError>>) {
+        pin(self.core);
+        crate::sys::sharpen_timers();
+        let ring = match self.parts.start() {
+            Ok(ring) => ring,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        let mut reactor = Reactor::new(self.id, ring, self.ends, self.settings, self.metrics);
+        let _ = ready.send(Ok(()));
+        while reactor.turn() == Turn::Again {}
+    }
+}
+
+fn pin(core: Option<CoreId>) {
+    if let Some(core) = core
+        && !core_affinity::set_for_current(core)
+    {
+        tracing::warn!(core = core.id, "could not pin a thread to its core");
+    }
+}
+
+/// A thread whose panic ends the process: a failed assertion is our mistake, and a gateway without one of its cores is worse
+/// than one that its supervisor restarts.
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    struct EndOnPanic;
+    impl Drop for EndOnPanic {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                std::process::abort();
+            }
+        }
+    }
+    let run = move || {
+        let _guard = EndOnPanic;
+        body();
+    };
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map_err(|e| StartError::Text(format!("a thread for {name}: {e}")))
+}
+
+/// All cores turn.
+struct Running {
+    config: Config,
+    server: Server,
+    tokens: Arc<Tokens>,
+    control: Arc<Control>,
+    registry: Arc<Registry>,
+    shard_metrics: Vec<Arc<ShardMetrics>>,
+    threads: Vec<JoinHandle<()>>,
+    acceptor: JoinHandle<()>,
+    to_accept: queue::Sender<ToAccept>,
+}
+
+impl Running {
+    /// Runs the control core on the calling thread until the gateway has stopped.
+    fn serve(self) -> ExitCode {
+        let mut ring = tokio_uring::uring_builder();
+        // Sockets go by epoll, files by this ring: a small one is enough.
+        ring.setup_clamp();
+        let mut builder = tokio_uring::builder();
+        builder.entries(64).uring_builder(&ring);
+        match builder.start(self.control_core()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!("the control core failed: {error}");
+                ExitCode::from(EXIT_FAILED)
+            }
+        }
+    }
+
+    async fn control_core(mut self) -> std::io::Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut terminate, mut interrupt, mut hangup) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+
+        let driver = {
+            let control = self.control.clone();
+            tokio::spawn(async move { control.run().await })
+        };
+        let (stopping, stopped) = tokio::sync::watch::channel(false);
+        let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+        let health = Health { control: self.control.clone(), shards: self.shard_metrics.clone(), stopping: stopped };
+        let hooks = Hooks {
+            metrics: {
+                let registry = self.registry.clone();
+                Arc::new(move || registry.render())
+            },
+            unready: {
+                let health = health.clone();
+                Arc::new(move || health.reasons())
+            },
+        };
+        let server = {
+            let (server, control, tokens) = (self.server, self.control.clone(), self.tokens.clone());
+            let (publish, dev) = (self.config.publish.clone(), self.config.dev);
+            tokio_uring::spawn(async move {
+                server.serve(control, tokens, hooks, &publish, dev, async { drop(finished.await) }).await
+            })
+        };
+        let watchdog = tokio::spawn(feed_watchdog(health));
+        notify(&[sd_notify::NotifyState::Ready]);
+        tracing::info!("ready");
+
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now()?]);
+                    self.tokens.reload();
+                    notify(&[sd_notify::NotifyState::Ready]);
+                }
+            }
+        }
+        notify(&[sd_notify::NotifyState::Stopping]);
+        stopping.send_replace(true);
+        tracing::info!("stopping; a second signal ends at once");
+        let drain = drain(&self.config, &self.control, &mut self.to_accept, &self.acceptor);
+        tokio::select! {
+            () = drain => tracing::info!("drained"),
+            _ = terminate.recv() => tracing::warn!("told twice: ending at once"),
+            _ = interrupt.recv() => tracing::warn!("told twice: ending at once"),
+        }
+        watchdog.abort();
+        driver.abort();
+        let _ = finish.send(());
+        let _ = tokio::time::timeout(Duration::from_secs(3), server).await;
+        // A thread that is stuck must not keep the process: those that are done are joined, the others end with it.
+        for thread in self.threads.into_iter().filter(JoinHandle::is_finished) {
+            let _ = thread.join();
+        }
+        Ok(())
+    }
+}
+
+/// Stops in order: no publishes and no new clients, then every shard lets its connections go.
+async fn drain(config: &Config, control: &Control, to_accept: &mut queue::Sender<ToAccept>, acceptor: &JoinHandle<()>) {
+    let settings = &config.drain;
+    tokio::time::sleep(Duration::from_millis(settings.drain_delay_ms)).await;
+    control.drain();
+    let _ = to_accept.push(ToAccept::Stop, 0);
+    to_accept.ring();
+    let patience = Duration::from_millis(config.limits.close_deadline_ms + 2000);
+    if !until(patience, || acceptor.is_finished()).await {
+        tracing::warn!("the accepting core did not stop in time");
+    }
+    let order = Drain {
+        close_code: settings.drain_close_code,
+        window_ms: settings.drain_window_ms,
+        rate_per_s: settings.drain_rate_per_s,
+        deadline_ms: settings.drain_deadline_ms,
+    };
+    control.drain_shards(order).await;
+}
+
+/// Waits until `condition`, looking every 5 ms; `false` after `patience`.
+async fn until(patience: Duration, condition: impl Fn() -> bool) -> bool {
+    let deadline = Time::now() + patience;
+    while !condition() {
+        if Time::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
+/// Why the gateway should get no traffic.
+#[derive(Clone)]
+struct Health {
+    control: Arc<Control>,
+    shards: Vec<Arc<ShardMetrics>>,
+    stopping: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Health {
+    fn reasons(&self) -> Vec<String> {
+        let mut reasons = self.stuck();
+        if *self.stopping.borrow() {
+            reasons.push("stopping".into());
+        }
+        reasons.extend(self.control.blocked());
+        reasons
+    }
+
+    fn stuck(&self) -> Vec<String> {
+        let now = Time::now().as_ms();
+        let late = self.shards.iter().enumerate().filter_map(|(i, m)| {
+            let ms = now.saturating_sub(m.last_turn_ms.get());
+            (m.turns.get() > 0 && ms > TURN_MS_MAX).then(|| format!("shard {i} has not turned for {ms} ms"))
+        });
+        late.collect()
+    }
+}
+
+/// Tells systemd that we live, at half its interval, only while every shard turns.
+async fn feed_watchdog(health: Health) {
+    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval(interval / 2);
+    loop {
+        ticks.tick().await;
+        let stuck = health.stuck();
+        if stuck.is_empty() {
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        } else {
+            tracing::error!("the watchdog is not fed: {}", stuck.join("; "));
+        }
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("sd_notify: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_follow_cores_and_what_the_connections_need() {
+        let layout = |count, connections, cores, nofile| Layout::new(count, connections, cores, nofile).unwrap();
+        assert_eq!(layout(0, 0, 1, 20_000), Layout { shards: 1, slots: 20_000 });
+        assert_eq!(layout(0, 0, 8, 20_000).shards, 7);
+        assert_eq!(layout(0, 1_000_000, 2, 20_000).shards, 53);
+        assert_eq!(layout(3, 0, 2, 1 << 30).slots, SLOTS_MAX);
+        for (shards, connections) in [(1, 100), (4, 10_000), (53, 1_000_000)] {
+            let slots = layout(shards, connections, 2, 20_000).slots;
+            assert!(high_water(slots) * shards >= connections && slots <= 20_000);
+        }
+    }
+
+    #[test]
+    fn a_limit_too_low_says_what_to_raise() {
+        let error = Layout::new(1, 100_000, 2, 1024).unwrap_err().to_string();
+        assert!(error.contains("RLIMIT_NOFILE is 1024") && error.contains("shards.count"), "{error}");
+        assert!(Layout::new(0, 0, 2, 10).is_err());
+    }
 }

@@ -244,6 +244,8 @@ cells! {
         hand_overs_retried: Counter = "hand_overs_retried",
         /// Answered 503: every shard is full.
         refused_full: Counter = "connections_refused" { reason: "full" },
+        /// Answered 503: shards had room, but stood still.
+        refused_busy: Counter = "connections_refused" { reason: "busy" },
         /// Answered 503: `connections_per_address_max`.
         refused_address: Counter = "connections_refused" { reason: "address" },
         /// Answered 503: `handshakes_per_s_max`.

@@ -1,9 +1,10 @@
 //! The accepting core: takes new clients, decides who may stay and on which shard, and hands the sockets over.
 //!
 //! ```text
-//! accept ─► admission ─► placement ─► SEND_FD ─► its completion ─► Arrival to the shard, our slot closed
-//!               │            │            └─ failed: the next shard with room
-//!               └────────────┴──► 503 (refusal) ◄── none
+//! accept ─► admission ─► line ─► placement ─► SEND_FD ─► its completion ─► Arrival to the shard, our slot closed
+//!               │         ▲           │           └─ failed: the next shard with room
+//!               │         └── busy ───┤
+//!               └───► 503 (refusal) ◄─┘ all full
 //! ```
 //!
 //! The [`Arrival`] is pushed only after the socket went over, so that a hand-over that fails leaves nothing behind in a
@@ -25,7 +26,6 @@ use crate::socket::{AcceptEvent, AcceptRing, Guest, KernelAcceptRing, Kind, List
 use admission::Admission;
 use placement::Placement;
 use refusal::{Reason, Refusal, Step};
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -36,10 +36,13 @@ use std::sync::Arc;
 const ACCEPTS: usize = 128;
 /// Each listener has at least this many of them.
 const ACCEPTS_PER_LISTENER_MIN: usize = 8;
-/// Hand-overs under way to one shard. One that stands still has this many, then it is passed over.
-const HAND_OVERS_PER_SHARD_MAX: usize = 256;
-/// With fewer, a burst would find every shard busy.
+/// Hand-overs under way to one shard: what may come in while it is busy with a flush round. One that stands still has this
+/// many, then it is passed over.
+const HAND_OVERS_PER_SHARD_MAX: usize = 1024;
+/// With fewer, clients would stand in line for no good reason.
 const HAND_OVERS_PER_SHARD_MIN: usize = 8;
+/// How long a client stands in line while all shards with room are busy; then it is refused.
+const LINE_WAIT_MS: u64 = 5000;
 /// Most slots a ring's file table may have (IORING_MAX_FIXED_FILES).
 const TABLE_SLOTS_MAX: usize = 1 << 20;
 /// An accept that failed for want of something is tried again after this.
@@ -105,9 +108,10 @@ pub struct Acceptor<R = KernelAcceptRing> {
     metrics: Arc<AcceptMetrics>,
 
     admission: Admission,
-    placement: Placement<RandomState>,
+    placement: Placement,
     guests: Guests,
-    hand_overs: u64, // Begun ever: the number of the latest.
+    line: VecDeque<u32>, // Admitted, but shards with room are busy: oldest first. In our table, so bounded with it.
+    hand_overs: u64,     // Begun ever: the number of the latest.
     refusing: usize,
     deadlines: BTreeSet<(Time, u32)>, // Of refusals that have not come to their close, so at most `refusals_max`.
 
@@ -173,13 +177,16 @@ impl Acceptor {
         let nofile = crate::sys::nofile_limit().0;
         let sizes = Sizes::new(listeners.len(), doors.len(), settings.refusals_max, nofile)?;
         let ring = KernelAcceptRing::new(listeners, sizes.accepts, sizes.table_slots as u32, settings.modern_ring)?;
-        Ok(Acceptor::over(ring, sizes, doors, settings, control, bell, metrics))
+        let key = [getrandom::u64()?, getrandom::u64()?];
+        Ok(Acceptor::over(ring, key, sizes, doors, settings, control, bell, metrics))
     }
 }
 
 impl<R: AcceptRing> Acceptor<R> {
+    #[allow(clippy::too_many_arguments)]
     fn over(
         ring: R,
+        key: [u64; 2],
         sizes: Sizes,
         doors: Vec<ShardDoor>,
         settings: &Settings,
@@ -194,7 +201,7 @@ impl<R: AcceptRing> Acceptor<R> {
             ring.now(),
         );
         Acceptor {
-            placement: Placement::new(RandomState::new(), doors.iter().map(|d| d.slots)),
+            placement: Placement::new(key, doors.iter().map(|d| d.slots)),
             doors: doors.into_iter().map(|shard| Door { shard, under_way: 0, to_ring: false }).collect(),
             ring,
             sizes,
@@ -205,6 +212,7 @@ impl<R: AcceptRing> Acceptor<R> {
             metrics,
             admission,
             guests: Guests::default(),
+            line: VecDeque::new(),
             hand_overs: 0,
             refusing: 0,
             deadlines: BTreeSet::new(),
@@ -218,7 +226,8 @@ impl<R: AcceptRing> Acceptor<R> {
 
     /// Takes clients until [`ToAccept::Stop`], then lets go of what is under way and returns: hand-overs are finished, whoever
     /// is not on a shard by then is told 503, what is left after `close_deadline_ms` and half a second is cut. Once it has
-    /// returned no shard is sent another socket, and departures are no longer read.
+    /// returned no shard is sent another socket, and departures are no longer read. (A shard that stood still all that time
+    /// may find sockets without an [`Arrival`] when it turns again.)
     ///
     /// # Panics
     /// If the ring breaks, or a shard reports a departure that never arrived.
@@ -239,6 +248,8 @@ impl<R: AcceptRing> Acceptor<R> {
             self.stop(now);
         }
         self.take_departures();
+        self.refuse_overdue(now);
+        self.serve_line();
         self.cut_overdue(now);
         self.arm(now);
         for door in self.doors.iter_mut().filter(|door| door.to_ring) {
@@ -264,6 +275,7 @@ impl<R: AcceptRing> Acceptor<R> {
         let something_waits =
             !self.control.is_empty() || self.doors.iter().any(|door| !door.shard.departures.is_empty());
         let deadlines = [
+            self.line.front().map(|number| self.guests.peek(*number).accepted.plus_ms(LINE_WAIT_MS)),
             self.deadlines.first().map(|(deadline, _)| *deadline),
             self.paused.front().map(|(until, _)| *until),
             self.stopped,
@@ -315,35 +327,62 @@ impl<R: AcceptRing> Acceptor<R> {
         self.metrics.accepted.add(1);
         let now = self.ring.now();
         let listener = self.listener(place);
-        let number =
-            self.guests.insert(Visit { slot, address, listener, accepted: now, stage: Stage::New, in_flight: 0 });
+        let stage = Stage::Waiting { tried: Vec::new() };
+        let number = self.guests.insert(Visit { slot, address, listener, accepted: now, stage, in_flight: 0 });
         let admitted = match self.stopped {
             Some(_) => Err(Reason::Stopping),
             None => self.admission.admit(address.ip(), now),
         };
         match admitted {
-            Ok(()) => self.hand_over(number, Vec::new()),
+            Ok(()) => {
+                self.line.push_back(number);
+                self.serve_line();
+            }
             Err(reason) => self.refuse(number, reason),
         }
-        self.forget_if_gone(number);
     }
 
-    /// Sends an admitted guest to a shard that is not among `tried`, or refuses it.
-    fn hand_over(&mut self, number: u32, tried: Vec<ShardId>) {
-        let max = self.sizes.hand_overs_per_shard_max;
-        let visit = self.guests.get(number);
-        let shard = self.placement.pick(visit.address, |shard| {
-            !tried.contains(&shard) && self.doors[shard.0 as usize].can_take_one_more(max)
-        });
-        let Some(shard) = shard else {
-            self.admission.leave(visit.address.ip());
-            return self.refuse(number, Reason::Full);
-        };
+    /// Hands over whom it can, oldest first.
+    fn serve_line(&mut self) {
+        let mut index = 0;
+        while let Some(number) = self.line.get(index).copied() {
+            let visit = self.guests.get(number);
+            let Stage::Waiting { tried } = &mut visit.stage else { panic!("who stands in line waits") };
+            let max = self.sizes.hand_overs_per_shard_max;
+            let door = |shard: ShardId| &self.doors[shard.0 as usize];
+            let open = |shard| !tried.contains(&shard) && door(shard).is_open();
+            if let Some(shard) = self.placement.pick(visit.address, |shard| open(shard) && door(shard).is_ready(max)) {
+                let tried = std::mem::take(tried);
+                self.line.remove(index);
+                self.hand_over(number, shard, tried);
+            } else if self.placement.pick(visit.address, open).is_none() {
+                self.line.remove(index);
+                self.refuse_admitted(number, Reason::Full);
+            } else if tried.is_empty() {
+                return; // All are busy, for everyone behind too.
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    fn refuse_overdue(&mut self, now: Time) {
+        // Not quite in order of age: who was sent back to the line stands at its end, and is due once it is in front.
+        while let Some(number) = self.line.front().copied()
+            && self.guests.get(number).accepted.plus_ms(LINE_WAIT_MS) <= now
+        {
+            self.line.pop_front();
+            self.refuse_admitted(number, Reason::Busy);
+        }
+    }
+
+    fn hand_over(&mut self, number: u32, shard: ShardId, tried: Vec<ShardId>) {
         self.placement.take(shard);
         let door = &mut self.doors[shard.0 as usize];
         door.under_way += 1;
         self.hand_overs += 1;
         let token = Token::arrival(self.hand_overs);
+        let visit = self.guests.get(number);
         visit.in_flight += 1;
         visit.stage = Stage::HandingOver { shard, token, tried };
         self.ring.hand_over(visit.guest(number), door.shard.ring_fd, token);
@@ -381,17 +420,25 @@ impl<R: AcceptRing> Acceptor<R> {
                 self.metrics.hand_overs_retried.add(1);
                 let (now, error) = (self.ring.now(), io::Error::from_raw_os_error(-result));
                 self.complaints.about(now, || format!("shard {shard} did not take a client: {error}; trying another"));
-                if self.stopped.is_some() {
-                    self.admission.leave(visit.address.ip());
-                    return self.refuse(number, Reason::Stopping);
-                }
                 tried.push(shard);
-                self.hand_over(number, tried);
+                visit.stage = Stage::Waiting { tried };
+                if self.stopped.is_some() {
+                    self.refuse_admitted(number, Reason::Stopping);
+                } else {
+                    self.line.push_back(number);
+                    self.serve_line();
+                }
             }
         }
     }
 
-    /// Begins to tell a guest that it can't stay; whatever it was counted for is given back before.
+    fn refuse_admitted(&mut self, number: u32, reason: Reason) {
+        let address = self.guests.get(number).address;
+        self.admission.leave(address.ip());
+        self.refuse(number, reason);
+    }
+
+    /// Begins to tell a guest that it can't stay. It counts against no limit.
     fn refuse(&mut self, number: u32, reason: Reason) {
         let visit = self.guests.get(number);
         let guest = visit.guest(number);
@@ -403,6 +450,7 @@ impl<R: AcceptRing> Acceptor<R> {
         }
         match reason {
             Reason::Full => self.metrics.refused_full.add(1),
+            Reason::Busy => self.metrics.refused_busy.add(1),
             Reason::Address => self.metrics.refused_address.add(1),
             Reason::Rate => self.metrics.refused_rate.add(1),
             Reason::Stopping => self.metrics.refused_stopping.add(1),
@@ -445,9 +493,10 @@ impl<R: AcceptRing> Acceptor<R> {
         }
     }
 
-    /// A guest with nothing in flight has had its close, and its number may be used again.
+    /// A guest with nothing in flight that does not stand in line has had its close: its number may be used again.
     fn forget_if_gone(&mut self, number: u32) {
-        if self.guests.get(number).in_flight == 0 {
+        let visit = self.guests.get(number);
+        if visit.in_flight == 0 && !matches!(visit.stage, Stage::Waiting { .. }) {
             let visit = self.guests.remove(number);
             self.refusing -= usize::from(matches!(visit.stage, Stage::Refused { .. }));
         }
@@ -468,7 +517,8 @@ impl<R: AcceptRing> Acceptor<R> {
         if self.stopped.is_some() {
             return;
         }
-        while let Some((_, place)) = self.paused.pop_front_if(|(until, _)| *until <= now) {
+        while let Some((_, place)) = self.paused.front().filter(|(until, _)| *until <= now).copied() {
+            self.paused.pop_front();
             self.idle.push_back(place);
         }
         while self.armed + self.guests.count() < self.sizes.table_slots
@@ -494,6 +544,9 @@ impl<R: AcceptRing> Acceptor<R> {
         if self.stopped.is_none() {
             self.stopped = Some(now.plus_ms(self.close_deadline_ms.saturating_add(STOP_GRACE_MS)));
             self.ring.stop_listening();
+            for number in std::mem::take(&mut self.line) {
+                self.refuse_admitted(number, Reason::Stopping);
+            }
         }
     }
 
@@ -504,10 +557,14 @@ impl<R: AcceptRing> Acceptor<R> {
 }
 
 impl Door {
-    /// Final: this end alone adds to the queue, and what is under way is counted.
-    fn can_take_one_more(&self, hand_overs_max: usize) -> bool {
-        let arrivals = &self.shard.arrivals;
-        self.under_way < hand_overs_max && arrivals.has_room(self.under_way + 1, 0) && !arrivals.is_abandoned()
+    /// There is a shard behind it.
+    fn is_open(&self) -> bool {
+        !self.shard.arrivals.is_abandoned()
+    }
+
+    /// It can take one more just now. Final: this end alone adds to the queue, and what is under way is counted.
+    fn is_ready(&self, hand_overs_max: usize) -> bool {
+        self.under_way < hand_overs_max && self.shard.arrivals.has_room(self.under_way + 1, 0)
     }
 }
 
@@ -534,11 +591,11 @@ struct Visit {
     listener: u16,
     accepted: Time,
     stage: Stage,
-    in_flight: u32, // Completions to come. At 0 it is gone, and so is its slot.
+    in_flight: u32, // Completions to come. At 0 it is gone, and so is its slot, unless it waits.
 }
 
 enum Stage {
-    New,
+    Waiting { tried: Vec<ShardId> },
     HandingOver { shard: ShardId, token: Token, tried: Vec<ShardId> },
     Refused { refusal: Refusal, deadline: Time },
     Leaving,
@@ -571,6 +628,10 @@ impl Guests {
         self.visits[number as usize].as_mut().expect("a completion belongs to a guest that is here")
     }
 
+    fn peek(&self, number: u32) -> &Visit {
+        self.visits[number as usize].as_ref().expect("a number in use names a guest that is here")
+    }
+
     fn remove(&mut self, number: u32) -> Visit {
         self.free.push(number);
         self.visits[number as usize].take().expect("who is forgotten was here")
@@ -598,3 +659,6 @@ impl Complaints {
         *self = Complaints { next: now.plus_ms(LOG_INTERVAL_MS), swallowed: 0 };
     }
 }
+
+#[cfg(test)]
+mod tests;

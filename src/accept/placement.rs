@@ -4,7 +4,7 @@
 //! connections of the emptiest, and nobody outside can aim at one shard. Pure; the key is an argument.
 
 use crate::ids::ShardId;
-use std::hash::BuildHasher;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 
 /// A file table that is full closes the next client silently, so each keeps this many slots free at most…
@@ -14,8 +14,8 @@ const SPARE_SLOTS_DIVISOR: usize = 20;
 
 /// Connections each shard has, as the accepting core counts them: a place is taken before the hand-over, and given back
 /// when the hand-over failed or the shard says that the connection is gone.
-pub(super) struct Placement<S> {
-    key: S,
+pub(super) struct Placement {
+    key: [u64; 2],
     shards: Vec<Places>,
 }
 
@@ -32,9 +32,9 @@ impl Places {
     }
 }
 
-impl<S: BuildHasher> Placement<S> {
+impl Placement {
     /// For shards with tables of `slots`. `key` must be random outside tests.
-    pub(super) fn new(key: S, slots: impl IntoIterator<Item = usize>) -> Self {
+    pub(super) fn new(key: [u64; 2], slots: impl IntoIterator<Item = usize>) -> Self {
         let places = |slots: usize| Places { taken: 0, high_water: high_water(slots) };
         Placement { key, shards: slots.into_iter().map(places).collect() }
     }
@@ -45,7 +45,9 @@ impl<S: BuildHasher> Placement<S> {
         let count = self.shards.len();
         let has_room = |i: &usize| self.shards[*i].taken < self.shards[*i].high_water && usable(shard_id(*i));
         let emptier = |a: usize, b: usize| if self.shards[b].emptier_than(&self.shards[a]) { b } else { a };
-        let hash = self.key.hash_one(peer);
+        let mut hash = DefaultHasher::new(); // SipHash; the key goes in front.
+        (self.key, peer).hash(&mut hash);
+        let hash = hash.finish();
         let first = (hash as u32 as usize).checked_rem(count)?;
         // A different shard, if there is one: an offset of 1..count from the first, by the hash's other half.
         let second = (hash >> 32) as usize % (count - 1).max(1);
@@ -95,20 +97,17 @@ pub fn high_water(slots: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::hash::{BuildHasherDefault, DefaultHasher};
     use std::net::Ipv4Addr;
 
-    type Fixed = BuildHasherDefault<DefaultHasher>;
-
-    fn placement(slots: &[usize]) -> Placement<Fixed> {
-        Placement::new(Fixed::default(), slots.iter().copied())
+    fn placement(slots: &[usize]) -> Placement {
+        Placement::new([1, 2], slots.iter().copied())
     }
 
     fn peer(n: u32) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + n / 50_000), (n % 50_000) as u16))
     }
 
-    fn fill(p: &mut Placement<Fixed>, clients: std::ops::Range<u32>) {
+    fn fill(p: &mut Placement, clients: std::ops::Range<u32>) {
         for n in clients {
             let shard = p.pick(peer(n), |_| true).expect("room");
             p.take(shard);

@@ -17,6 +17,8 @@ const DISCARDED_BYTES_MAX: usize = 65_536;
 pub(super) enum Reason {
     /// `connections_max`, or every shard is full.
     Full,
+    /// Shards have room, but none took the client in time.
+    Busy,
     /// `connections_per_address_max`.
     Address,
     /// `handshakes_per_s_max`.
@@ -47,6 +49,7 @@ impl Reason {
             Reason::Full => {
                 response!(85, "This gateway is full: it holds as many connections as it may. Try again in a moment.")
             }
+            Reason::Busy => response!(73, "This gateway is too busy to take new connections: try again in a moment."),
             Reason::Address => response!(68, "Too many connections from this address: close some, then try again."),
             Reason::Rate => response!(57, "Too many new connections at once: try again in a moment."),
             Reason::Stopping => {
@@ -118,7 +121,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_whole_http_with_its_reason_and_when_to_come_back() {
-        for reason in [Reason::Full, Reason::Address, Reason::Rate, Reason::Stopping] {
+        for reason in [Reason::Full, Reason::Busy, Reason::Address, Reason::Rate, Reason::Stopping] {
             let text = std::str::from_utf8(reason.response()).unwrap();
             let mut headers = [httparse::EMPTY_HEADER; 8];
             let mut response = httparse::Response::new(&mut headers);

@@ -47,6 +47,12 @@ pub trait Mind: Send {
     fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time;
     /// See [`Topics::drain`].
     fn drain(&mut self);
+    /// Brings what only the mind knows into the cells: topics, frames, evictions.
+    fn report(&self, _metrics: &ControlMetrics) {}
+    /// One sentence for each shard that holds publications up.
+    fn blocked(&self, _now: Time) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 impl Mind for Topics {
@@ -64,6 +70,24 @@ impl Mind for Topics {
 
     fn drain(&mut self) {
         self.drain();
+    }
+
+    fn report(&self, metrics: &ControlMetrics) {
+        metrics.topics.set(self.topics() as u64);
+        metrics.frames.add(self.frames_built() - metrics.frames.get());
+        metrics.topics_evicted.add(self.evicted() - metrics.topics_evicted.get());
+    }
+
+    fn blocked(&self, now: Time) -> Vec<String> {
+        self.blocked_shards()
+            .map(|b| {
+                let ms = now.since_ns(b.since) / 1_000_000;
+                format!(
+                    "shard {} has taken nothing for {ms} ms: {} topics and {} answers wait for it",
+                    b.shard, b.topics, b.answers
+                )
+            })
+            .collect()
     }
 }
 
@@ -215,7 +239,12 @@ impl Control {
         }
     }
 
-    /// What it counts. `frames`, `topics` and `topics_evicted` are left to `topics`.
+    /// One sentence for each shard that holds publications up, for `/readyz`.
+    pub fn blocked(&self) -> Vec<String> {
+        self.core().mind.blocked(Time::now())
+    }
+
+    /// What it counts.
     pub fn metrics(&self) -> &Arc<ControlMetrics> {
         &self.metrics
     }
@@ -230,7 +259,7 @@ impl Control {
 
     /// As [`Control::try_publish`] for each of `publications`, in order, with one clock reading and one ring of each bell for
     /// every `RING_EVERY` of them. One that waits doesn't hold up the next, unless it is of the same topic: then `topics` lets
-    /// that one wait behind it.
+    /// that one wait behind it. Both arguments are called under the lock: they must not call back.
     pub fn try_publish_all(
         &self,
         publications: impl IntoIterator<Item = Publication>,
@@ -357,11 +386,13 @@ impl Control {
 
         let mut deadline = core.mind.turn(now, &mut core.shards, &mut core.done);
         for (ticket, outcome) in core.done.drain(..) {
-            let waiter = core.waiting.remove(&ticket).expect("a ticket is completed once");
+            // Nobody's: the call that took the ticket panicked before it could say so.
+            let Some(waiter) = core.waiting.remove(&ticket) else { continue };
             self.count(&outcome, waiter.bytes);
             let _ = waiter.sender.send(outcome); // Its publisher may have left; the message went its way all the same.
         }
         self.metrics.waiting.set(core.waiting.len() as u64);
+        core.mind.report(&self.metrics);
         core.shards.ring_touched();
 
         if !core.orders.is_empty() {

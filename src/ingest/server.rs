@@ -177,24 +177,23 @@ fn listener(listener: std::net::TcpListener) -> io::Result<TcpListener> {
 /// Accepts until told to stop, then waits for the connections, each of which ends within [`GRACE`].
 async fn accept_all<F>(
     listener: TcpListener,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
     serve: impl Fn(TcpStream, watch::Receiver<bool>) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut connections = JoinSet::new();
-    let stopped = stop.clone();
-    let mut stopping = pin!(stop.wait_for(|s| *s));
+    let mut stopped = pin!(ordered(stop.clone()));
     loop {
         tokio::select! {
             biased;
-            _ = &mut stopping => break,
+            () = &mut stopped => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((stream, _)) => {
                     // An answer is one small write: it must not wait for the acknowledgement of the one before.
                     let _ = stream.set_nodelay(true);
-                    connections.spawn(serve(stream, stopped.clone()));
+                    connections.spawn(serve(stream, stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!("accepting a publisher: {error}");
@@ -209,6 +208,11 @@ async fn accept_all<F>(
     }
 }
 
+/// Completes when the order to stop is given, or can't be given any more.
+async fn ordered(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|s| *s).await;
+}
+
 /// Handlers catch their own panics; one here is in the protocol's code, and costs its connection.
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
@@ -216,7 +220,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn serve_http1(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+async fn serve_http1(stream: TcpStream, router: Router, stop: watch::Receiver<bool>) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HTTP_IDLE)
@@ -225,12 +229,12 @@ async fn serve_http1(stream: TcpStream, router: Router, mut stop: watch::Receive
     tokio::select! {
         biased;
         _ = connection.as_mut() => return, // The peer left, or spoke nonsense and was answered 400.
-        _ = stop.wait_for(|s| *s) => connection.as_mut().graceful_shutdown(),
+        () = ordered(stop) => connection.as_mut().graceful_shutdown(),
     }
     let _ = tokio::time::timeout(GRACE, connection).await;
 }
 
-async fn serve_http2(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+async fn serve_http2(stream: TcpStream, router: Router, stop: watch::Receiver<bool>) {
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(GRPC_SILENCE)
@@ -243,7 +247,7 @@ async fn serve_http2(stream: TcpStream, router: Router, mut stop: watch::Receive
     tokio::select! {
         biased;
         _ = connection.as_mut() => return,
-        _ = stop.wait_for(|s| *s) => connection.as_mut().graceful_shutdown(),
+        () = ordered(stop) => connection.as_mut().graceful_shutdown(),
     }
     let _ = tokio::time::timeout(GRACE, connection).await;
 }

@@ -2,10 +2,18 @@
 //!
 //! Pushes are bounded in bytes; at the bound the caller's policy acts, and nothing here drops a message that is not counted.
 //! Replies are never dropped: above their bound the caller stops reading from the client.
+#![expect(
+    clippy::box_collection,
+    clippy::vec_box,
+    reason = "a connection that keeps up pays 8 bytes for its queue, not 32"
+)]
 
 use super::pool::Pool;
 use crate::frame::{Outgoing, Piece};
 use std::collections::VecDeque;
+
+/// Boxed, since most connections have none and all pay for the place of one.
+type Queue = VecDeque<Item>;
 
 /// One thing owed.
 #[derive(Debug)]
@@ -21,7 +29,7 @@ enum Item {
 #[derive(Debug, Default)]
 pub struct Egress {
     front: Option<Item>,
-    rest: Option<Box<VecDeque<Item>>>,
+    rest: Option<Box<Queue>>,
     push_bytes: u32,
     reply_bytes: u32,
 }
@@ -29,7 +37,7 @@ pub struct Egress {
 /// Emptied queues and buffers of a shard, for reuse.
 #[derive(Default)]
 pub struct Spares {
-    queues: Vec<Box<VecDeque<Item>>>,
+    queues: Vec<Box<Queue>>,
     buffers: Vec<Vec<u8>>,
 }
 
@@ -39,11 +47,11 @@ impl Spares {
     /// Larger buffers go back to the allocator.
     const BUFFER_BYTES_MAX: usize = 16 << 10;
 
-    fn queue(&mut self) -> Box<VecDeque<Item>> {
+    fn queue(&mut self) -> Box<Queue> {
         self.queues.pop().unwrap_or_default()
     }
 
-    fn return_queue(&mut self, queue: Box<VecDeque<Item>>) {
+    fn return_queue(&mut self, queue: Box<Queue>) {
         if self.queues.len() < Self::QUEUES_MAX && queue.capacity() <= 64 {
             self.queues.push(queue);
         }

@@ -54,7 +54,12 @@ impl<R: Ring> Reactor<R> {
 
     /// Closes who is due; `true`: all are gone and control knows it.
     pub(super) fn advance_drain(&mut self) -> bool {
+        // What is in the batches leaves first: it was acknowledged. Publishes are refused by now, so this ends.
+        let owes_round = self.round.is_active() || self.interests.has_news();
         let Some(drain) = &mut self.drain else { return false };
+        if owes_round && drain.told == 0 {
+            drain.begun = self.now;
+        }
         let (from, to) = (drain.told, drain.due(self.now));
         drain.told = to;
         let (code, deadline) = (drain.order.close_code, drain.begun.plus_ms(drain.window_ms + drain.order.deadline_ms));

@@ -12,8 +12,7 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 
 impl<R: Ring> Reactor<R> {
     pub(super) fn take_inbox(&mut self) {
-        // A batch must fit an idle subscriber's bound, or a client that reads would look slow.
-        let batch_bytes_max = BATCH_BYTES_MAX.min(self.settings.pending_bytes_max / 2);
+        let batch_bytes_max = self.batch_bytes_max();
         let mut bytes = 0;
         for _ in 0..INBOX_ITEMS_PER_TURN {
             if self.interests.batch_bytes() >= batch_bytes_max {
@@ -24,6 +23,11 @@ impl<R: Ring> Reactor<R> {
             self.take(message);
         }
         self.ends.inbox.release(bytes);
+    }
+
+    /// A batch must fit an idle subscriber's bound, or a client that reads would look slow.
+    pub(super) fn batch_bytes_max(&self) -> usize {
+        BATCH_BYTES_MAX.min(self.settings.pending_bytes_max / 2)
     }
 
     fn take(&mut self, message: ToShard) {

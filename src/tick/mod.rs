@@ -238,7 +238,7 @@ impl<R: Ring> Reactor<R> {
             || self.round.is_active()
             || !self.unsettled.is_empty()
             || !self.starved.is_empty()
-            || (self.interests.has_news() && self.now >= self.next_flush)
+            || self.is_flush_due()
     }
 
     fn sleep(&mut self) {

@@ -67,7 +67,7 @@ impl Round {
 impl<R: Ring> Reactor<R> {
     /// Submits up to 256 sends: answers and what is left over first, then the round's.
     pub(super) fn flush(&mut self) {
-        if !self.round.is_active() && self.interests.has_news() && self.now >= self.next_flush {
+        if !self.round.is_active() && self.is_flush_due() {
             self.seal();
         }
         let mut room = SENDS_PER_ENTER;
@@ -86,6 +86,12 @@ impl<R: Ring> Reactor<R> {
         if !self.round.is_active() {
             self.end_round();
         }
+    }
+
+    /// At the tick, or earlier if the inbox waits for room in the batches.
+    pub(super) fn is_flush_due(&self) -> bool {
+        let is_full = self.interests.batch_bytes() >= self.batch_bytes_max();
+        self.interests.has_news() && (is_full || self.now >= self.next_flush)
     }
 
     fn seal(&mut self) {

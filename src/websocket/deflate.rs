@@ -138,8 +138,11 @@ impl Inflater {
         self.stream.reset(false);
         let out_len_max = out.len().saturating_add(payload_bytes_max);
         // A message may end with a final block (§7.2.3.4) and nothing after it.
-        let whole = self.feed(compressed, out, out_len_max)?
-            || (!self.feed(&TAIL, out, out_len_max)? && self.feed(&END, out, out_len_max)?);
+        let whole = self.feed(compressed, out, out_len_max)? || {
+            // A stored block that is cut off would take what we append for its content.
+            let len = out.len();
+            !self.feed(&TAIL, out, out_len_max)? && self.feed(&END, out, out_len_max)? && out.len() == len
+        };
         match whole {
             _ if out.len() > out_len_max => Err(InflateError::TooBig { payload_bytes_max }),
             true => Ok(()),
@@ -250,8 +253,13 @@ mod tests {
     fn a_message_that_is_cut_off_is_corrupt() {
         let mut whole = Vec::new();
         Deflater::new(6).deflate(b"a message long enough to be cut in many places, in many places", &mut whole);
-        for cut in 1..whole.len() {
-            assert!(inflate(&whole[..cut], 1000).is_err(), "cut at {cut}");
+        let mut stored = Vec::new();
+        Deflater::new(0).deflate(b"not compressed, so that what follows is taken for content", &mut stored);
+        for whole in [whole, stored] {
+            // (The first byte of the stored one is an empty message.)
+            for cut in 2..whole.len() {
+                assert_eq!(inflate(&whole[..cut], 1000), Err(InflateError::Corrupt), "cut at {cut}");
+            }
         }
     }
 

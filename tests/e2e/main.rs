@@ -1,0 +1,19 @@
+//! End to end: the real binary on a real ring, over real sockets, against clients that we did not write and clients that
+//! misbehave. Every test starts gateways of its own on free ports.
+
+mod client;
+mod gateway;
+mod http;
+mod publisher;
+
+mod admin;
+mod delivery;
+mod drain;
+mod frames;
+mod gpush;
+mod handshake;
+mod limits;
+mod publish;
+mod readme;
+mod slow;
+mod startup;

@@ -1,0 +1,150 @@
+use crate::harness::{Options, control, eventually, in_runtime};
+use fanwire::frame::Publication;
+use fanwire::ids::{Encoding, InterestId, InterestRef, Offset, ShardId};
+use fanwire::ingest::{Admission, StallError};
+use fanwire::queue::{Drain, FromShard, InterestKey, ToShard};
+use fanwire::topics::Refusal;
+
+const DRAIN: Drain = Drain { close_code: 1001, window_ms: 0, rate_per_s: 1000, deadline_ms: 1000 };
+
+fn publication(data: &str) -> Publication {
+    Publication { topic: "t".into(), data: data.to_owned().into() }
+}
+
+/// A task that runs the driver.
+macro_rules! drive {
+    ($control:expr) => {{
+        let control = $control.clone();
+        tokio::spawn(async move { control.run().await })
+    }};
+}
+
+#[test]
+fn a_batch_with_room_is_admitted_at_once_in_order_and_each_bell_rings_once() {
+    let (control, mut shards, _) = control(&Options::default());
+    shards.iter().for_each(|s| s.bell.sleep());
+    let mut offsets = Vec::new();
+    control.try_publish_all(["a", "b", "c"].map(publication), |admission| match admission {
+        Admission::Done(Ok(ack)) => offsets.push(ack.offset),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(offsets, [Offset(1), Offset(2), Offset(3)]);
+    for shard in &mut shards {
+        assert_eq!(shard.frames(), ["a", "b", "c"]);
+        assert_eq!(shard.bell.rings(), 1);
+    }
+    let m = control.metrics();
+    assert_eq!((m.publications.get(), m.publication_bytes.get(), m.waited.get()), (3, 3, 0));
+}
+
+#[test]
+fn a_publication_without_room_waits_until_there_is_some_in_every_shard() {
+    in_runtime(async {
+        let (control, mut shards, _) =
+            control(&Options { queue_items_max: 1, publish_wait_ms: 10_000, ..Options::default() });
+        drive!(control);
+        control.publish(publication("a")).await.unwrap();
+        let Admission::Waiting(b) = control.try_publish(publication("b")) else { panic!("there is no room") };
+        let Admission::Waiting(c) = control.try_publish(publication("c")) else { panic!("there is no room") };
+        drop(c); // Its publisher left; it goes its way all the same.
+        assert_eq!((control.metrics().waited.get(), control.metrics().waiting.get()), (2, 2));
+
+        assert_eq!(shards[0].frames(), ["a"]);
+        assert_eq!(shards[1].frames(), ["a"]);
+        assert_eq!(b.await.unwrap().offset, Offset(2));
+        assert_eq!(shards[0].frames(), ["b"]);
+        assert_eq!(shards[1].frames(), ["b"]);
+        assert_eq!(eventually(|| shards[0].frames().pop()).await, "c");
+        assert_eq!(shards[1].frames(), ["c"]);
+        let m = control.metrics();
+        assert_eq!((m.publications.get(), m.publication_bytes.get(), m.waiting.get()), (3, 3, 0));
+    });
+}
+
+#[test]
+fn a_publication_that_waits_too_long_is_refused_and_nobody_has_it() {
+    in_runtime(async {
+        let (control, mut shards, _) = control(&Options { queue_items_max: 1, ..Options::default() });
+        drive!(control);
+        control.publish(publication("a")).await.unwrap();
+        shards[1].frames(); // Room in one shard is not enough.
+        let refusal = control.publish(publication("b")).await.unwrap_err();
+        assert_eq!(refusal, Refusal::NoRoom { shard: ShardId(0), waited_ms: 30 });
+        assert_eq!(shards[0].frames(), ["a"]);
+        assert!(shards[1].frames().is_empty());
+        assert_eq!(control.metrics().refused_full.get(), 1);
+    });
+}
+
+#[test]
+fn a_shard_that_rings_wakes_the_sleeping_driver() {
+    in_runtime(async {
+        let (control, mut shards, bell) = control(&Options::default());
+        drive!(control);
+        // Were the bell not heard, each round would take the driver's longest sleep, a second, and the test too long.
+        for round in 0..40 {
+            eventually(|| bell.is_sleeping().then_some(())).await;
+            let interest = InterestRef { id: InterestId(round), generation: 1 };
+            let key = InterestKey::Topic("t".into(), Encoding(0));
+            let shard = &mut shards[round as usize % 2];
+            shard.outbox.push(FromShard::Subscribe { interest, key }, 0).unwrap();
+            shard.outbox.ring();
+            let answer = eventually(|| shard.inbox.pop()).await;
+            assert!(matches!(answer, ToShard::Subscribed { interest: i, .. } if i == interest), "{answer:?}");
+        }
+        assert_eq!(bell.rings(), 40);
+    });
+}
+
+#[test]
+fn a_drain_refuses_what_comes_and_what_waits() {
+    in_runtime(async {
+        let (control, _shards, _) =
+            control(&Options { queue_items_max: 1, publish_wait_ms: 10_000, ..Options::default() });
+        drive!(control);
+        control.publish(publication("a")).await.unwrap();
+        let Admission::Waiting(b) = control.try_publish(publication("b")) else { panic!("there is no room") };
+        assert!(!control.is_draining());
+        control.drain();
+        assert!(control.is_draining());
+        control.drain_begun().await;
+        assert_eq!(control.publish(publication("c")).await, Err(Refusal::Draining));
+        assert_eq!(b.await, Err(Refusal::Draining));
+        assert_eq!(control.metrics().refused_draining.get(), 2);
+    });
+}
+
+#[test]
+fn the_order_to_drain_waits_for_room_and_for_every_shard() {
+    in_runtime(async {
+        let (control, mut shards, _) = control(&Options { queue_items_max: 1, ..Options::default() });
+        drive!(control);
+        control.publish(publication("a")).await.unwrap();
+        let drained = tokio::spawn({
+            let control = control.clone();
+            async move { control.drain_shards(DRAIN).await }
+        });
+        for (i, shard) in shards.iter_mut().enumerate() {
+            assert_eq!(shard.frames(), ["a"], "frames are flushed before the order");
+            let order = eventually(|| shard.inbox.pop()).await;
+            assert!(matches!(order, ToShard::Drain(Drain { close_code: 1001, .. })), "{order:?}");
+            assert!(!drained.is_finished(), "shard {i} is not drained yet");
+            shard.outbox.push(FromShard::Drained, 0).unwrap();
+            shard.outbox.ring();
+        }
+        drained.await.unwrap();
+        control.drain_shards(DRAIN).await; // They are.
+        assert!(shards.iter_mut().all(|s| s.inbox.pop().is_none()), "one order each");
+    });
+}
+
+#[test]
+fn a_stall_is_refused_for_a_shard_that_is_not_there_or_full() {
+    let (control, mut shards, _) = control(&Options { queue_items_max: 1, ..Options::default() });
+    control.stall(ShardId(1), 50).unwrap();
+    assert!(matches!(shards[1].inbox.pop(), Some(ToShard::Stall { duration_ms: 50 })));
+    control.stall(ShardId(1), 50).unwrap();
+    assert_eq!(control.stall(ShardId(1), 50), Err(StallError::NoRoom { shard: ShardId(1) }));
+    assert_eq!(control.stall(ShardId(2), 50), Err(StallError::NoSuchShard { shard: ShardId(2), shards: 2 }));
+    assert_eq!(control.queue_depths(), [(0, 0), (1, 0)]);
+}
