@@ -3,10 +3,12 @@
 //!
 //! The kernel borrows, so the ring owns: submitting moves the bytes in, and the completion hands them back.
 
+mod client;
 mod inflight;
 mod ring;
 mod token;
 
+pub use client::{Buffer, ClientRing, ClientRingOptions, Event};
 pub use inflight::InFlight;
 pub use ring::{BufferId, Completion, Defect, Ring};
 pub use token::{Kind, Token};
