@@ -295,8 +295,11 @@ impl ClientRing {
             self.listen_for_the_bell();
             return None;
         }
-        let buffer = cqueue::buffer_select(entry.flags())
-            .map(|id| Buffer { ring: self.number, id, length: result.max(0) as u32 });
+        let buffer = cqueue::buffer_select(entry.flags()).map(|id| Buffer {
+            ring: self.number,
+            id,
+            length: result.max(0) as u32,
+        });
         if more && result > 0 {
             // The usual case touches nothing of the slot but its state.
             if self.slots[slot as usize].state == State::Open {
@@ -481,7 +484,8 @@ struct Pages {
 
 impl Pages {
     fn new(length: usize) -> Pages {
-        let layout = Layout::from_size_align(length.max(1), PAGE).expect("a page-aligned layout below the address space");
+        let layout =
+            Layout::from_size_align(length.max(1), PAGE).expect("a page-aligned layout below the address space");
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
         Pages { start: NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)), layout, leak: false }
