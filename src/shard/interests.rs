@@ -191,6 +191,12 @@ impl Interests {
         if interest.members.remove(&slot) {
             self.members -= 1;
             interest.fresh.retain(|(s, _)| *s != slot);
+            if interest.members.is_empty() && !interest.batch.is_empty() {
+                // Nobody's. Whoever joins before the tick would get it, from before its cut.
+                self.batch_bytes -= interest.batch.len() as usize;
+                interest.batch = Batch::default();
+                self.dirty.retain(|d| *d != id);
+            }
         } else {
             interest.waiters.retain(|w| w.slot != slot);
         }
@@ -419,6 +425,25 @@ mod tests {
         assert_eq!(targets, [(0, Slot(1)), (0, Slot(2))]);
         assert_eq!(sealed[0].fresh, [(Slot(2), Offset(1))]);
         assert!(!interests.has_news() && interests.batch_bytes() == 0);
+    }
+
+    #[test]
+    fn what_was_collected_for_those_who_left_is_nobodys() {
+        let (mut interests, mut pool) = (Interests::default(), Pool::default());
+        let (id, first) = on(&mut interests, 0);
+        interests.join(id, waiter(1));
+        interests.frame(first, Offset(1), Offset(0), b"theirs", Time(0), &mut pool);
+        interests.leave(Time(0), id, Slot(1), 0);
+        assert!(!interests.has_news() && interests.batch_bytes() == 0);
+        interests.linger(Time(0));
+        assert_eq!(announced(&mut interests), Some((first, false)));
+        assert_eq!(interests.join(id, waiter(2)), Joined::Waiting);
+        let (second, _) = announced(&mut interests).unwrap();
+        interests.acknowledged(second, Epoch(1), Offset(7), false, &mut Vec::new());
+        interests.frame(second, Offset(8), Offset(7), b"mine", Time(0), &mut pool);
+        let mut sealed = Vec::new();
+        interests.seal(&mut pool, &mut sealed, |_, _| {});
+        assert_eq!((sealed.len(), sealed[0].batch.bytes()), (1, &b"mine"[..]));
     }
 
     #[test]
