@@ -231,9 +231,12 @@ impl Interests {
     }
 
     /// Takes the answer to a farewell: the number is free, unless somebody wanted it again meanwhile.
-    pub fn let_go(&mut self, interest: InterestRef) {
+    ///
+    /// `accept_stale` is `false`: an answer to an earlier generation says nothing about this one.
+    pub fn let_go(&mut self, interest: InterestRef, accept_stale: bool) {
         let Some(it) = self.all.get_mut(interest.id.0 as usize) else { return };
-        if it.standing != Standing::Leaving || it.generation != interest.generation {
+        let current = it.standing == Standing::Leaving && it.generation == interest.generation;
+        if !current && !accept_stale {
             return;
         }
         it.standing = Standing::Free;
@@ -460,7 +463,7 @@ mod tests {
         let mut waiters = Vec::new();
         interests.acknowledged(first, Epoch(1), Offset(3), false, &mut waiters);
         interests.frame(first, Offset(4), Offset(3), b"old", Time(0), &mut pool);
-        interests.let_go(first);
+        interests.let_go(first, false);
         assert!(waiters.is_empty() && !interests.has_news());
         interests.acknowledged(second, Epoch(1), Offset(9), false, &mut waiters);
         assert_eq!(waiters, [waiter(2)]);
@@ -488,7 +491,7 @@ mod tests {
         assert_eq!(announced(&mut interests), None);
         interests.linger(Time(0).plus_ms(1000));
         announced(&mut interests).unwrap();
-        interests.let_go(interest);
+        interests.let_go(interest, false);
         assert!(interests.is_empty());
         let again = interests.find_or_add(InterestKey::Broadcast(Encoding(1)));
         assert_eq!(again, id);
