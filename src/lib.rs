@@ -12,6 +12,8 @@
 //! ·  sim                               stands in for socket, queue pace and clock; tests only
 //! ```
 
+#![recursion_limit = "256"] // The JSON of a benchmark report is one large macro call.
+
 pub mod accept;
 pub mod cli;
 pub mod clock;

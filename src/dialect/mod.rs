@@ -80,7 +80,7 @@ pub enum SubscribeError {
 pub struct Negotiated {
     /// Echoed as Sec-WebSocket-Protocol.
     pub subprotocol: Option<&'static str>,
-    /// The encoding without compression; see [`Dialect::encodings`].
+    /// The encoding without compression.
     pub plain: Encoding,
     /// The encoding with permessage-deflate.
     pub deflated: Encoding,

@@ -2,11 +2,6 @@
 //!
 //! Pushes are bounded in bytes; at the bound the caller's policy acts, and nothing here drops a message that is not counted.
 //! Replies are never dropped: above their bound the caller stops reading from the client.
-#![expect(
-    clippy::box_collection,
-    clippy::vec_box,
-    reason = "a connection that keeps up pays 8 bytes for its queue, not 32"
-)]
 
 use super::pool::Pool;
 use crate::frame::{Outgoing, Piece};
@@ -165,7 +160,10 @@ impl Egress {
             && front.len() as usize > send_bytes_max
         {
             let mut head = front.clone();
-            head.end = head.start + send_bytes_max as u32;
+            // After a message if one ends in reach: whoever is told to go in between has no frame cut, and gets its close frame.
+            let limit = head.start + send_bytes_max as u32;
+            let boundary = head.batch.boundary_at_or_before(head.start, limit);
+            head.end = if boundary > head.start { boundary } else { limit };
             front.start = head.end;
             self.push_bytes -= head.len();
             let messages = head.messages();
@@ -381,7 +379,9 @@ mod tests {
         let mut lone = Egress::default();
         lone.push(whole(&b), 1000, &mut spares).unwrap();
         let (first, ended) = lone.next_send(50, &mut spares, &mut pool).unwrap();
-        assert_eq!((first.len(), ended, lone.is_mid_frame()), (50, 1, true));
+        assert_eq!((first.len(), ended, lone.is_mid_frame()), (40, 1, false), "a send ends with a message if it can");
+        let (first, ended) = lone.next_send(30, &mut spares, &mut pool).unwrap();
+        assert_eq!((first.len(), ended, lone.is_mid_frame()), (30, 0, true));
         lone.reply(b"pong", &mut spares);
         assert_eq!(lone.drop_pushes(&mut spares, &mut pool), 1);
         assert_eq!((lone.push_bytes(), lone.reply_bytes(), lone.is_empty()), (0, 4, false));

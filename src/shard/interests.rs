@@ -91,7 +91,7 @@ pub struct Sealed {
     pub interest: InterestId,
     /// The frames.
     pub batch: std::rc::Rc<Batch>,
-    /// Those who joined in the middle, by slot: the messages after this offset are theirs.
+    /// Those who joined in the middle, ascending by slot: the messages after this offset are theirs.
     pub fresh: Vec<(Slot, Offset)>,
 }
 
@@ -293,7 +293,8 @@ impl Interests {
         for id in self.dirty.drain(..) {
             let it = &mut self.all[id.0 as usize];
             let batch = std::mem::take(&mut it.batch);
-            let fresh = std::mem::take(&mut it.fresh);
+            let mut fresh = std::mem::take(&mut it.fresh);
+            fresh.sort_unstable();
             if it.members.is_empty() {
                 pool.discard(batch);
                 continue;

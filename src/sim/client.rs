@@ -295,7 +295,11 @@ impl Client {
             panic!("client {}: {what}", self.index);
         }
         let questions = line.reader.questions();
-        assert!(questions == 0 || !self.outbox.is_empty(), "client {}: {questions} questions are unanswered", self.index);
+        assert!(
+            questions == 0 || !self.outbox.is_empty(),
+            "client {}: {questions} questions are unanswered",
+            self.index
+        );
     }
 
     fn is_deaf(&self, now: Time) -> bool {
@@ -335,7 +339,8 @@ impl Client {
     }
 
     fn read(&mut self, line: &SharedLine) {
-        let most = if self.pace == Pace::Slow && !self.machine.calm.get() { self.machine.within(1..=300) } else { u64::MAX };
+        let most =
+            if self.pace == Pace::Slow && !self.machine.calm.get() { self.machine.within(1..=300) } else { u64::MAX };
         if self.is_deaf(self.machine.now()) {
             if line.borrow().near_closed {
                 self.hang_up();
@@ -505,7 +510,8 @@ impl Client {
         match self.manner {
             Manner::Breaks => {
                 self.leaving = Leaving::Broke;
-                let broken: [&[u8]; 3] = [&[0x81, 0x02, b'h', b'i'], &[0x83, 0x80, 0, 0, 0, 0], &[0xa1, 0x80, 0, 0, 0, 0]];
+                let broken: [&[u8]; 3] =
+                    [&[0x81, 0x02, b'h', b'i'], &[0x83, 0x80, 0, 0, 0, 0], &[0xa1, 0x80, 0, 0, 0, 0]];
                 let bytes = self.machine.draw(|dice| dice.pick(&broken));
                 self.say(bytes);
             }
@@ -540,7 +546,6 @@ impl Client {
             self.has_news();
         }
     }
-
 }
 
 /// A client's frame, masked (RFC 6455 §5.3). `first`: FIN and opcode.

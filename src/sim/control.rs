@@ -62,7 +62,9 @@ impl Outlet for Spy {
             }
             ToShard::Subscribed { interest, offset, .. } => {
                 let known = wanted.get_mut(&interest.id).filter(|w| w.interest == *interest);
-                let Some(known) = known else { panic!("shard {shard} gets an answer about {interest:?}, which it left") };
+                let Some(known) = known else {
+                    panic!("shard {shard} gets an answer about {interest:?}, which it left")
+                };
                 assert!(known.last.replace(*offset).is_none(), "shard {shard}: {interest:?} was answered twice");
             }
             _ => {}
@@ -146,7 +148,9 @@ impl Control {
 
     /// Whether nothing is under way: no mail, nobody waiting, nothing in an inbox.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.from.iter().all(Receiver::is_empty) && self.spy.queues.iter().all(Sender::is_empty)
+        self.waiting.is_empty()
+            && self.from.iter().all(Receiver::is_empty)
+            && self.spy.queues.iter().all(Sender::is_empty)
     }
 
     /// It stands still until `time`.
@@ -206,7 +210,9 @@ impl Control {
         for _ in 0..most {
             let first = self.machine.draw(|dice| dice.index(self.from.len()));
             let shards = self.from.len();
-            let Some(index) = (0..shards).map(|i| (first + i) % shards).find(|i| !self.from[*i].is_empty()) else { return };
+            let Some(index) = (0..shards).map(|i| (first + i) % shards).find(|i| !self.from[*i].is_empty()) else {
+                return;
+            };
             let message = self.from[index].pop().expect("it was not empty");
             let shard = ShardId(index as u16);
             trace!(self.machine, "control hears from shard {shard}: {message:?}");
@@ -295,7 +301,12 @@ impl Control {
                 };
                 // No answer yet: the cut comes after this message.
                 if about_it && let Some(last) = interest.last {
-                    assert!(last == ack.offset, "{:?} of shard {shard} is at {last}, {} was admitted", interest.key, ack.offset);
+                    assert!(
+                        last == ack.offset,
+                        "{:?} of shard {shard} is at {last}, {} was admitted",
+                        interest.key,
+                        ack.offset
+                    );
                 }
             }
         }

@@ -50,13 +50,7 @@ impl Machine {
     pub const START: Time = Time(1_000_000_000);
 
     /// A machine at its start.
-    pub fn new(
-        seed: u64,
-        book: Book,
-        defect: Option<Defect>,
-        features: Features,
-        traced: bool,
-    ) -> Rc<Machine> {
+    pub fn new(seed: u64, book: Book, defect: Option<Defect>, features: Features, traced: bool) -> Rc<Machine> {
         Rc::new(Machine {
             clock: Cell::new(Self::START),
             dice: RefCell::new(Dice::new(seed)),

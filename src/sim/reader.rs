@@ -247,9 +247,7 @@ impl Reader {
         let (header, length_min, length) = match second {
             0..=125 => (2, 0, u64::from(second)),
             126 if bytes.len() >= 4 => (4, 126, u64::from(u16::from_be_bytes([bytes[2], bytes[3]]))),
-            127 if bytes.len() >= 10 => {
-                (10, 65_536, u64::from_be_bytes(bytes[2..10].try_into().expect("eight bytes")))
-            }
+            127 if bytes.len() >= 10 => (10, 65_536, u64::from_be_bytes(bytes[2..10].try_into().expect("eight bytes"))),
             126 | 127 => return Ok(0),
             _ => return broken("a masked frame from a server"),
         };
@@ -337,7 +335,9 @@ impl Reader {
         window.last = Some(place);
         self.highest[topic] = Some(place);
         if self.misses_nothing && missed > 0 {
-            return Err(format!("{missed} messages of topic {topic} before {place} did not come, and this client reads"));
+            return Err(format!(
+                "{missed} messages of topic {topic} before {place} did not come, and this client reads"
+            ));
         }
         let tally = book.tally(self.shard);
         tally.sent += 1;

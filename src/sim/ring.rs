@@ -520,7 +520,8 @@ impl SimRing {
                 let (delay, after) = (self.delay(), self.slots[index].poll_stamp);
                 self.post(delay, after, completion(poll, -libc::ECANCELED, false));
             }
-            after = self.post(delay, after, completion(named(Kind::Cancel), if found { 0 } else { -libc::ENOENT }, false));
+            after =
+                self.post(delay, after, completion(named(Kind::Cancel), if found { 0 } else { -libc::ENOENT }, false));
         }
         let left = self.slots[index].poll;
         assert!(left.is_none(), "shard {}: slot {index} closed under an armed poll, which keeps it open", self.shard);

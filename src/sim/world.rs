@@ -293,7 +293,18 @@ impl World {
 
     fn step(&mut self, actor: Actor) {
         self.steps += 1;
-        if self.steps > STEPS_MAX - 5 { trace!(self.machine, "{}", match &actor {Actor::Shard(i)=>format!("shard {i}"), Actor::Control=>"control".into(), Actor::Client(i)=>format!("client {i}"), Actor::Late(i)=>format!("late {i}")}); }
+        if self.steps > STEPS_MAX - 5 {
+            trace!(
+                self.machine,
+                "{}",
+                match &actor {
+                    Actor::Shard(i) => format!("shard {i}"),
+                    Actor::Control => "control".into(),
+                    Actor::Client(i) => format!("client {i}"),
+                    Actor::Late(i) => format!("late {i}"),
+                }
+            );
+        }
         assert!(self.steps < STEPS_MAX, "{STEPS_MAX} steps and no end: a livelock");
         match actor {
             Actor::Shard(index) => self.turn(index),
@@ -331,7 +342,8 @@ impl World {
             0 => self.machine.draw(|dice| dice.magnitude(50..=10_000)),
             _ => self.machine.within(0..=50),
         };
-        let stall_us = if self.machine.mishap(2) { self.machine.draw(|dice| dice.magnitude(10_000..=1_500_000)) } else { 0 };
+        let stall_us =
+            if self.machine.mishap(2) { self.machine.draw(|dice| dice.magnitude(10_000..=1_500_000)) } else { 0 };
         shard.not_before = Time(self.machine.now().0 + (pause_us + stall_us) * 1000);
         if turn == Turn::Drained {
             trace!(self.machine, "shard {index} is drained");
@@ -473,8 +485,7 @@ impl World {
         if self.drains {
             let mut pending: Vec<usize> = (0..self.shards.len()).collect();
             let window_ms = self.machine.draw(|dice| dice.magnitude(1..=2_000));
-            let order =
-                || ToShard::Drain(Drain { close_code: 1001, window_ms, rate_per_s: 1_000, deadline_ms: 2_000 });
+            let order = || ToShard::Drain(Drain { close_code: 1001, window_ms, rate_per_s: 1_000, deadline_ms: 2_000 });
             let told = self.run_while(5_000, |world| !world.control.borrow_mut().drain(&mut pending, order));
             assert!(told, "the order to drain finds no room");
             let done = self.run_while(20_000, |world| world.shards.iter().any(|shard| !shard.is_over));

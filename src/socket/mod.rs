@@ -5,6 +5,7 @@
 
 mod acceptor;
 mod buffers;
+mod client;
 mod inflight;
 mod listener;
 mod ring;
@@ -12,6 +13,7 @@ mod token;
 pub mod uring;
 
 pub use acceptor::{AcceptEvent, AcceptRing, Guest, KernelAcceptRing};
+pub use client::{Buffer, ClientRing, ClientRingOptions, Event};
 pub use inflight::InFlight;
 pub use listener::{ListenError, ListenOptions, Listener, listen};
 pub use ring::{BufferId, Completion, Defect, Ring};

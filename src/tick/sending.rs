@@ -56,9 +56,9 @@ impl Round {
             return None;
         }
         let batch = &sealed.batch;
-        let start = match sealed.fresh.iter().find(|(s, _)| *s == slot) {
-            Some((_, from)) => batch.start_after(batch.marks().partition_point(|m| m.offset <= *from)),
-            None => 0,
+        let start = match sealed.fresh.binary_search_by_key(&slot, |(s, _)| *s) {
+            Ok(at) => batch.start_after(batch.marks().partition_point(|m| m.offset <= sealed.fresh[at].1)),
+            Err(_) => 0,
         };
         (start < batch.len()).then(|| Piece { batch: batch.clone(), start, end: batch.len() })
     }

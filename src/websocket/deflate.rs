@@ -44,7 +44,7 @@ impl DeflateParams {
     }
 }
 
-/// Compresses messages, one at a time. About 270 KB; one per core, reused.
+/// Compresses messages, one at a time. About 0.3 MB; one per core, reused.
 pub struct Deflater {
     stream: Compress,
     compressed: Vec<u8>, // Of `write_frame`, kept for its capacity.

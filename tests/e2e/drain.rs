@@ -68,7 +68,7 @@ fn a_drain_says_503_first_then_refuses_publishers_and_clients() {
     let start = Instant::now();
     gateway.signal("TERM");
     wait_until("it is not ready", || gateway.get("/readyz").status == 503);
-    assert!(gateway.get("/readyz").body.contains("drain"), "{:?}", gateway.get("/readyz"));
+    assert!(gateway.get("/readyz").body.contains("stopping"), "{:?}", gateway.get("/readyz"));
     assert_eq!(gateway.get("/healthz").status, 200);
     // During the delay all goes on.
     publisher.publish("t", "still").unwrap();
@@ -190,18 +190,18 @@ fn the_watchdog_is_silent_while_a_shard_stands_still() {
         Start::new().env("NOTIFY_SOCKET", manager.path.to_str().unwrap()).env("WATCHDOG_USEC", "600000").start();
     manager.awaits("READY=1");
     manager.awaits("WATCHDOG=1");
-    gateway.stall(1, 3000);
-    // It may have been sent before the stall was seen; then there is none until its end.
+    gateway.stall(1, 6000);
+    // A shard has stood still when it has not turned for 3 s; then there is none until the stall's end.
     let start = Instant::now();
     let mut last = start;
     let mut longest = Duration::ZERO;
-    while start.elapsed() < Duration::from_secs(5) {
+    while start.elapsed() < Duration::from_secs(8) {
         if manager.hears(Duration::from_millis(50)).is_some_and(|text| text.contains("WATCHDOG=1")) {
             longest = longest.max(last.elapsed());
             last = Instant::now();
         }
     }
-    assert!(longest > Duration::from_millis(1200), "silent for {longest:?} at most");
+    assert!(longest > Duration::from_millis(2000), "silent for {longest:?} at most");
     manager.awaits("WATCHDOG=1"); // And it goes on.
 }
 

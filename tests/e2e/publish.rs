@@ -161,8 +161,10 @@ fn reflection_and_health_answer() {
 
 #[test]
 fn tokens_are_asked_for_and_read_again_on_sighup() {
+    const OLD: &str = "old-token-of-sixteen";
+    const NEW: &str = "new-token-of-sixteen";
     let file = std::env::temp_dir().join(format!("fanwire-tokens-{}", std::process::id()));
-    std::fs::write(&file, "# publishers\nold-token\n").unwrap();
+    std::fs::write(&file, "# publishers\nold-token-of-sixteen\n").unwrap();
     let gateway = Gateway::start(&[("publish.tokens_file", file.to_str().unwrap())]);
     let mut client = Client::subscriber(&gateway, &["t"]);
     let push = |token: Option<&str>| {
@@ -176,23 +178,25 @@ fn tokens_are_asked_for_and_read_again_on_sighup() {
         let stream = publisher.stream().and_then(|mut stream| stream.batch(vec![message("t", "x")])).map(drop);
         [publisher.publish("t", "x").map(drop), publisher.push_data("", "t", "x"), stream]
     };
-    for wrong in [None, Some("new-token"), Some("old-toke"), Some("old-token2"), Some("# publishers"), Some("")] {
+    for wrong in
+        [None, Some(NEW), Some("old-token-of-sixtee"), Some("old-token-of-sixteen2"), Some("# publishers"), Some("")]
+    {
         assert_error(&push(wrong), 401, 16);
         for result in grpc(wrong) {
             assert_eq!(result.unwrap_err().code(), Code::Unauthenticated, "{wrong:?}");
         }
     }
-    assert_eq!(push(Some("old-token")).status, 200);
-    assert!(grpc(Some("old-token")).iter().all(Result::is_ok));
+    assert_eq!(push(Some(OLD)).status, 200);
+    assert!(grpc(Some(OLD)).iter().all(Result::is_ok));
     for _ in 0..4 {
         assert_eq!(client.text(), "x");
     }
     assert_eq!(gateway.get("/healthz").status, 200, "whoever only asks for health needs no token");
 
-    std::fs::write(&file, "new-token\n").unwrap();
+    std::fs::write(&file, "new-token-of-sixteen\n").unwrap();
     gateway.signal("HUP");
-    wait_until("the new token counts", || push(Some("new-token")).status == 200);
-    assert_error(&push(Some("old-token")), 401, 16);
+    wait_until("the new token counts", || push(Some(NEW)).status == 200);
+    assert_error(&push(Some(OLD)), 401, 16);
     std::fs::remove_file(&file).unwrap();
 }
 
@@ -231,7 +235,7 @@ fn a_stalled_shard_holds_up_only_topics_with_interest_there() {
     publisher.publish("stalled", "before").unwrap();
     assert_eq!(here.text(), "before");
 
-    gateway.stall(0, 4000);
+    gateway.stall(0, 6000);
     let start = Instant::now();
     let mut taken = 0;
     let refusal = loop {
@@ -254,10 +258,11 @@ fn a_stalled_shard_holds_up_only_topics_with_interest_there() {
         publisher.publish("free", n.to_string()).unwrap();
         assert_eq!(there.text(), n.to_string());
     }
-    let ready = gateway.get("/readyz");
-    assert!(start.elapsed() < Duration::from_millis(3500), "too slow to say anything: {:?}", start.elapsed());
-    assert_eq!(ready.status, 503, "{ready:?}");
-    assert!(ready.body.contains("shard 0"), "it names the shard: {ready:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "too slow to say anything: {:?}", start.elapsed());
+    wait_until("the shard is named as the reason not to be ready", || {
+        let ready = gateway.get("/readyz");
+        ready.status == 503 && ready.body.contains("shard 0 has not turned")
+    });
 
     // What was acknowledged arrives once the shard turns again, and nothing of what was refused.
     for n in 0..taken {

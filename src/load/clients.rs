@@ -1,0 +1,531 @@
+//! The clients: they connect at a bounded rate, shake hands, subscribe, and then do nothing but read and count.
+//!
+//! ```text
+//! waiting ─► connecting ─► handshake ─► greeting ─► subscribe ─► live ──────────► ended (by the server: why)
+//!                │             │            │           │          └─ or slow: never reads again
+//!                └─────────────┴────────────┴───────────┴─► failed (why)
+//! ```
+//!
+//! One thread drives any number of rings; connection *i* lives in ring *i* / slots and listens to topic *i* % topics.
+
+use super::gpush;
+use super::reader::{self, CLOSE, PING, TEXT, TEXT_DEFLATED, frames};
+use super::schedule::Schedule;
+use super::stamp::{Stamp, Stream};
+use super::tally::Tally;
+use crate::clock::Time;
+use crate::socket::{Buffer, ClientRing, ClientRingOptions, Event};
+use crate::sys::EventFd;
+use crate::websocket::deflate::Inflater;
+use crate::websocket::{Opcode, frame, handshake};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+/// Connections that are between connect and the subscribe's answer at a time: well below any listen backlog.
+const UNDER_WAY_MAX: u32 = 128;
+/// Connections of one source address: ephemeral ports are searched in halves, and the second half is slow to find.
+const PER_SOURCE_ADDRESS: u32 = 10_000;
+/// Every client says `ping` once in this time; the gateway waits 120 s.
+const HEARTBEAT_NS: u64 = 50_000_000_000;
+/// Pings of one turn.
+const HEARTBEATS_PER_TURN_MAX: u32 = 256;
+/// The handshakes are given up when none has got on for this long.
+const STALLED_MS: u64 = 10_000;
+/// Response head of a handshake.
+const HEAD_BYTES_MAX: usize = 8192;
+/// Different reasons of failure kept apart.
+const REASONS_MAX: usize = 20;
+/// The example key of RFC 6455 section 1.3: a load client need not surprise anybody.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+/// Who connects, where, and how.
+#[derive(Clone, Debug)]
+pub struct ClientsPlan {
+    /// The server.
+    pub target: SocketAddr,
+    /// `Host` header.
+    pub host: String,
+    /// Path of the dialect, with the query.
+    pub path: String,
+    /// How many.
+    pub connections: u32,
+    /// Connection i subscribes to topic i % topics.
+    pub topics: u32,
+    /// Publishers whose messages will come.
+    pub publishers: u32,
+    /// How many of them subscribe and never read again, evenly spread.
+    pub slow: u32,
+    /// Offer permessage-deflate.
+    pub deflate: bool,
+    /// New connections a second.
+    pub ramp_per_s: u32,
+    /// Receive buffers of each ring.
+    pub buffers: u16,
+    /// Bytes of each.
+    pub buffer_bytes: u32,
+}
+
+impl ClientsPlan {
+    fn is_slow(&self, connection: u32) -> bool {
+        let share = |n: u32| u64::from(n) * u64::from(self.slow) / u64::from(self.connections);
+        share(connection + 1) > share(connection)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Connecting,
+    Handshake,
+    Greeting,
+    Subscribing,
+    Live,
+    Slow,
+    Ended,
+    Failed,
+}
+
+impl State {
+    fn is_under_way(self) -> bool {
+        matches!(self, State::Connecting | State::Handshake | State::Greeting | State::Subscribing)
+    }
+}
+
+struct Connection {
+    carry: Vec<u8>, // A partial frame or response head.
+    state: State,
+    slow: bool,
+    open: bool, // It has a slot of a ring.
+}
+
+/// Reasons and how often.
+pub(crate) type Reasons = BTreeMap<String, u64>;
+
+fn count(reasons: &mut Reasons, reason: String) {
+    let reason = if reasons.len() < REASONS_MAX || reasons.contains_key(&reason) { reason } else { "others".into() };
+    *reasons.entry(reason).or_default() += 1;
+}
+
+/// All clients of a run.
+pub(crate) struct Clients {
+    plan: ClientsPlan,
+    rings: Vec<ClientRing>,
+    connections: Vec<Connection>,
+    inflater: Inflater,
+    inflated: Vec<u8>,
+    request: Arc<[u8]>,
+    ping: Arc<[u8]>,
+    accept: Vec<u8>,
+    next: u32,       // The first connection that has not been started.
+    under_way: u32,  // Between connect and the subscribe's answer.
+    ramp_from: Time, // Since when `ramp_per_s` counts, and
+    ramp_base: u32,  // from which connection.
+    progress: Time,  // A handshake got on.
+    heartbeats: u64, // Said so far, over all connections.
+    heartbeats_from: Time,
+    leaving: bool,
+    odd: Vec<(u8, Vec<u8>)>, // Frames of the connection at hand that are no messages of ours.
+    pub(crate) tally: Tally,
+    /// Subscribed, slow ones included.
+    pub(crate) subscribed: u32,
+    /// Never got there, and why.
+    pub(crate) failures: Reasons,
+    /// Live ones that the server ended, and how.
+    pub(crate) ends: Reasons,
+    /// Slow ones that the server ended, and how.
+    pub(crate) slow_ends: Reasons,
+    /// Messages that slow ones got all the same.
+    pub(crate) slow_received: u64,
+    /// Frames of live connections that are neither messages of ours nor protocol, and the first of them.
+    pub(crate) unexpected: u64,
+    pub(crate) unexpected_first: Option<String>,
+}
+
+impl Clients {
+    /// Rings for all of them; nothing is connected yet.
+    ///
+    /// # Errors
+    /// What the kernel refuses, and what to do.
+    pub(crate) fn new(plan: ClientsPlan) -> Result<Clients, String> {
+        let limit = u32::try_from(crate::sys::raise_nofile_limit()).unwrap_or(u32::MAX).min(1 << 20);
+        let slots_max = limit.min(plan.connections).max(1);
+        let rings = plan.connections.div_ceil(slots_max);
+        let refused =
+            |e: std::io::Error| format!("io_uring of the load client: {e} (needs Linux 6.1 and io_uring enabled)");
+        let options = ClientRingOptions { slots: slots_max, buffers: plan.buffers, buffer_bytes: plan.buffer_bytes };
+        let mut rings: Vec<ClientRing> =
+            (0..rings).map(|_| ClientRing::new(options)).collect::<Result<_, _>>().map_err(refused)?;
+        if let [first, others @ ..] = &mut rings[..]
+            && !others.is_empty()
+        {
+            let bell = Arc::new(EventFd::new().map_err(refused)?);
+            first.wake_on(Arc::clone(&bell));
+            others.iter_mut().try_for_each(|ring| ring.ring_bell(Arc::clone(&bell))).map_err(refused)?;
+        }
+        let offer =
+            ("Sec-WebSocket-Extensions", "permessage-deflate; server_no_context_takeover; client_no_context_takeover");
+        let extensions = if plan.deflate { &[offer][..] } else { &[] };
+        let mut request = Vec::new();
+        handshake::write_request(&mut request, &plan.host, &plan.path, KEY, extensions);
+        let connection =
+            |i| Connection { carry: Vec::new(), state: State::Waiting, slow: plan.is_slow(i), open: false };
+        Ok(Clients {
+            rings,
+            connections: (0..plan.connections).map(connection).collect(),
+            inflater: Inflater::new(),
+            inflated: Vec::new(),
+            request: request.into(),
+            ping: gpush::ping(),
+            accept: handshake::accept_for(KEY).to_vec(),
+            next: 0,
+            under_way: 0,
+            ramp_from: Time::now(),
+            ramp_base: 0,
+            progress: Time::now(),
+            heartbeats: 0,
+            heartbeats_from: Time::now(),
+            leaving: false,
+            odd: Vec::new(),
+            tally: Tally::new(plan.connections, plan.topics, plan.publishers),
+            subscribed: 0,
+            failures: Reasons::new(),
+            ends: Reasons::new(),
+            slow_ends: Reasons::new(),
+            slow_received: 0,
+            unexpected: 0,
+            unexpected_first: None,
+            plan,
+        })
+    }
+
+    /// Begins to connect those not yet started, as far as connection `until`, from now on at the ramp's rate.
+    pub(crate) fn ramp(&mut self) {
+        (self.ramp_from, self.ramp_base, self.progress) = (Time::now(), self.next, Time::now());
+    }
+
+    /// Starts what the rate allows, up to connection `until`; whether all of those have subscribed or failed.
+    pub(crate) fn connect(&mut self, until: u32) -> bool {
+        let now = Time::now();
+        let allowed_ns = u128::from(now.since_ns(self.ramp_from)) * u128::from(self.plan.ramp_per_s);
+        let allowed = u64::from(self.ramp_base) + (allowed_ns / 1_000_000_000) as u64 + 1;
+        while self.next < until && u64::from(self.next) < allowed && self.under_way < UNDER_WAY_MAX {
+            self.start(self.next);
+            self.next += 1;
+        }
+        if self.under_way > 0 && now > self.progress.plus_ms(STALLED_MS) {
+            let stuck: Vec<u32> =
+                (0..self.next).filter(|&i| self.connections[i as usize].state.is_under_way()).collect();
+            for i in stuck {
+                let step = format!("no answer for 10 s, {:?}", self.connections[i as usize].state).to_lowercase();
+                self.fail(i, step);
+            }
+        }
+        self.next >= until && self.under_way == 0
+    }
+
+    /// Lets the kernel work, waits until `until` for something to happen if nothing has, and handles it; says `ping` when due.
+    pub(crate) fn turn(&mut self, until: Time) {
+        self.heartbeat();
+        let mut busy = false;
+        for ring in 1..self.rings.len() {
+            self.rings[ring].enter(None);
+            busy |= self.reap(ring);
+        }
+        self.rings[0].enter((!busy).then_some(until));
+        self.reap(0);
+    }
+
+    /// Reads what slow connections were sent, to see which of them the server has ended; up to ten seconds, or until nothing
+    /// has come for one.
+    pub(crate) fn look_at_slow(&mut self) {
+        let slow = |c: &Connection| c.state == State::Slow;
+        for i in 0..self.plan.connections {
+            if slow(&self.connections[i as usize]) {
+                let (ring, slot) = self.place(i);
+                self.rings[ring].receive(slot);
+            }
+        }
+        let end = Time::now().plus_ms(10_000);
+        let (mut seen, mut quiet) = (u64::MAX, Time::NEVER);
+        while self.connections.iter().any(slow) && Time::now() < end.min(quiet) {
+            self.turn(Time::now().plus_ms(100));
+            let now_seen = self.slow_received + self.slow_ends.values().sum::<u64>();
+            if now_seen != seen {
+                (seen, quiet) = (now_seen, Time::now().plus_ms(1000));
+            }
+        }
+    }
+
+    /// How many slow ones the server has not ended.
+    pub(crate) fn slow_open(&self) -> u32 {
+        self.connections.iter().filter(|c| c.state == State::Slow).count() as u32
+    }
+
+    /// Messages that reading connections lack of the first `messages` of `schedule`, given that of some streams `refused` were
+    /// not accepted; and how many connections lack any.
+    pub(crate) fn lost(&self, schedule: &Schedule, messages: u64, refused: &BTreeMap<u32, u32>) -> (u64, u32) {
+        let sent = |stream| schedule.sent(stream, messages);
+        let mut lost = (0, 0);
+        for i in self.readers() {
+            let refused = |p| refused.get(&Stream::new(i % self.plan.topics, p).0).copied().unwrap_or(0);
+            let refused: u64 = (0..self.plan.publishers).map(|p| u64::from(refused(p))).sum();
+            let missing = self.tally.lost(i, sent).saturating_sub(refused);
+            lost.0 += missing;
+            lost.1 += u32::from(missing > 0);
+        }
+        lost
+    }
+
+    /// Connections that were live at some time: they should have everything.
+    pub(crate) fn readers(&self) -> impl Iterator<Item = u32> {
+        let reader = |c: &Connection| !c.slow && matches!(c.state, State::Live | State::Ended);
+        (0..self.plan.connections).filter(move |&i| reader(&self.connections[i as usize]))
+    }
+
+    /// Ends all connections, up to ten seconds.
+    pub(crate) fn close(&mut self) {
+        self.leaving = true;
+        for i in 0..self.next {
+            self.leave(i);
+        }
+        let end = Time::now().plus_ms(10_000);
+        while self.connections.iter().any(|c| c.open) && Time::now() < end {
+            self.turn(Time::now().plus_ms(100));
+        }
+    }
+
+    fn place(&self, connection: u32) -> (usize, u32) {
+        let slots = self.rings[0].slots();
+        ((connection / slots) as usize, connection % slots)
+    }
+
+    fn start(&mut self, i: u32) {
+        let source = match self.plan.target.ip() {
+            IpAddr::V4(ip) if ip.is_loopback() => {
+                let address = u32::from(Ipv4Addr::LOCALHOST) + i / PER_SOURCE_ADDRESS % 0xff_fff0;
+                Some(SocketAddr::from((Ipv4Addr::from(address), 0)))
+            }
+            _ => None,
+        };
+        let (ring, slot) = self.place(i);
+        match self.rings[ring].connect(slot, source, self.plan.target) {
+            Ok(()) => {
+                self.under_way += 1;
+                self.connections[i as usize].state = State::Connecting;
+                self.connections[i as usize].open = true;
+            }
+            Err(e) => {
+                self.connections[i as usize].state = State::Failed;
+                count(&mut self.failures, format!("socket: {e}"));
+            }
+        }
+    }
+
+    /// Handles what a ring has to say; whether that was anything.
+    fn reap(&mut self, ring: usize) -> bool {
+        let base = ring as u32 * self.rings[0].slots();
+        let now = Time::now();
+        let mut any = false;
+        while let Some(event) = self.rings[ring].event() {
+            any = true;
+            match event {
+                Event::Received(slot, buffer) => self.received(ring, slot, base + slot, buffer, now),
+                Event::Sent(_, 0) => {}
+                Event::Sent(slot, errno) => self.ended(base + slot, format!("send: {}", error(errno))),
+                Event::Connected(slot, Ok(())) => {
+                    let request = Arc::clone(&self.request);
+                    self.rings[ring].send(slot, request);
+                    self.read_on(ring, slot, base + slot);
+                    self.connections[(base + slot) as usize].state = State::Handshake;
+                }
+                Event::Connected(slot, Err(e)) => self.fail(base + slot, format!("connect: {e}")),
+                Event::Ended(slot, 0) => self.ended(base + slot, "end of stream".into()),
+                Event::Ended(slot, errno) => self.ended(base + slot, error(errno)),
+                Event::Closed(slot) => self.connections[(base + slot) as usize].open = false,
+            }
+        }
+        any
+    }
+
+    fn read_on(&mut self, ring: usize, slot: u32, i: u32) {
+        if self.connections[i as usize].slow {
+            self.rings[ring].receive_once(slot);
+        } else {
+            self.rings[ring].receive(slot);
+        }
+    }
+
+    fn received(&mut self, ring: usize, slot: u32, i: u32, buffer: Buffer, now: Time) {
+        let connection = &mut self.connections[i as usize];
+        let bytes = self.rings[ring].received(&buffer);
+        let result = if connection.state == State::Handshake {
+            head(connection, bytes, &self.accept, self.plan.deflate)
+        } else {
+            Ok(Some(bytes))
+        };
+        let result = result.and_then(|rest| {
+            let Some(rest) = rest else { return Ok(()) };
+            let (tally, odd, inflater, inflated) =
+                (&mut self.tally, &mut self.odd, &mut self.inflater, &mut self.inflated);
+            let (slow, slow_received) = (connection.slow, &mut self.slow_received);
+            let cut = frames(&mut connection.carry, rest, |f| {
+                let (first, payload) = match f.first {
+                    TEXT_DEFLATED => {
+                        inflated.clear();
+                        match inflater.inflate(f.payload, inflated, reader::FRAME_BYTES_MAX) {
+                            Ok(()) => (TEXT, &inflated[..]),
+                            Err(_) => (TEXT_DEFLATED, f.payload),
+                        }
+                    }
+                    first => (first, f.payload),
+                };
+                match Stamp::read(payload) {
+                    Some(stamp) if first == TEXT && !slow => tally.message(i, stamp, payload.len(), now.0),
+                    Some(_) if first == TEXT => *slow_received += 1,
+                    _ => odd.push((first, payload.to_vec())),
+                }
+            });
+            cut.map_err(|broken| broken.to_string())
+        });
+        self.rings[ring].give_back(buffer);
+        if let Err(reason) = result {
+            return self.ended(i, reason);
+        }
+        if !self.odd.is_empty() {
+            let mut odd = std::mem::take(&mut self.odd);
+            odd.drain(..).for_each(|(first, payload)| self.odd_frame(ring, slot, i, first, &payload));
+            self.odd = odd;
+        }
+        let connection = &self.connections[i as usize];
+        if connection.slow && connection.state.is_under_way() {
+            self.rings[ring].receive_once(slot);
+        }
+    }
+
+    /// A frame that is no message of ours: greeting, replies, control.
+    #[cold]
+    fn odd_frame(&mut self, ring: usize, slot: u32, i: u32, first: u8, payload: &[u8]) {
+        let state = self.connections[i as usize].state;
+        match (state, first) {
+            (State::Ended | State::Failed, _) => {}
+            (_, CLOSE) => {
+                let code =
+                    payload.first_chunk().map_or_else(|| "no code".into(), |c| u16::from_be_bytes(*c).to_string());
+                let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or(&[]));
+                self.ended(i, format!("close frame {code} {reason}").trim_end().to_owned());
+            }
+            (_, PING) => {
+                // While something else is in flight the pong is left out: servers ask again.
+                if !self.rings[ring].is_sending(slot) {
+                    let mut pong = Vec::new();
+                    frame::write_client_frame(&mut pong, Opcode::Pong, payload, gpush::MASK);
+                    self.rings[ring].send(slot, pong.into());
+                }
+            }
+            (_, reader::PONG) => {}
+            (State::Greeting, TEXT) if payload.starts_with(gpush::GREETING) => {
+                self.progress = Time::now();
+                let topic = Schedule::topic_name(i % self.plan.topics);
+                self.rings[ring].send(slot, gpush::subscribe(&topic));
+                self.connections[i as usize].state = State::Subscribing;
+            }
+            (State::Subscribing, TEXT) if payload.starts_with(gpush::SUBSCRIBED) => {
+                self.progress = Time::now();
+                self.under_way -= 1;
+                self.subscribed += 1;
+                let connection = &mut self.connections[i as usize];
+                connection.state = if connection.slow { State::Slow } else { State::Live };
+            }
+            (State::Greeting | State::Subscribing, _) => {
+                let text = String::from_utf8_lossy(payload);
+                self.fail(i, format!("unexpected answer while {state:?}: {text:.100}").to_lowercase());
+            }
+            (_, TEXT) if payload == gpush::PONG => {}
+            _ => {
+                self.unexpected += 1;
+                let text = || format!("first byte {first:#04x}: {:.100}", String::from_utf8_lossy(payload));
+                self.unexpected_first.get_or_insert_with(text);
+            }
+        }
+    }
+
+    fn fail(&mut self, i: u32, reason: String) {
+        self.under_way -= 1;
+        self.progress = Time::now();
+        self.connections[i as usize].state = State::Failed;
+        count(&mut self.failures, reason);
+        self.leave(i);
+    }
+
+    /// The server has ended connection `i`, or can't be understood any more.
+    fn ended(&mut self, i: u32, reason: String) {
+        match self.connections[i as usize].state {
+            state if state.is_under_way() => self.fail(i, format!("{state:?}: {reason}").to_lowercase()),
+            state @ (State::Live | State::Slow) => {
+                self.connections[i as usize].state = State::Ended;
+                count(if state == State::Slow { &mut self.slow_ends } else { &mut self.ends }, reason);
+                self.leave(i);
+            }
+            State::Ended | State::Failed => {} // A close frame, and then the end of the stream.
+            state => unreachable!("connection {i} ended while {state:?}"),
+        }
+    }
+
+    fn leave(&mut self, i: u32) {
+        if self.connections[i as usize].open {
+            let (ring, slot) = self.place(i);
+            self.rings[ring].close(slot);
+        }
+    }
+
+    fn heartbeat(&mut self) {
+        if self.leaving {
+            return;
+        }
+        let elapsed_ns = Time::now().since_ns(self.heartbeats_from);
+        let due = (u128::from(elapsed_ns) * u128::from(self.plan.connections) / u128::from(HEARTBEAT_NS)) as u64;
+        for _ in 0..due.saturating_sub(self.heartbeats).min(u64::from(HEARTBEATS_PER_TURN_MAX)) {
+            let i = (self.heartbeats % u64::from(self.plan.connections)) as u32;
+            self.heartbeats += 1;
+            let (ring, slot) = self.place(i);
+            let listening = matches!(self.connections[i as usize].state, State::Live | State::Slow);
+            if listening && !self.rings[ring].is_sending(slot) {
+                self.rings[ring].send(slot, Arc::clone(&self.ping));
+            }
+        }
+    }
+}
+
+fn error(errno: i32) -> String {
+    std::io::Error::from_raw_os_error(errno).to_string()
+}
+
+/// Takes bytes of the handshake's answer; once it is whole and right, gives those that follow it.
+fn head<'a>(
+    connection: &mut Connection,
+    bytes: &'a [u8],
+    accept: &[u8],
+    deflate: bool,
+) -> Result<Option<&'a [u8]>, String> {
+    let before = connection.carry.len();
+    connection.carry.extend_from_slice(bytes);
+    let response = handshake::parse_response(&connection.carry).map_err(|e| format!("handshake: {e}"))?;
+    let Some((status, length, headers)) = response else {
+        let endless = connection.carry.len() > HEAD_BYTES_MAX;
+        return if endless { Err("handshake: endless response head".into()) } else { Ok(None) };
+    };
+    let header = |name: &str| headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| *value);
+    if status != 101 {
+        return Err(format!("handshake: status {status}"));
+    }
+    if header("sec-websocket-accept") != Some(accept) {
+        return Err("handshake: wrong Sec-WebSocket-Accept".into());
+    }
+    if deflate && header("sec-websocket-extensions").is_none() {
+        return Err("handshake: permessage-deflate was not accepted (gateway: websocket.deflate = true)".into());
+    }
+    connection.carry = Vec::new();
+    connection.state = State::Greeting;
+    Ok(Some(&bytes[length - before..]))
+}

@@ -1,0 +1,527 @@
+//! Publishes on schedule. One thread keeps the time and makes the messages; another speaks gRPC or HTTP. What is due at a
+//! moment goes in one batch; a bounded number of batches is unacknowledged at a time, and what has to wait for that counts as
+//! late, never as less load.
+//!
+//! ```text
+//! time ──batch──► I/O thread ──► gateway        at most `in_flight` batches between the two arrows
+//!      ◄──ack───             ◄──
+//! ```
+
+use super::schedule::{Pace, Schedule};
+use super::stamp::MESSAGE_BYTES_MIN;
+use super::tally::histogram;
+use crate::clock::Time;
+use crate::proto::v1::publisher_client::PublisherClient;
+use crate::proto::v1::{PublishBatch, PublishRequest, PublishResult};
+use crate::sys;
+use crate::websocket::handshake;
+use base64::Engine;
+use bytes::{Bytes, BytesMut};
+use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// Batches unacknowledged at a time in an open loop.
+const IN_FLIGHT_MAX: usize = 64;
+/// Bytes of a batch, far below gRPC's limit on a message.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// A gateway that acknowledges nothing for this long has failed.
+const STALLED: Duration = Duration::from_secs(10);
+/// Response of the HTTP interface.
+const RESPONSE_BYTES_MAX: usize = 64 << 10;
+/// Different reasons of refusal kept apart.
+const REASONS_MAX: usize = 10;
+
+/// How messages get to the gateway.
+#[derive(Clone, Debug)]
+pub enum Interface {
+    /// `fanwire.v1.Publisher/PublishStream`.
+    Grpc {
+        /// `host:port`.
+        address: String,
+    },
+    /// `POST /v1/pushData`, connections kept alive, one request at a time on each; each is a publisher of its own.
+    Http {
+        /// `host:port`.
+        address: String,
+    },
+}
+
+/// Where to publish and as whom.
+#[derive(Clone, Debug)]
+pub struct PublishPlan {
+    /// By what.
+    pub interface: Interface,
+    /// Bearer token.
+    pub token: Option<String>,
+    /// Messages of a batch; HTTP has one a request.
+    pub batch_messages_max: usize,
+}
+
+/// Messages on their way; the first is message `first` of the schedule.
+struct Batch {
+    first: u64,
+    publisher: u32,
+    messages: Vec<(u32, Bytes)>, // Topic and payload.
+}
+
+/// The answer to a batch.
+struct Ack {
+    messages: u64,
+    refused: Vec<(u64, String)>, // Which message of the schedule, and why.
+    at: Time,
+}
+
+/// What the I/O thread reports to.
+#[derive(Clone)]
+struct Acks {
+    to: mpsc::Sender<Result<Ack, String>>,
+    cpu_ns: Arc<AtomicU64>,
+}
+
+impl Acks {
+    fn report(&self, result: Result<Ack, String>) {
+        self.cpu_ns.store(sys::thread_cpu_ns(), Ordering::Relaxed);
+        self.to.send(result).ok(); // Nobody listens any more once the schedule is done.
+    }
+}
+
+/// A connection to the gateway, ready to publish.
+pub(crate) struct Publisher {
+    batches: UnboundedSender<Batch>, // Bounded by the batches in flight.
+    acks: mpsc::Receiver<Result<Ack, String>>,
+    io: thread::JoinHandle<()>,
+    io_cpu_ns: Arc<AtomicU64>,
+    batch_messages_max: usize,
+}
+
+impl Publisher {
+    /// Connects. `topics` and `publishers` as in the schedule to come.
+    ///
+    /// # Errors
+    /// The gateway can't be reached.
+    pub(crate) fn connect(plan: &PublishPlan, topics: u32, publishers: u32) -> Result<Publisher, String> {
+        let (batches, queue) = unbounded_channel();
+        let (to, acks) = mpsc::channel();
+        let (ready, is_ready) = mpsc::sync_channel(1);
+        let io_cpu_ns = Arc::new(AtomicU64::new(0));
+        let report = Acks { to, cpu_ns: Arc::clone(&io_cpu_ns) };
+        let names: Vec<String> = (0..topics).map(Schedule::topic_name).collect();
+        let PublishPlan { interface, token, batch_messages_max } = plan.clone();
+        let batch_messages_max = if matches!(interface, Interface::Http { .. }) { 1 } else { batch_messages_max };
+        let io = thread::Builder::new().name("publisher-io".into()).spawn(move || {
+            let speak = async {
+                match interface {
+                    Interface::Grpc { address } => grpc(address, token, names, queue, &report, &ready).await,
+                    Interface::Http { address } => {
+                        http(address, token, names, publishers, queue, &report, &ready).await
+                    }
+                }
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let result = runtime.map_err(|e| e.to_string()).and_then(|runtime| runtime.block_on(speak));
+            if let Err(e) = result {
+                ready.try_send(Err(e.clone())).ok(); // Whoever waits: for the connection, or
+                report.report(Err(e)); // for an acknowledgement.
+            }
+        });
+        let io = io.map_err(|e| format!("starting a thread: {e}"))?;
+        is_ready.recv().map_err(|_| "the publisher's thread ended".to_owned())??;
+        Ok(Publisher { batches, acks, io, io_cpu_ns, batch_messages_max })
+    }
+
+    /// Publishes all of `schedule`, and waits until all is acknowledged.
+    ///
+    /// # Errors
+    /// The gateway has ended the stream, or has not answered for [`STALLED`].
+    pub(crate) fn run(self, schedule: &Schedule) -> Result<Published, String> {
+        let size = schedule.size.max(MESSAGE_BYTES_MIN);
+        let batch_messages_max = self.batch_messages_max.min(BATCH_BYTES_MAX / size).max(1) as u64;
+        let in_flight_max = match schedule.pace {
+            Pace::Rate { .. } => IN_FLIGHT_MAX,
+            Pace::Saturate { in_flight } => in_flight,
+        };
+        let mut published = Published::default();
+        let (mut in_flight, mut next) = (0, 0);
+        let mut cpu_from_ns = None;
+        loop {
+            while let Ok(ack) = self.acks.try_recv() {
+                published.acknowledge(ack?, schedule);
+                in_flight -= 1;
+            }
+            let now = Time::now();
+            if cpu_from_ns.is_none() && now.0 >= schedule.from_ns {
+                cpu_from_ns = Some(self.cpu_ns());
+            }
+            let (messages, next_due_ns) = match schedule.messages() {
+                Some(all) => (all, schedule.due_ns(next)),
+                None if now.0 >= schedule.until_ns => (next, now.0),
+                None => (u64::MAX, now.0.max(schedule.start_ns)),
+            };
+            if next == messages && in_flight == 0 {
+                break;
+            }
+            if next < messages && in_flight < in_flight_max {
+                if next_due_ns > now.0 {
+                    match self.acks.recv_timeout(Duration::from_nanos(next_due_ns - now.0)) {
+                        Ok(ack) => {
+                            published.acknowledge(ack?, schedule);
+                            in_flight -= 1;
+                        }
+                        Err(RecvTimeoutError::Timeout) => {}
+                        Err(RecvTimeoutError::Disconnected) => return Err("the publisher's thread ended".into()),
+                    }
+                    continue;
+                }
+                let is_due = |i: u64| match schedule.pace {
+                    Pace::Rate { .. } => i < messages && schedule.due_ns(i) <= now.0,
+                    Pace::Saturate { .. } => true,
+                };
+                let end =
+                    (next + 1..next + batch_messages_max).take_while(|&i| is_due(i)).last().map_or(next + 1, |i| i + 1);
+                let batch = published.batch(schedule, next..end, size, now);
+                if self.batches.send(batch).is_err() {
+                    // Its reason comes as the last acknowledgement.
+                    return Err(self
+                        .acks
+                        .iter()
+                        .find_map(Result::err)
+                        .unwrap_or_else(|| "the publisher's thread ended".into()));
+                }
+                (next, in_flight) = (end, in_flight + 1);
+                continue;
+            }
+            let ack = self.acks.recv_timeout(STALLED).map_err(|_| "the gateway has acknowledged nothing for 10 s")?;
+            published.acknowledge(ack?, schedule);
+            in_flight -= 1;
+        }
+        published.messages = next;
+        published.cpu_ns = self.cpu_ns() - cpu_from_ns.unwrap_or_default();
+        drop(self.batches);
+        self.io.join().map_err(|_| "the publisher's I/O thread panicked".to_owned())?;
+        Ok(published)
+    }
+
+    fn cpu_ns(&self) -> u64 {
+        sys::thread_cpu_ns() + self.io_cpu_ns.load(Ordering::Relaxed)
+    }
+}
+
+/// What became of a load.
+#[derive(Debug)]
+pub(crate) struct Published {
+    /// Messages given to the gateway.
+    pub(crate) messages: u64,
+    /// Those it refused, by stream.
+    pub(crate) refused: BTreeMap<u32, u32>,
+    /// And why.
+    pub(crate) reasons: BTreeMap<String, u64>,
+    /// Acknowledged within the measured window.
+    pub(crate) acknowledged: u64,
+    /// From due to handed over, µs, of the measured messages.
+    pub(crate) late: Histogram<u64>,
+    /// CPU of both threads since the window began.
+    pub(crate) cpu_ns: u64,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        let (refused, reasons) = (BTreeMap::new(), BTreeMap::new());
+        Published { messages: 0, refused, reasons, acknowledged: 0, late: histogram(), cpu_ns: 0 }
+    }
+}
+
+impl Published {
+    fn batch(&mut self, schedule: &Schedule, range: Range<u64>, size: usize, now: Time) -> Batch {
+        let mut bytes = BytesMut::zeroed(size * (range.end - range.start) as usize);
+        let first = range.start;
+        let publisher = schedule.stamp(first, 0).stream.publisher();
+        let message = |i: u64| {
+            let due_ns = if schedule.messages().is_some() { schedule.due_ns(i) } else { now.0 };
+            if due_ns >= schedule.from_ns {
+                self.late.saturating_record(now.0.saturating_sub(due_ns) / 1000);
+            }
+            let mut message = bytes.split_to(size);
+            let stamp = schedule.stamp(i, due_ns);
+            stamp.write(&mut message);
+            (stamp.stream.topic(), message.freeze())
+        };
+        Batch { first, publisher, messages: range.map(message).collect() }
+    }
+
+    fn acknowledge(&mut self, ack: Ack, schedule: &Schedule) {
+        if (schedule.from_ns..schedule.until_ns).contains(&ack.at.0) {
+            self.acknowledged += ack.messages - ack.refused.len() as u64;
+        }
+        for (i, reason) in ack.refused {
+            *self.refused.entry(schedule.stamp(i, 0).stream.0).or_default() += 1;
+            let others = self.reasons.len() >= REASONS_MAX && !self.reasons.contains_key(&reason);
+            *self.reasons.entry(if others { "others".into() } else { reason }).or_default() += 1;
+        }
+    }
+}
+
+/// Answers nobody has asked about yet fit in this many.
+type Ready = mpsc::SyncSender<Result<(), String>>;
+
+async fn grpc(
+    address: String,
+    token: Option<String>,
+    names: Vec<String>,
+    queue: UnboundedReceiver<Batch>,
+    acks: &Acks,
+    ready: &Ready,
+) -> Result<(), String> {
+    let mut client = grpc_client(&address).await?;
+    ready.send(Ok(())).ok();
+    let request = move |(topic, data): (u32, Bytes)| PublishRequest { topic: names[topic as usize].clone(), data };
+    let batches = UnboundedReceiverStream::new(queue).map(move |batch| PublishBatch {
+        id: batch.first,
+        messages: batch.messages.into_iter().map(&request).collect(),
+    });
+    let request = with_token(batches, token.as_deref())?;
+    let refused = |status: tonic::Status| format!("PublishStream: {} ({:?})", status.message(), status.code());
+    let mut answers = client.publish_stream(request).await.map_err(refused)?.into_inner();
+    let mut expected = 0; // Batches are answered in order, one result a message.
+    while let Some(answer) = answers.message().await.map_err(refused)? {
+        if answer.id != expected {
+            return Err(format!("PublishStream answered batch {} instead of {expected}", answer.id));
+        }
+        let messages = answer.results.len() as u64;
+        let refusal = |(i, result): (usize, PublishResult)| {
+            result.error.map(|e| (answer.id + i as u64, format!("{} ({:?})", e.message, tonic::Code::from(e.code))))
+        };
+        let refused = answer.results.into_iter().enumerate().filter_map(refusal).collect();
+        expected += messages;
+        acks.report(Ok(Ack { messages, refused, at: Time::now() }));
+    }
+    Ok(())
+}
+
+/// A connected client of `address`.
+///
+/// # Errors
+/// Not an address, or nobody is there.
+pub async fn grpc_client(address: &str) -> Result<PublisherClient<Channel>, String> {
+    let endpoint =
+        Endpoint::from_shared(format!("http://{address}")).map_err(|e| format!("gRPC address {address}: {e}"))?;
+    let endpoint = endpoint.tcp_nodelay(true).connect_timeout(STALLED);
+    let channel = endpoint.connect().await.map_err(|e| format!("gRPC at {address}: {}", causes(&e)))?;
+    Ok(PublisherClient::new(channel))
+}
+
+/// Puts the bearer token where the gateway looks for it.
+///
+/// # Errors
+/// The token can't stand in a header.
+pub fn with_token<T>(message: T, token: Option<&str>) -> Result<tonic::Request<T>, String> {
+    let mut request = tonic::Request::new(message);
+    if let Some(token) = token {
+        let value =
+            format!("Bearer {token}").parse().map_err(|_| "the token has characters that no header may have")?;
+        request.metadata_mut().insert("authorization", value);
+    }
+    Ok(request)
+}
+
+/// An error with what is behind it: tonic's own text is only "transport error".
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+async fn http(
+    address: String,
+    token: Option<String>,
+    names: Vec<String>,
+    publishers: u32,
+    mut queue: UnboundedReceiver<Batch>,
+    acks: &Acks,
+    ready: &Ready,
+) -> Result<(), String> {
+    let mut lines = Vec::new();
+    let mut workers = tokio::task::JoinSet::new();
+    let names = Arc::new(names);
+    let authorization = token.map_or_else(String::new, |t| format!("Authorization: Bearer {t}\r\n"));
+    let head = Arc::new(format!(
+        "POST /v1/pushData HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{authorization}Content-Length: "
+    ));
+    for _ in 0..publishers {
+        let failed = |e: std::io::Error| format!("HTTP at {address}: {e}");
+        let socket = TcpStream::connect(&address).await.map_err(failed)?;
+        socket.set_nodelay(true).map_err(failed)?;
+        let (line, mut waiting) = unbounded_channel::<Batch>();
+        lines.push(line);
+        let (names, head, acks) = (Arc::clone(&names), Arc::clone(&head), acks.clone());
+        workers.spawn(async move {
+            let mut poster = Poster { socket, head, request: Vec::new(), response: Vec::new() };
+            while let Some(batch) = waiting.recv().await {
+                let mut refused = Vec::new();
+                let messages = batch.messages.len() as u64;
+                for (i, (topic, data)) in (batch.first..).zip(batch.messages) {
+                    refused.extend(poster.post(&names[topic as usize], &data).await?.map(|reason| (i, reason)));
+                }
+                acks.report(Ok(Ack { messages, refused, at: Time::now() }));
+            }
+            Ok::<(), String>(())
+        });
+    }
+    ready.send(Ok(())).ok();
+    loop {
+        tokio::select! {
+            batch = queue.recv() => match batch {
+                Some(batch) => drop(lines[batch.publisher as usize].send(batch)), // A worker that ended is seen below.
+                None => return Ok(()), // All is acknowledged: nothing is left in the lines.
+            },
+            Some(ended) = workers.join_next() => ended.map_err(|e| e.to_string())??,
+        }
+    }
+}
+
+/// One kept-alive connection.
+struct Poster {
+    socket: TcpStream,
+    head: Arc<String>,
+    request: Vec<u8>,
+    response: Vec<u8>,
+}
+
+impl Poster {
+    /// Publishes one message; `Some(reason)` if it was refused.
+    async fn post(&mut self, topic: &str, data: &[u8]) -> Result<Option<String>, String> {
+        let data = base64::engine::general_purpose::STANDARD.encode(data);
+        let body = format!(r#"{{"topic":"{topic}","data":"{data}"}}"#);
+        self.request.clear();
+        write!(self.request, "{}{}\r\n\r\n{body}", self.head, body.len()).expect("a vector takes all");
+        let failed = |e: std::io::Error| format!("POST /v1/pushData: {e}");
+        self.socket.write_all(&self.request).await.map_err(failed)?;
+        self.response.clear();
+        loop {
+            if self.socket.read_buf(&mut self.response).await.map_err(failed)? == 0 {
+                return Err("POST /v1/pushData: the gateway closed a kept-alive connection".into());
+            }
+            if let Some((status, body)) = response(&self.response)? {
+                let reason = || format!("{} (HTTP {status})", String::from_utf8_lossy(body).trim());
+                return Ok((status != 200).then(reason));
+            }
+        }
+    }
+}
+
+/// Status and body of a response with a Content-Length, once it is all there.
+///
+/// # Errors
+/// It is none, or larger than [`RESPONSE_BYTES_MAX`].
+fn response(bytes: &[u8]) -> Result<Option<(u16, &[u8])>, String> {
+    let parsed = handshake::parse_response(bytes).map_err(|e| format!("not an HTTP response: {e}"))?;
+    if let Some((status, head, headers)) = parsed {
+        let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+        let length = length.and_then(|(_, value)| std::str::from_utf8(value).ok()?.trim().parse::<usize>().ok());
+        let length = length.ok_or("an HTTP response without Content-Length")?;
+        if let Some(body) = bytes[head..].get(..length) {
+            return Ok(Some((status, body)));
+        }
+    }
+    if bytes.len() > RESPONSE_BYTES_MAX { Err("an HTTP response of more than 64 KiB".into()) } else { Ok(None) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stamp::Stamp;
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_response_is_taken_when_it_is_whole() {
+        let whole = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2\r\n\r\n{}";
+        for n in 0..whole.len() {
+            assert_eq!(response(&whole[..n]), Ok(None), "{n} bytes");
+        }
+        assert_eq!(response(whole), Ok(Some((429, &b"{}"[..]))));
+        assert!(response(b"SSH-2.0-x\r\n").is_err());
+        assert!(response(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn http_messages_are_posted_in_order_of_their_stream_and_refusals_are_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = thread::spawn(move || {
+            let answer = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\n{{}}");
+            let streams: Vec<_> = (0..2).map(|_| listener.accept().unwrap().0).collect();
+            let serve = |mut stream: std::net::TcpStream| {
+                thread::spawn(move || {
+                    use std::io::{Read, Write};
+                    let (mut bytes, mut got) = (Vec::new(), Vec::new());
+                    let mut chunk = [0; 4096];
+                    while let Ok(n @ 1..) = stream.read(&mut chunk) {
+                        bytes.extend_from_slice(&chunk[..n]);
+                        let text = String::from_utf8(bytes.clone()).unwrap();
+                        if !text.ends_with('}') {
+                            continue;
+                        }
+                        assert!(
+                            text.starts_with("POST /v1/pushData HTTP/1.1\r\n") && text.contains("Bearer secret\r\n")
+                        );
+                        let body: serde_json::Value = serde_json::from_str(&text[text.find('{').unwrap()..]).unwrap();
+                        let data =
+                            base64::engine::general_purpose::STANDARD.decode(body["data"].as_str().unwrap()).unwrap();
+                        got.push((body["topic"].as_str().unwrap().to_owned(), Stamp::read(&data).unwrap().sequence));
+                        let status = if got.len() == 3 { "429 Too Many Requests" } else { "200 OK" };
+                        stream.write_all(answer(status).as_bytes()).unwrap();
+                        bytes.clear();
+                    }
+                    got
+                })
+            };
+            streams
+                .into_iter()
+                .map(serve)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|t| t.join().unwrap())
+                .collect::<Vec<_>>()
+        });
+        let plan = PublishPlan {
+            interface: Interface::Http { address },
+            token: Some("secret".into()),
+            batch_messages_max: 100,
+        };
+        let publisher = Publisher::connect(&plan, 1, 2).unwrap();
+        let schedule = Schedule::new(Pace::Rate { per_s: 1000.0 }, 1, 2, 128, Time::now().0, 0.0, 0.02);
+        let published = publisher.run(&schedule).unwrap();
+        assert_eq!((published.messages, published.acknowledged), (20, 18));
+        assert_eq!(published.refused.values().copied().collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(published.reasons, BTreeMap::from([("{} (HTTP 429)".to_owned(), 2)]));
+        for got in server.join().unwrap() {
+            assert_eq!(got, (0..10).map(|s| ("bench-0".to_owned(), s)).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_is_not_there_is_said_so() {
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        for interface in [Interface::Grpc { address: nobody.clone() }, Interface::Http { address: nobody.clone() }] {
+            let plan = PublishPlan { interface, token: None, batch_messages_max: 1 };
+            let error = Publisher::connect(&plan, 1, 1).err().expect("nobody listens");
+            assert!(error.contains(&nobody) && error.contains("refused"), "{error}");
+        }
+    }
+}

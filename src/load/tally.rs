@@ -1,0 +1,190 @@
+//! What arrived: latency from the intended time, and for every connection and stream whether anything is missing, came twice
+//! or came out of order.
+
+use super::stamp::{Stamp, Stream};
+use hdrhistogram::Histogram;
+
+/// Latencies above this count as this.
+const LATENCY_US_MAX: u64 = 600_000_000;
+
+/// A histogram of microseconds, to three digits.
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("constant bounds that hdrhistogram takes")
+}
+
+/// One connection's view of one stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Track {
+    next: u32,    // The sequence number expected.
+    missing: u32, // Numbers before `next` that have not come.
+    seen: u64,    // Bit i: number `next - 1 - i` has come.
+}
+
+impl Track {
+    /// Messages of the stream's first `sent` that this connection does not have.
+    pub(crate) fn lost(&self, sent: u32) -> u64 {
+        u64::from(self.missing) + u64::from(sent.wrapping_sub(self.next))
+    }
+}
+
+/// Sums over all connections.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    topics: u32,
+    publishers: u32,
+    tracks: Vec<Track>, // Of connection c and publisher p: at c * publishers + p.
+    measure_from_ns: u64,
+    interval: Histogram<u64>,
+    total: Histogram<u64>,
+    /// Messages received, each once: duplicates not counted.
+    pub(crate) received: u64,
+    /// Their payload bytes.
+    pub(crate) bytes: u64,
+    /// Came a second time.
+    pub(crate) duplicates: u64,
+    /// Came after a later one of its stream.
+    pub(crate) disordered: u64,
+    /// Of a topic that the connection has not subscribed to, or of no known stream.
+    pub(crate) foreign: u64,
+}
+
+impl Tally {
+    pub(crate) fn new(connections: u32, topics: u32, publishers: u32) -> Tally {
+        Tally {
+            topics,
+            publishers,
+            tracks: vec![Track::default(); connections as usize * publishers as usize],
+            measure_from_ns: u64::MAX,
+            interval: histogram(),
+            total: histogram(),
+            received: 0,
+            bytes: 0,
+            duplicates: 0,
+            disordered: 0,
+            foreign: 0,
+        }
+    }
+
+    /// Latencies of messages due from then on are recorded.
+    pub(crate) fn measure_from(&mut self, ns: u64) {
+        self.measure_from_ns = ns;
+    }
+
+    /// Counts one message that `connection` had at `now_ns`.
+    #[inline]
+    pub(crate) fn message(&mut self, connection: u32, stamp: Stamp, length: usize, now_ns: u64) {
+        let publisher = stamp.stream.publisher();
+        if stamp.stream.topic() != connection % self.topics || publisher >= self.publishers {
+            self.foreign += 1;
+            return;
+        }
+        let track = &mut self.tracks[connection as usize * self.publishers as usize + publisher as usize];
+        let ahead = stamp.sequence.wrapping_sub(track.next);
+        if ahead == 0 {
+            track.next = track.next.wrapping_add(1);
+            track.seen = track.seen << 1 | 1;
+        } else if !out_of_turn(track, ahead, &mut self.duplicates, &mut self.disordered) {
+            return;
+        }
+        self.received += 1;
+        self.bytes += length as u64;
+        if stamp.due_ns >= self.measure_from_ns {
+            self.interval.saturating_record(now_ns.saturating_sub(stamp.due_ns) / 1000);
+        }
+    }
+
+    /// What `connection` lacks of what was sent to its topic.
+    pub(crate) fn lost(&self, connection: u32, sent: impl Fn(Stream) -> u32) -> u64 {
+        let first = connection as usize * self.publishers as usize;
+        let tracks = &self.tracks[first..first + self.publishers as usize];
+        let stream = |p: usize| Stream::new(connection % self.topics, p as u32);
+        tracks.iter().enumerate().map(|(p, track)| track.lost(sent(stream(p)))).sum()
+    }
+
+    /// Latencies since the last call; they join the total.
+    pub(crate) fn interval(&mut self) -> Histogram<u64> {
+        let mut empty = self.interval.clone();
+        empty.reset();
+        let interval = std::mem::replace(&mut self.interval, empty);
+        self.total.add(&interval).expect("the same bounds");
+        interval
+    }
+
+    /// All latencies recorded.
+    pub(crate) fn total(&mut self) -> &Histogram<u64> {
+        self.interval();
+        &self.total
+    }
+}
+
+/// Takes a number that is not the next one; whether it is new.
+#[cold]
+fn out_of_turn(track: &mut Track, ahead: u32, duplicates: &mut u64, disordered: &mut u64) -> bool {
+    if ahead < u32::MAX / 2 {
+        track.missing = track.missing.wrapping_add(ahead);
+        track.next = track.next.wrapping_add(ahead).wrapping_add(1);
+        track.seen = track.seen.checked_shl(ahead + 1).unwrap_or(0) | 1;
+        return true;
+    }
+    let behind = ahead.wrapping_neg(); // 1: the number before `next`.
+    // Further back than `seen` reaches nobody knows; if nothing is missing it can only be a duplicate.
+    let seen = if behind > u64::BITS { track.missing == 0 } else { track.seen >> (behind - 1) & 1 == 1 };
+    if seen {
+        *duplicates += 1;
+        return false;
+    }
+    track.missing = track.missing.saturating_sub(1);
+    if behind <= u64::BITS {
+        track.seen |= 1 << (behind - 1);
+    }
+    *disordered += 1;
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(sequence: &[u32], sent: u32) -> (u64, u64, u64, u64) {
+        let mut tally = Tally::new(3, 2, 1);
+        tally.measure_from(0);
+        for &s in sequence {
+            tally.message(1, Stamp { stream: Stream::new(1, 0), sequence: s, due_ns: 5 }, 128, 2005);
+        }
+        (tally.received, tally.lost(1, |_| sent), tally.duplicates, tally.disordered)
+    }
+
+    #[test]
+    fn gaps_duplicates_and_disorder_are_told_apart() {
+        assert_eq!(after(&[0, 1, 2], 3), (3, 0, 0, 0));
+        assert_eq!(after(&[0, 2], 3), (2, 1, 0, 0), "a gap");
+        assert_eq!(after(&[0, 1], 3), (2, 1, 0, 0), "the tail");
+        assert_eq!(after(&[], 3), (0, 3, 0, 0), "everything");
+        assert_eq!(after(&[0, 1, 1, 0, 2], 3), (3, 0, 2, 0), "twice");
+        assert_eq!(after(&[0, 2, 1, 1, 3], 4), (4, 0, 1, 1), "late, and then again");
+        assert_eq!(after(&[200, 0], 201), (2, 199, 0, 1), "far behind, with something missing");
+        assert_eq!(after(&(0..100).chain([0]).collect::<Vec<_>>(), 100), (100, 0, 1, 0), "far behind, nothing missing");
+        assert_eq!(after(&[64, 0, 0], 65), (2, 63, 1, 1), "at the edge of what is remembered");
+    }
+
+    #[test]
+    fn messages_of_other_topics_and_publishers_are_foreign() {
+        let mut tally = Tally::new(2, 2, 1);
+        for stream in [Stream::new(0, 0), Stream::new(3, 0), Stream::new(1, 1)] {
+            tally.message(1, Stamp { stream, sequence: 0, due_ns: 0 }, 128, 1);
+        }
+        assert_eq!((tally.foreign, tally.received), (3, 0));
+    }
+
+    #[test]
+    fn latency_counts_from_the_intended_time_and_only_after_the_warm_up() {
+        let mut tally = Tally::new(1, 1, 1);
+        tally.measure_from(1_000_000);
+        for (sequence, due_ns) in [(0, 999_999), (1, 1_000_000), (2, 2_000_000)] {
+            tally.message(0, Stamp { stream: Stream(0), sequence, due_ns }, 128, 3_000_000);
+        }
+        assert_eq!(tally.interval().len(), 2);
+        assert_eq!(tally.interval().len(), 0);
+        assert_eq!((tally.total().max(), tally.total().min(), tally.total().len()), (2000, 1000, 2));
+    }
+}
