@@ -191,6 +191,12 @@ impl Interests {
         if interest.members.remove(&slot) {
             self.members -= 1;
             interest.fresh.retain(|(s, _)| *s != slot);
+            if interest.members.is_empty() && !interest.batch.is_empty() {
+                // Nobody's. Whoever joins before the tick would get it, from before its cut.
+                self.batch_bytes -= interest.batch.len() as usize;
+                interest.batch = Batch::default();
+                self.dirty.retain(|d| *d != id);
+            }
         } else {
             interest.waiters.retain(|w| w.slot != slot);
         }
@@ -225,9 +231,12 @@ impl Interests {
     }
 
     /// Takes the answer to a farewell: the number is free, unless somebody wanted it again meanwhile.
-    pub fn let_go(&mut self, interest: InterestRef) {
+    ///
+    /// `accept_stale` is `false`: an answer to an earlier generation says nothing about this one.
+    pub fn let_go(&mut self, interest: InterestRef, accept_stale: bool) {
         let Some(it) = self.all.get_mut(interest.id.0 as usize) else { return };
-        if it.standing != Standing::Leaving || it.generation != interest.generation {
+        let current = it.standing == Standing::Leaving && it.generation == interest.generation;
+        if !current && !accept_stale {
             return;
         }
         it.standing = Standing::Free;
@@ -423,6 +432,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_collected_for_those_who_left_is_nobodys() {
+        let (mut interests, mut pool) = (Interests::default(), Pool::default());
+        let (id, first) = on(&mut interests, 0);
+        interests.join(id, waiter(1));
+        interests.frame(first, Offset(1), Offset(0), b"theirs", Time(0), &mut pool);
+        interests.leave(Time(0), id, Slot(1), 0);
+        assert!(!interests.has_news() && interests.batch_bytes() == 0);
+        interests.linger(Time(0));
+        assert_eq!(announced(&mut interests), Some((first, false)));
+        assert_eq!(interests.join(id, waiter(2)), Joined::Waiting);
+        let (second, _) = announced(&mut interests).unwrap();
+        interests.acknowledged(second, Epoch(1), Offset(7), false, &mut Vec::new());
+        interests.frame(second, Offset(8), Offset(7), b"mine", Time(0), &mut pool);
+        let mut sealed = Vec::new();
+        interests.seal(&mut pool, &mut sealed, |_, _| {});
+        assert_eq!((sealed.len(), sealed[0].batch.bytes()), (1, &b"mine"[..]));
+    }
+
+    #[test]
     fn an_ack_or_a_frame_of_an_earlier_generation_is_nobodys() {
         let (mut interests, mut pool) = (Interests::default(), Pool::default());
         let (id, first) = on(&mut interests, 0);
@@ -436,7 +464,7 @@ mod tests {
         let mut waiters = Vec::new();
         interests.acknowledged(first, Epoch(1), Offset(3), false, &mut waiters);
         interests.frame(first, Offset(4), Offset(3), b"old", Time(0), &mut pool);
-        interests.let_go(first);
+        interests.let_go(first, false);
         assert!(waiters.is_empty() && !interests.has_news());
         interests.acknowledged(second, Epoch(1), Offset(9), false, &mut waiters);
         assert_eq!(waiters, [waiter(2)]);
@@ -464,7 +492,7 @@ mod tests {
         assert_eq!(announced(&mut interests), None);
         interests.linger(Time(0).plus_ms(1000));
         announced(&mut interests).unwrap();
-        interests.let_go(interest);
+        interests.let_go(interest, false);
         assert!(interests.is_empty());
         let again = interests.find_or_add(InterestKey::Broadcast(Encoding(1)));
         assert_eq!(again, id);

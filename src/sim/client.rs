@@ -404,7 +404,7 @@ impl Client {
     fn ended(&mut self, line: &SharedLine) {
         {
             let line = line.borrow();
-            let cut_within = !line.reader.is_whole();
+            let cut_within = line.cut_short || !line.reader.is_whole();
             let reads = self.pace == Pace::Fast && !line.cut && !self.may_be_closed;
             let owed_a_word = matches!(self.leaving, Leaving::Broke | Leaving::Said) && self.is_open;
             assert!(

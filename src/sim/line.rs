@@ -49,6 +49,8 @@ pub struct Line {
     pub reset_by_gateway: bool,
     /// The network or the kernel cut it: frames may be incomplete, and nobody of ours is to blame.
     pub cut: bool,
+    /// The gateway closed while a send was in flight: no close frame could follow.
+    pub cut_short: bool,
     /// The client must be looked after: bytes or the end came.
     pub news: bool,
     /// Holds every byte against the truth.
@@ -71,6 +73,7 @@ impl Line {
             near_closed: false,
             reset_by_gateway: false,
             cut: false,
+            cut_short: false,
             news: false,
             reader,
         }

@@ -529,6 +529,7 @@ impl SimRing {
             None => -libc::EBADF,
             Some(line) => {
                 let result = if line.borrow().far == Far::Reset { -libc::ENOTCONN } else { 0 };
+                line.borrow_mut().cut_short |= !self.slots[index].sends.is_empty();
                 line.borrow_mut().close_near(&mut self.machine.book.borrow_mut());
                 self.end_sends(index, libc::EPIPE);
                 result

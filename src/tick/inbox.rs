@@ -44,7 +44,9 @@ impl<R: Ring> Reactor<R> {
                 }
                 self.waiters = waiters;
             }
-            ToShard::Unsubscribed { interest } => self.interests.let_go(interest),
+            ToShard::Unsubscribed { interest } => {
+                self.interests.let_go(interest, self.ring.planted(Defect::StaleInterestAck));
+            }
             ToShard::Drain(drain) => self.begin_drain(drain),
             ToShard::Stall { duration_ms } => {
                 tracing::warn!(shard = self.id.0, duration_ms, "standing still, as asked");
