@@ -366,8 +366,8 @@ impl Clients {
         };
         let result = result.and_then(|rest| {
             let Some(rest) = rest else { return Ok(()) };
-            let (tally, odd, inflater, inflated) =
-                (&mut self.tally, &mut self.odd, &mut self.inflater, &mut self.inflated);
+            let (odd, inflater, inflated) = (&mut self.odd, &mut self.inflater, &mut self.inflated);
+            let mut counting = self.tally.at(i, now.0);
             let (slow, slow_received) = (connection.slow, &mut self.slow_received);
             let cut = frames(&mut connection.carry, rest, |f| {
                 let (first, payload) = match f.first {
@@ -381,7 +381,7 @@ impl Clients {
                     first => (first, f.payload),
                 };
                 match Stamp::read(payload) {
-                    Some(stamp) if first == TEXT && !slow => tally.message(i, stamp, payload.len(), now.0),
+                    Some(stamp) if first == TEXT && !slow => counting.message(stamp, payload.len()),
                     Some(_) if first == TEXT => *slow_received += 1,
                     _ => odd.push((first, payload.to_vec())),
                 }
