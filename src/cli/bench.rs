@@ -118,9 +118,15 @@ pub struct Args {
     /// One JSON object on stdout instead of tables
     #[arg(long)]
     json: bool,
+    /// One row of a Markdown table on stdout, with this label; an empty one prints the table's head and measures nothing
+    #[arg(long, value_name = "LABEL", conflicts_with = "json")]
+    markdown: Option<String>,
     /// Fail if this is true of the (median) result, as in 'p99>50ms'; repeatable; names as in --json
     #[arg(long, value_name = "CONDITION", value_parser = Condition::parse)]
     fail_if: Vec<Condition>,
+    /// Connections of one ring at most
+    #[arg(long, value_name = "N", default_value_t = u32::MAX, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
+    ring_slots: u32,
     /// Receive buffers of each ring: a power of two
     #[arg(long, value_name = "N", default_value_t = 256, hide = true, value_parser = clap::value_parser!(u16).range(1..=32_768))]
     buffers: u16,
@@ -146,6 +152,10 @@ pub fn run(args: Args) -> ExitCode {
             }
         };
     }
+    if args.markdown.as_deref() == Some("") {
+        println!("{}", Report::MARKDOWN_HEAD);
+        return ExitCode::SUCCESS;
+    }
     match args.measure() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -163,7 +173,7 @@ impl Args {
         let rounds = self.compare_bare.unwrap_or(self.runs);
         for round in 1..=rounds {
             let keep = |kind: &str, report: Report, reports: &mut Vec<Report>| {
-                if !self.json && rounds > 1 {
+                if !self.json && self.markdown.is_none() && rounds > 1 {
                     println!("{kind}, round {round} of {rounds}\n{}", report.table());
                 }
                 reports.push(report);
@@ -175,11 +185,10 @@ impl Args {
                 keep("bare", self.against_bare()?, &mut bare);
             }
         }
-        let medians = [Report::median(&gateway), Report::median(&bare)];
-        let ratio = match &medians {
-            [Some(gateway), Some(bare)] => Some(gateway.server_cpu_ns_per_delivery / bare.server_cpu_ns_per_delivery),
-            _ => None,
-        };
+        let mut medians = [Report::median(&gateway), Report::median(&bare)];
+        if let [Some(gateway), Some(bare)] = &mut medians {
+            gateway.cpu_ratio_to_bare = Some(gateway.server_cpu_ns_per_delivery / bare.server_cpu_ns_per_delivery);
+        }
         // Paired, so that a machine that drifts between rounds does not count.
         let mut ratios: Vec<f64> = gateway
             .iter()
@@ -197,9 +206,11 @@ impl Args {
             let result = serde_json::json!({
                 "command": command, "machine": Machine::here(), "gateway": gateway, "bare": bare,
                 "median": {"gateway": &medians[0], "bare": &medians[1]},
-                "cpu_ratio": ratio, "cpu_ratios": ratios, "wrong": wrong,
+                "cpu_ratios": ratios, "wrong": wrong,
             });
             println!("{result}");
+        } else if let Some(label) = &self.markdown {
+            println!("{}", judged.markdown(label));
         } else {
             for median in medians.iter().flatten() {
                 let kind = if median.bare { "bare" } else { "gateway" };
@@ -208,9 +219,9 @@ impl Args {
                 }
                 println!("{}", median.table());
             }
-            if let Some(ratio) = ratio {
+            if !ratios.is_empty() {
                 let each: Vec<String> = ratios.iter().map(|r| format!("{r:.3}")).collect();
-                println!("CPU a delivery, gateway ÷ bare: {ratio:.3} (rounds, sorted: {})", each.join(" "));
+                println!("CPU a delivery, gateway ÷ bare, of each round, sorted: {}", each.join(" "));
             }
         }
         wrong.iter().for_each(|w| eprintln!("FAILED: {w}"));
@@ -274,6 +285,7 @@ impl Args {
                 slow: (f64::from(self.connections) * self.slow_percent.clamp(0.0, 100.0) / 100.0).round() as u32,
                 deflate: self.deflate,
                 ramp_per_s: self.ramp,
+                ring_slots_max: self.ring_slots,
                 buffers: self.buffers.next_power_of_two(),
                 buffer_bytes: self.buffer_bytes,
             },

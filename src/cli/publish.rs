@@ -240,6 +240,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_accepted_and_refused_is_counted() {
+        let (address, seen) = crate::load::publisher::pretend::gateway(|m| m.data == "no");
+        let args = Cli::try_parse_from(["pub", "news", "-", "--token", "secret", "--grpc", &address]).unwrap().args;
+        let lines = (0..500).map(|i| Ok(if i % 100 == 7 { b"no".to_vec() } else { format!("{i}").into_bytes() }));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = runtime.block_on(publish(&args, "news".into(), Box::new(lines)));
+        assert_eq!(result, Ok((495, 5)));
+        assert!(seen.lock().unwrap().iter().flatten().all(|(topic, _)| topic == "news"));
+    }
+
+    #[test]
     fn a_rate_is_kept() {
         let (batch, mut batches) = mpsc::channel(100);
         let start = Instant::now();

@@ -17,8 +17,8 @@ const HEAD_BYTES_MAX: usize = 8192;
 /// A client has to say what it has to say within this.
 const CLIENT_SILENT: Duration = Duration::from_secs(10);
 
-struct Client {
-    stream: TcpStream,
+pub(super) struct Client {
+    pub(super) stream: TcpStream,
     topic: u32,
 }
 
@@ -60,7 +60,7 @@ fn order(line: &str) -> Option<(Schedule, u64)> {
 }
 
 /// Handshake, greeting and subscribe, one client after the other; on loopback that is 0.1 ms each.
-fn welcome(mut stream: TcpStream) -> io::Result<Client> {
+pub(super) fn welcome(mut stream: TcpStream) -> io::Result<Client> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(CLIENT_SILENT))?;
     let invalid = |what: &str| io::Error::new(ErrorKind::InvalidData, what.to_owned());
@@ -113,7 +113,7 @@ fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {
 /// Writes every message to all its clients, one `send()` each; how many of them had to wait for their client. A client that
 /// is gone gets nothing more. With `join` above 1 so many messages (of one topic) go in one send when the last is due: no
 /// yardstick any more, but a way to see what the clients can take.
-fn run(clients: &mut [Client], schedule: &Schedule, join: u64) -> u64 {
+pub(super) fn run(clients: &mut [Client], schedule: &Schedule, join: u64) -> u64 {
     // By topic; accepted order within one, which is the order of their sockets in memory.
     clients.sort_by_key(|c| c.topic);
     let mut waited = 0;

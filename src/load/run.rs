@@ -144,8 +144,7 @@ fn supervise(plan: &Plan, bare: Option<&mut Server>, live: &mut (dyn FnMut(&Live
         // If publishing failed, the clients were only told to stop.
         let published = published.transpose()?;
         let outcome = outcome?;
-        let after = plan.admin.as_deref().map(server::scrape).transpose()?;
-        Ok(report(plan, outcome, published.as_ref(), before.as_deref(), after.as_deref()))
+        Ok(report(plan, outcome, published.as_ref(), before.as_deref()))
     })
 }
 
@@ -210,6 +209,7 @@ struct Outcome {
     rss_bytes_max: u64,
     lost: (u64, u32),
     latency: Histogram<u64>,
+    metrics: Option<String>, // `/metrics` before anybody leaves: pending messages of those who do count as drops, too.
 }
 
 struct Driver<'a> {
@@ -309,12 +309,23 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
         d.drain(&schedule, messages, &refused)?;
         lost = d.clients.lost(&schedule, messages, &refused);
     }
+    let metrics = plan.admin.as_deref().map(server::scrape).transpose()?;
     if plan.clients.slow > 0 {
         d.clients.look_at_slow();
     }
     let latency = d.clients.tally.total().clone();
     d.clients.close();
-    Ok(Outcome { ramp_s, base, from, until, rss_bytes_max: d.rss_bytes_max, lost, latency, clients: d.clients })
+    Ok(Outcome {
+        ramp_s,
+        base,
+        from,
+        until,
+        rss_bytes_max: d.rss_bytes_max,
+        lost,
+        latency,
+        metrics,
+        clients: d.clients,
+    })
 }
 
 impl Driver<'_> {
@@ -374,14 +385,9 @@ impl Driver<'_> {
     }
 }
 
-fn report(
-    plan: &Plan,
-    outcome: Outcome,
-    published: Option<&(Schedule, Published)>,
-    before: Option<&str>,
-    after: Option<&str>,
-) -> Report {
-    let Outcome { clients, ramp_s, base, from, until, rss_bytes_max, lost, latency } = outcome;
+fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published)>, before: Option<&str>) -> Report {
+    let Outcome { clients, ramp_s, base, from, until, rss_bytes_max, lost, latency, metrics } = outcome;
+    let after = metrics.as_deref();
     let window_s = until.at_ns.saturating_sub(from.at_ns) as f64 / 1e9;
     let deliveries = until.received - from.received;
     let per_delivery = |ns: u64| if deliveries > 0 { ns as f64 / deliveries as f64 } else { 0.0 };
@@ -453,6 +459,7 @@ fn report(
         server_rss_bytes: until.usage.rss_bytes,
         server_rss_bytes_max: rss_bytes_max,
         server_rss_bytes_per_connection: base.map(rss_of_one),
+        cpu_ratio_to_bare: None,
         client_busy_percent: percent(client_ns),
         client_cpu_ns_per_delivery: per_delivery(client_ns),
         publisher_busy_percent,
