@@ -60,6 +60,8 @@ pub struct ClientsPlan {
     pub deflate: bool,
     /// New connections a second.
     pub ramp_per_s: u32,
+    /// Connections of one ring at most; RLIMIT_NOFILE is another bound.
+    pub ring_slots_max: u32,
     /// Receive buffers of each ring.
     pub buffers: u16,
     /// Bytes of each.
@@ -149,7 +151,7 @@ impl Clients {
     /// What the kernel refuses, and what to do.
     pub(crate) fn new(plan: ClientsPlan) -> Result<Clients, String> {
         let limit = u32::try_from(crate::sys::raise_nofile_limit()).unwrap_or(u32::MAX).min(1 << 20);
-        let slots_max = limit.min(plan.connections).max(1);
+        let slots_max = limit.min(plan.ring_slots_max).min(plan.connections).max(1);
         let rings = plan.connections.div_ceil(slots_max);
         let refused =
             |e: std::io::Error| format!("io_uring of the load client: {e} (needs Linux 6.1 and io_uring enabled)");
@@ -366,8 +368,8 @@ impl Clients {
         };
         let result = result.and_then(|rest| {
             let Some(rest) = rest else { return Ok(()) };
-            let (tally, odd, inflater, inflated) =
-                (&mut self.tally, &mut self.odd, &mut self.inflater, &mut self.inflated);
+            let (odd, inflater, inflated) = (&mut self.odd, &mut self.inflater, &mut self.inflated);
+            let mut counting = self.tally.at(i, now.0);
             let (slow, slow_received) = (connection.slow, &mut self.slow_received);
             let cut = frames(&mut connection.carry, rest, |f| {
                 let (first, payload) = match f.first {
@@ -381,7 +383,7 @@ impl Clients {
                     first => (first, f.payload),
                 };
                 match Stamp::read(payload) {
-                    Some(stamp) if first == TEXT && !slow => tally.message(i, stamp, payload.len(), now.0),
+                    Some(stamp) if first == TEXT && !slow => counting.message(stamp, payload.len()),
                     Some(_) if first == TEXT => *slow_received += 1,
                     _ => odd.push((first, payload.to_vec())),
                 }
@@ -528,4 +530,177 @@ fn head<'a>(
     connection.carry = Vec::new();
     connection.state = State::Greeting;
     Ok(Some(&bytes[length - before..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schedule::Pace;
+    use super::super::{bare, gpush};
+    use super::*;
+    use crate::websocket::Deflater;
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::thread;
+
+    fn plan(target: SocketAddr, connections: u32) -> ClientsPlan {
+        ClientsPlan {
+            target,
+            host: target.to_string(),
+            path: "/ws".into(),
+            connections,
+            topics: 1,
+            publishers: 1,
+            slow: 0,
+            deflate: false,
+            ramp_per_s: 100_000,
+            ring_slots_max: 16,
+            buffers: 16,
+            buffer_bytes: 1024,
+        }
+    }
+
+    fn connected(plan: ClientsPlan) -> Clients {
+        let mut clients = Clients::new(plan).unwrap();
+        clients.ramp();
+        while !clients.connect(clients.plan.connections) {
+            clients.turn(Time::now().plus_ms(1));
+        }
+        clients
+    }
+
+    fn turn_until(clients: &mut Clients, done: impl Fn(&Clients) -> bool) {
+        let deadline = Time::now().plus_ms(10_000);
+        while !done(clients) {
+            assert!(Time::now() < deadline, "not in ten seconds");
+            clients.turn(Time::now().plus_ms(10));
+        }
+    }
+
+    fn schedule(topics: u32) -> Schedule {
+        Schedule::new(Pace::Rate { per_s: 2000.0 }, topics, 1, 128, Time::now().0, 0.0, 0.1)
+    }
+
+    #[test]
+    fn every_message_is_checked_at_every_connection_of_several_rings() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plan = ClientsPlan { topics: 3, slow: 4, ..plan(listener.local_addr().unwrap(), 40) };
+        let server = thread::spawn(move || -> Vec<bare::Client> {
+            (0..40).map(|_| bare::welcome(listener.accept().unwrap().0).unwrap()).collect()
+        });
+        let mut clients = connected(plan);
+        assert_eq!((clients.rings.len(), clients.subscribed, clients.failures.len()), (3, 40, 0));
+        let mut peers = server.join().unwrap();
+        let schedule = schedule(3);
+        let messages = schedule.messages().unwrap();
+        let writing = thread::spawn({
+            let schedule = schedule.clone();
+            move || {
+                bare::run(&mut peers, &schedule, 1);
+                peers
+            }
+        });
+        let none = BTreeMap::new();
+        turn_until(&mut clients, |c| c.lost(&schedule, messages, &none).0 == 0);
+        assert_eq!(clients.readers().count(), 36);
+        assert_eq!((clients.tally.duplicates, clients.tally.disordered, clients.tally.foreign), (0, 0, 0));
+        assert_eq!(
+            clients.lost(&schedule, messages + 3, &none),
+            (36, 36),
+            "one more of each topic is missing everywhere"
+        );
+
+        let mut peers = writing.join().unwrap();
+        let before = clients.slow_received;
+        peers.remove(9); // Whoever that is: peers are in the order of their topics by now.
+        clients.look_at_slow();
+        assert!(clients.slow_received > before, "slow ones had something waiting");
+        assert_eq!(u64::from(clients.slow_open()) + clients.slow_ends.values().sum::<u64>(), 4);
+        assert_eq!(clients.ends.values().sum::<u64>() + clients.slow_ends.values().sum::<u64>(), 1);
+        clients.close();
+        assert!(clients.connections.iter().all(|c| !c.open));
+    }
+
+    #[test]
+    fn a_server_that_loses_and_repeats_and_cuts_is_found_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plan = plan(listener.local_addr().unwrap(), 2);
+        let server = thread::spawn(move || {
+            let mut peers: Vec<bare::Client> =
+                (0..2).map(|_| bare::welcome(listener.accept().unwrap().0).unwrap()).collect();
+            for (peer, sequence) in [(0, &[0, 2, 2][..]), (1, &[0, 1, 2])] {
+                for &sequence in sequence {
+                    let mut message = vec![0; 128];
+                    Stamp { stream: Stream::new(0, 0), sequence, due_ns: 0 }.write(&mut message);
+                    let mut bytes = Vec::new();
+                    frame::write_frame(&mut bytes, Opcode::Text, &message);
+                    peers[peer].stream.write_all(&bytes).unwrap();
+                }
+            }
+            let mut bytes = Vec::new();
+            frame::write_frame(&mut bytes, Opcode::Text, b"surprise");
+            frame::write_close(&mut bytes, 1013, "slow");
+            peers[1].stream.write_all(&bytes).unwrap();
+            peers
+        });
+        let mut clients = connected(plan);
+        turn_until(&mut clients, |c| c.tally.received == 5 && !c.ends.is_empty());
+        let schedule = schedule(1);
+        assert_eq!(clients.lost(&schedule, 3, &BTreeMap::new()), (1, 1));
+        assert_eq!(clients.lost(&schedule, 3, &BTreeMap::from([(0, 1)])), (0, 0), "what was refused is not lost");
+        assert_eq!((clients.tally.duplicates, clients.unexpected), (1, 1));
+        assert!(clients.unexpected_first.as_ref().unwrap().contains("surprise"));
+        assert_eq!(clients.ends, Reasons::from([("close frame 1013 slow".to_owned(), 1)]));
+        drop(server.join().unwrap());
+    }
+
+    #[test]
+    fn compressed_messages_are_inflated_and_counted_like_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plan = ClientsPlan { deflate: true, ..plan(listener.local_addr().unwrap(), 1) };
+        let server = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                        Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+            let mut bytes = head.as_bytes().to_vec();
+            let mut text = |payload: &[u8]| frame::write_frame(&mut bytes, Opcode::Text, payload);
+            text(gpush::GREETING);
+            text(gpush::SUBSCRIBED);
+            let mut message = vec![0; 128];
+            Stamp { stream: Stream::new(0, 0), sequence: 0, due_ns: 0 }.write(&mut message);
+            Deflater::new(6).write_frame(&mut bytes, Opcode::Text, &message);
+            for byte in bytes {
+                stream.write_all(&[byte]).unwrap(); // However it is cut.
+            }
+            stream
+        });
+        let mut clients = connected(plan);
+        turn_until(&mut clients, |c| c.tally.received == 1);
+        assert_eq!((clients.tally.bytes, clients.unexpected), (128, 0));
+        drop(server.join().unwrap());
+    }
+
+    #[test]
+    fn connections_that_do_not_come_about_are_counted_with_their_reason() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let answers = ["HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n", "SSH-2.0-nonsense\r\n", ""];
+            let mut streams = Vec::new();
+            for answer in answers {
+                let mut stream = listener.accept().unwrap().0;
+                stream.write_all(answer.as_bytes()).unwrap();
+                streams.push(stream);
+                if answer.is_empty() {
+                    streams.pop();
+                }
+            }
+            streams
+        });
+        let clients = connected(plan(target, 3));
+        let reasons: Vec<&str> = clients.failures.keys().map(String::as_str).collect();
+        assert_eq!(clients.failures.values().sum::<u64>(), 3, "{reasons:?}");
+        assert!(reasons.iter().any(|r| r.contains("status 503")), "{reasons:?}");
+        assert_eq!((clients.subscribed, clients.readers().count()), (0, 0));
+        drop(server.join().unwrap());
+    }
 }

@@ -41,8 +41,20 @@ pub struct Load {
     pub pace: Pace,
     /// Bytes each.
     pub size: usize,
-    /// By what; `None`: the bare server writes them itself.
-    pub publish: Option<PublishPlan>,
+    /// By what.
+    pub source: Source,
+}
+
+/// Who publishes.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// We do, to a gateway.
+    Publisher(PublishPlan),
+    /// The bare server writes messages by itself.
+    Bare {
+        /// So many in one send; 1 is the yardstick.
+        join: u32,
+    },
 }
 
 /// Everything about a run.
@@ -102,7 +114,7 @@ fn supervise(plan: &Plan, bare: Option<&mut Server>, live: &mut (dyn FnMut(&Live
         let (order, orders) = mpsc::channel();
         let (news, heard) = mpsc::channel();
         let clients = scope.spawn(move || drive(plan, &orders, &news));
-        // Ends early only if the clients do; why is their result.
+        // Ends early only if the clients do; their result says why.
         let mut connected = false;
         while !connected && let Ok(news) = heard.recv() {
             match news {
@@ -113,7 +125,7 @@ fn supervise(plan: &Plan, bare: Option<&mut Server>, live: &mut (dyn FnMut(&Live
         let mut published = None;
         if connected && let Some(load) = &plan.load {
             let result = publish(plan, load, bare, &order, &heard, live);
-            // The clients may be gone already; then why is their result.
+            // The clients may be gone already; then their result says why.
             match &result {
                 Ok((schedule, p)) => {
                     let (schedule, messages, refused) = (schedule.clone(), p.messages, p.refused.clone());
@@ -128,10 +140,11 @@ fn supervise(plan: &Plan, bare: Option<&mut Server>, live: &mut (dyn FnMut(&Live
                 live(&second);
             }
         }
-        let outcome = clients.join().map_err(|_| "the clients' thread panicked".to_owned())??;
+        let outcome = clients.join().map_err(|_| "the clients' thread panicked".to_owned())?;
+        // If publishing failed, the clients were only told to stop.
         let published = published.transpose()?;
-        let after = plan.admin.as_deref().map(server::scrape).transpose()?;
-        Ok(report(plan, outcome, published.as_ref(), before.as_deref(), after.as_deref()))
+        let outcome = outcome?;
+        Ok(report(plan, outcome, published.as_ref(), before.as_deref()))
     })
 }
 
@@ -144,22 +157,27 @@ fn publish(
     live: &mut (dyn FnMut(&Live) + Send),
 ) -> Result<(Schedule, Published), String> {
     let ClientsPlan { topics, publishers, .. } = plan.clients;
-    let publisher = load.publish.as_ref().map(|p| Publisher::connect(p, topics, publishers)).transpose()?;
+    let publisher = match &load.source {
+        Source::Publisher(plan) => Some(Publisher::connect(plan, topics, publishers)?),
+        Source::Bare { .. } => None,
+    };
     let start_ns = Time::now().plus_ms(START_LEAD_MS).0;
     let schedule = Schedule::new(load.pace, topics, publishers, load.size, start_ns, plan.warmup_s, plan.duration_s);
     order.send(Order::Measure { from_ns: schedule.from_ns, until_ns: schedule.until_ns }).ok();
     thread::scope(|scope| {
         let schedule_ = &schedule;
-        let publishing = scope.spawn(move || match (publisher, bare) {
-            (Some(publisher), _) => publisher.run(schedule_),
-            (None, Some(bare)) => server::run_bare(bare, schedule_).map(|(messages, waited)| {
-                let mut published = Published { messages, ..Published::default() };
-                if waited > 0 {
-                    published.reasons.insert("bare sends that had to wait for their client".into(), waited);
-                }
-                published
-            }),
-            (None, None) => Err("nobody publishes".into()),
+        let publishing = scope.spawn(move || match (publisher, bare, &load.source) {
+            (Some(publisher), ..) => publisher.run(schedule_),
+            (None, Some(bare), Source::Bare { join }) => {
+                server::run_bare(bare, schedule_, *join).map(|(messages, waited)| {
+                    let mut published = Published { messages, ..Published::default() };
+                    if waited > 0 {
+                        published.reasons.insert("bare sends that had to wait for their client".into(), waited);
+                    }
+                    published
+                })
+            }
+            (None, ..) => Err("nobody publishes".into()),
         });
         while !publishing.is_finished() {
             if let Ok(News::Live(second)) = heard.recv_timeout(Duration::from_millis(PULSE_MS)) {
@@ -191,6 +209,7 @@ struct Outcome {
     rss_bytes_max: u64,
     lost: (u64, u32),
     latency: Histogram<u64>,
+    metrics: Option<String>, // `/metrics` before anybody leaves: pending messages of those who do count as drops, too.
 }
 
 struct Driver<'a> {
@@ -290,12 +309,23 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
         d.drain(&schedule, messages, &refused)?;
         lost = d.clients.lost(&schedule, messages, &refused);
     }
+    let metrics = plan.admin.as_deref().map(server::scrape).transpose()?;
     if plan.clients.slow > 0 {
         d.clients.look_at_slow();
     }
     let latency = d.clients.tally.total().clone();
     d.clients.close();
-    Ok(Outcome { ramp_s, base, from, until, rss_bytes_max: d.rss_bytes_max, lost, latency, clients: d.clients })
+    Ok(Outcome {
+        ramp_s,
+        base,
+        from,
+        until,
+        rss_bytes_max: d.rss_bytes_max,
+        lost,
+        latency,
+        metrics,
+        clients: d.clients,
+    })
 }
 
 impl Driver<'_> {
@@ -355,14 +385,9 @@ impl Driver<'_> {
     }
 }
 
-fn report(
-    plan: &Plan,
-    outcome: Outcome,
-    published: Option<&(Schedule, Published)>,
-    before: Option<&str>,
-    after: Option<&str>,
-) -> Report {
-    let Outcome { clients, ramp_s, base, from, until, rss_bytes_max, lost, latency } = outcome;
+fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published)>, before: Option<&str>) -> Report {
+    let Outcome { clients, ramp_s, base, from, until, rss_bytes_max, lost, latency, metrics } = outcome;
+    let after = metrics.as_deref();
     let window_s = until.at_ns.saturating_sub(from.at_ns) as f64 / 1e9;
     let deliveries = until.received - from.received;
     let per_delivery = |ns: u64| if deliveries > 0 { ns as f64 / deliveries as f64 } else { 0.0 };
@@ -390,7 +415,7 @@ fn report(
     let publisher_busy_percent = publisher_cpu_ns as f64 / 1e7 / publisher_s;
     let mut report = Report {
         machine: Machine::here(),
-        bare: plan.load.as_ref().is_some_and(|load| load.publish.is_none()),
+        bare: plan.load.as_ref().is_some_and(|load| matches!(load.source, Source::Bare { .. })),
         connections: plan.clients.connections,
         topics: plan.clients.topics,
         rate_per_s,
@@ -434,6 +459,7 @@ fn report(
         server_rss_bytes: until.usage.rss_bytes,
         server_rss_bytes_max: rss_bytes_max,
         server_rss_bytes_per_connection: base.map(rss_of_one),
+        cpu_ratio_to_bare: None,
         client_busy_percent: percent(client_ns),
         client_cpu_ns_per_delivery: per_delivery(client_ns),
         publisher_busy_percent,
