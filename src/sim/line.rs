@@ -27,6 +27,8 @@ pub enum Far {
 pub struct Line {
     /// Index of the client.
     pub client: usize,
+    /// When it was accepted.
+    pub accepted: Time,
     /// Where the gateway's kernel keeps it; `None` before the hand-over and after close.
     pub slot: Option<Slot>,
     /// What the kernel takes before a send blocks (SO_SNDBUF and what is on its way).
@@ -59,9 +61,10 @@ pub struct Line {
 
 impl Line {
     /// A connection that the accepting core has just accepted.
-    pub fn new(client: usize, send_buffer_bytes: usize, reader: Reader) -> Line {
+    pub fn new(client: usize, accepted: Time, send_buffer_bytes: usize, reader: Reader) -> Line {
         Line {
             client,
+            accepted,
             slot: None,
             send_buffer_bytes,
             sent: 0,

@@ -133,14 +133,9 @@ impl Reader {
         self.partial.is_empty()
     }
 
-    /// Whether the last word was heard.
-    pub fn is_over(&self) -> bool {
-        self.stage == Stage::Over
-    }
-
-    /// Whether the client is connected and greeted.
-    pub fn is_open(&self) -> bool {
-        self.welcomed && self.stage == Stage::Frames
+    /// Whether the handshake was answered, with whatever.
+    pub fn is_greeted(&self) -> bool {
+        self.stage != Stage::Head
     }
 
     /// What was heard up to byte `position` of the stream.

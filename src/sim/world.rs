@@ -403,7 +403,7 @@ impl World {
         let broadcasts = self.machine.book.borrow().admitted(BROADCAST).saturating_sub(behind);
         let reader = Reader::new(ShardId(shard as u16), self.topics, broadcasts);
         let send_buffer_bytes = self.machine.draw(|dice| dice.magnitude(200..=16_384)) as usize;
-        let line: SharedLine = Rc::new(RefCell::new(Line::new(index, send_buffer_bytes, reader)));
+        let line: SharedLine = Rc::new(RefCell::new(Line::new(index, self.machine.now(), send_buffer_bytes, reader)));
         let now = self.machine.now();
         let arrival = Arrival {
             token: number,
@@ -464,6 +464,25 @@ impl World {
         self.run_until(now.plus_ms(super::reader::ANSWER_MS_MAX + 1_000));
         let at_rest = self.run_while(1_000, |world| !world.control.borrow().is_idle());
         assert!(at_rest, "the queues do not become empty");
+        self.deadlines_were_kept();
+    }
+
+    /// Nobody was in the way for long enough: whoever had his time is gone.
+    fn deadlines_were_kept(&mut self) {
+        let now = self.machine.now();
+        let slack_ms = 500; // Timers are wheels of 100 ms, and completions of a close may be late.
+        let patience_ms = self.settings.slow_deadline_ms + self.settings.close_deadline_ms + slack_ms;
+        for (index, shard) in self.shards.iter_mut().enumerate() {
+            let since = shard.reactor.ring_mut().sends_since().unwrap_or(now);
+            let waited_ms = now.since_ns(since) / 1_000_000;
+            assert!(waited_ms <= patience_ms, "shard {index} waits for a slow consumer since {waited_ms} ms");
+        }
+        for (shard, line) in &self.lines {
+            let line = line.borrow();
+            let age_ms = now.since_ns(line.accepted) / 1_000_000;
+            let is_late = !line.reader.is_greeted() && age_ms > self.settings.handshake_deadline_ms + slack_ms;
+            assert!(!is_late, "shard {shard} waits for the handshake of client {} since {age_ms} ms", line.client);
+        }
     }
 
     fn last_words(&mut self) {
