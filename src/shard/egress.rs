@@ -2,11 +2,6 @@
 //!
 //! Pushes are bounded in bytes; at the bound the caller's policy acts, and nothing here drops a message that is not counted.
 //! Replies are never dropped: above their bound the caller stops reading from the client.
-#![expect(
-    clippy::box_collection,
-    clippy::vec_box,
-    reason = "a connection that keeps up pays 8 bytes for its queue, not 32"
-)]
 
 use super::pool::Pool;
 use crate::frame::{Outgoing, Piece};
