@@ -37,6 +37,9 @@ const EXIT_FAILED: u8 = 1;
 /// turns every second.
 const TURN_MS_MAX: u64 = 3000;
 
+/// How much longer than its own deadlines say a shard may take to drain: for what is in its queue and batches at the beginning.
+const DRAIN_GRACE_MS: u64 = 5000;
+
 /// A ring's completion queue and the kernel's own bound (IORING_MAX_FIXED_FILES) make larger tables useless.
 const SLOTS_MAX: usize = 1 << 20;
 
@@ -423,7 +426,7 @@ impl Running {
         notify(&[sd_notify::NotifyState::Stopping]);
         stopping.send_replace(true);
         tracing::info!("stopping; a second signal ends at once");
-        let drain = drain(&self.config, &self.control, &mut self.to_accept, &self.acceptor);
+        let drain = drain(&self.config, &self.control, &mut self.to_accept, &self.acceptor, &self.shard_metrics);
         tokio::select! {
             () = drain => tracing::info!("drained"),
             _ = terminate.recv() => tracing::warn!("told twice: ending at once"),
@@ -442,7 +445,13 @@ impl Running {
 }
 
 /// Stops in order: no publishes and no new clients, then every shard lets its connections go.
-async fn drain(config: &Config, control: &Control, to_accept: &mut queue::Sender<ToAccept>, acceptor: &JoinHandle<()>) {
+async fn drain(
+    config: &Config,
+    control: &Control,
+    to_accept: &mut queue::Sender<ToAccept>,
+    acceptor: &JoinHandle<()>,
+    shards: &[Arc<ShardMetrics>],
+) {
     let settings = &config.drain;
     tokio::time::sleep(Duration::from_millis(settings.drain_delay_ms)).await;
     control.drain();
@@ -458,7 +467,13 @@ async fn drain(config: &Config, control: &Control, to_accept: &mut queue::Sender
         rate_per_s: settings.drain_rate_per_s,
         deadline_ms: settings.drain_deadline_ms,
     };
-    control.drain_shards(order).await;
+    // As the shards reckon it, so that one that stands still can't keep the process.
+    let connections = shards.iter().map(|m| m.connections.get()).max().unwrap_or(0);
+    let window_ms = order.window_ms.max((connections * 1000).div_ceil(u64::from(order.rate_per_s.max(1))));
+    let patience = Duration::from_millis(window_ms + order.deadline_ms + DRAIN_GRACE_MS);
+    if tokio::time::timeout(patience, control.drain_shards(order)).await.is_err() {
+        tracing::warn!("a shard did not drain in time: what it still has is cut");
+    }
 }
 
 /// Waits until `condition`, looking every 5 ms; `false` after `patience`.

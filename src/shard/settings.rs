@@ -90,7 +90,8 @@ impl ShardSettings {
             client_messages_per_s_max: config.limits.client_messages_per_s_max,
             client_messages_burst_max: config.limits.client_messages_burst_max,
             reply_bytes_max: config.limits.reply_bytes_max,
-            pending_bytes_max: config.slow.pending_bytes_max,
+            // A connection counts them in 32 bits.
+            pending_bytes_max: config.slow.pending_bytes_max.min(u32::MAX as usize),
             policy: config.slow.policy,
             slow_deadline_ms: config.slow.slow_deadline_ms,
             owed_bytes_max: config.slow.owed_bytes_max / shards.max(1),

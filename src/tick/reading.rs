@@ -64,6 +64,7 @@ impl<R: Ring> Reactor<R> {
         match result {
             0 => self.peer_ended(slot),
             1.. => {
+                assert_eq!(incoming.len(), result as usize, "received bytes lie in a buffer");
                 self.metrics.bytes_received.add(result as u64);
                 match self.connections[slot.0 as usize].phase {
                     Phase::Handshake => self.handshake(slot, &incoming),
@@ -93,7 +94,7 @@ impl<R: Ring> Reactor<R> {
         self.incoming = incoming;
     }
 
-    /// Repeats the receives that found no buffer: those of this turn have been given back by now.
+    /// Repeats the receives that found no buffer, in their order: all buffers have been given back since.
     pub(super) fn feed_starved(&mut self) {
         for token in std::mem::take(&mut self.starved) {
             if self.connections[token.slot().0 as usize].generation == token.generation() {

@@ -71,7 +71,9 @@ impl<R: Ring> Reactor<R> {
             self.seal();
         }
         let mut room = SENDS_PER_ENTER;
-        while room > 0
+        // Clients that keep asking may not hold up what was published.
+        let reserve = if self.round.is_active() { SENDS_PER_ENTER / 2 } else { 0 };
+        while room > reserve
             && let Some(slot) = self.ready.pop_front()
         {
             self.connections[slot.0 as usize].ready = false;
@@ -117,7 +119,6 @@ impl<R: Ring> Reactor<R> {
         for sealed in self.round.sealed.drain(..) {
             self.pool.release(sealed.batch);
         }
-        self.bound_owed_memory();
     }
 
     /// Hands the next subscriber all it is owed of this round; returns how many sends that took: 0 or 1.
@@ -272,9 +273,11 @@ impl<R: Ring> Reactor<R> {
     }
 
     /// Above the bound on memory owed, the holders of the oldest buffer go. Their memory comes back with their completions, so
-    /// one buffer's holders at a time.
-    fn bound_owed_memory(&mut self) {
-        if self.pool.out_bytes() <= self.settings.owed_bytes_max || self.evictions_under_way > 0 {
+    /// one buffer's holders at a time. Between two rounds, when the last sends are settled: a round's own buffers are owed to
+    /// everyone for a moment.
+    pub(super) fn bound_owed_memory(&mut self) {
+        let is_above = self.pool.out_bytes() > self.settings.owed_bytes_max;
+        if !is_above || self.evictions_under_way > 0 || self.round.is_active() {
             return;
         }
         let oldest_of = |slot: &Slot, slow: &Slow| {
