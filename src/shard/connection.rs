@@ -87,6 +87,8 @@ pub struct Connection {
     pub paused: bool,
     /// The peer has shut its side while our last words were leaving.
     pub ended: bool,
+    /// The poll has said that nothing more will come: what there is must be read up to its end, no event will say so again.
+    pub hung_up: bool,
     /// The dialect's memory.
     pub session: Session,
     /// Index of the `[[listen]]` block.
@@ -130,6 +132,7 @@ impl Connection {
             slow: false,
             paused: false,
             ended: false,
+            hung_up: false,
             session: Session::default(),
             listener: 0,
             deadline: Tick::NEVER,

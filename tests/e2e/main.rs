@@ -12,6 +12,7 @@ mod drain;
 mod frames;
 mod gpush;
 mod handshake;
+mod hostile;
 mod limits;
 mod publish;
 mod readme;
