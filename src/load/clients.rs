@@ -109,6 +109,24 @@ fn count(reasons: &mut Reasons, reason: String) {
     *reasons.entry(reason).or_default() += 1;
 }
 
+/// What became of the connections.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Subscribed, slow ones included.
+    pub(crate) subscribed: u32,
+    /// Never got there, and why.
+    pub(crate) failures: Reasons,
+    /// Live ones that the server ended, and how.
+    pub(crate) ends: Reasons,
+    /// Slow ones that the server ended, and how.
+    pub(crate) slow_ends: Reasons,
+    /// Messages that slow ones got all the same.
+    pub(crate) slow_received: u64,
+    /// Frames of live connections that are neither messages of ours nor protocol, and the first of them.
+    pub(crate) unexpected: u64,
+    pub(crate) unexpected_first: Option<String>,
+}
+
 /// All clients of a run.
 pub(crate) struct Clients {
     plan: ClientsPlan,
@@ -129,19 +147,7 @@ pub(crate) struct Clients {
     leaving: bool,
     odd: Vec<(u8, Vec<u8>)>, // Frames of the connection at hand that are no messages of ours.
     pub(crate) tally: Tally,
-    /// Subscribed, slow ones included.
-    pub(crate) subscribed: u32,
-    /// Never got there, and why.
-    pub(crate) failures: Reasons,
-    /// Live ones that the server ended, and how.
-    pub(crate) ends: Reasons,
-    /// Slow ones that the server ended, and how.
-    pub(crate) slow_ends: Reasons,
-    /// Messages that slow ones got all the same.
-    pub(crate) slow_received: u64,
-    /// Frames of live connections that are neither messages of ours nor protocol, and the first of them.
-    pub(crate) unexpected: u64,
-    pub(crate) unexpected_first: Option<String>,
+    pub(crate) counts: Counts,
 }
 
 impl Clients {
@@ -190,13 +196,7 @@ impl Clients {
             leaving: false,
             odd: Vec::new(),
             tally: Tally::new(plan.connections, plan.topics, plan.publishers),
-            subscribed: 0,
-            failures: Reasons::new(),
-            ends: Reasons::new(),
-            slow_ends: Reasons::new(),
-            slow_received: 0,
-            unexpected: 0,
-            unexpected_first: None,
+            counts: Counts::default(),
             plan,
         })
     }
@@ -252,7 +252,7 @@ impl Clients {
         let (mut seen, mut quiet) = (u64::MAX, Time::NEVER);
         while self.connections.iter().any(slow) && Time::now() < end.min(quiet) {
             self.turn(Time::now().plus_ms(100));
-            let now_seen = self.slow_received + self.slow_ends.values().sum::<u64>();
+            let now_seen = self.counts.slow_received + self.counts.slow_ends.values().sum::<u64>();
             if now_seen != seen {
                 (seen, quiet) = (now_seen, Time::now().plus_ms(1000));
             }
@@ -285,8 +285,8 @@ impl Clients {
         (0..self.plan.connections).filter(move |&i| reader(&self.connections[i as usize]))
     }
 
-    /// Ends all connections, up to ten seconds.
-    pub(crate) fn close(&mut self) {
+    /// Ends all connections, up to ten seconds; what they leave behind.
+    pub(crate) fn close(mut self) -> (Counts, Tally) {
         self.leaving = true;
         for i in 0..self.next {
             self.leave(i);
@@ -295,6 +295,7 @@ impl Clients {
         while self.connections.iter().any(|c| c.open) && Time::now() < end {
             self.turn(Time::now().plus_ms(100));
         }
+        (self.counts, self.tally)
     }
 
     fn place(&self, connection: u32) -> (usize, u32) {
@@ -319,7 +320,7 @@ impl Clients {
             }
             Err(e) => {
                 self.connections[i as usize].state = State::Failed;
-                count(&mut self.failures, format!("socket: {e}"));
+                count(&mut self.counts.failures, format!("socket: {e}"));
             }
         }
     }
@@ -370,7 +371,7 @@ impl Clients {
             let Some(rest) = rest else { return Ok(()) };
             let (odd, inflater, inflated) = (&mut self.odd, &mut self.inflater, &mut self.inflated);
             let mut counting = self.tally.at(i, now.0);
-            let (slow, slow_received) = (connection.slow, &mut self.slow_received);
+            let (slow, slow_received) = (connection.slow, &mut self.counts.slow_received);
             let cut = frames(&mut connection.carry, rest, |f| {
                 let (first, payload) = match f.first {
                     TEXT_DEFLATED => {
@@ -435,7 +436,7 @@ impl Clients {
             (State::Subscribing, TEXT) if payload.starts_with(gpush::SUBSCRIBED) => {
                 self.progress = Time::now();
                 self.under_way -= 1;
-                self.subscribed += 1;
+                self.counts.subscribed += 1;
                 let connection = &mut self.connections[i as usize];
                 connection.state = if connection.slow { State::Slow } else { State::Live };
             }
@@ -445,9 +446,9 @@ impl Clients {
             }
             (_, TEXT) if payload == gpush::PONG => {}
             _ => {
-                self.unexpected += 1;
+                self.counts.unexpected += 1;
                 let text = || format!("first byte {first:#04x}: {:.100}", String::from_utf8_lossy(payload));
-                self.unexpected_first.get_or_insert_with(text);
+                self.counts.unexpected_first.get_or_insert_with(text);
             }
         }
     }
@@ -456,7 +457,7 @@ impl Clients {
         self.under_way -= 1;
         self.progress = Time::now();
         self.connections[i as usize].state = State::Failed;
-        count(&mut self.failures, reason);
+        count(&mut self.counts.failures, reason);
         self.leave(i);
     }
 
@@ -466,7 +467,7 @@ impl Clients {
             state if state.is_under_way() => self.fail(i, format!("{state:?}: {reason}").to_lowercase()),
             state @ (State::Live | State::Slow) => {
                 self.connections[i as usize].state = State::Ended;
-                count(if state == State::Slow { &mut self.slow_ends } else { &mut self.ends }, reason);
+                count(if state == State::Slow { &mut self.counts.slow_ends } else { &mut self.counts.ends }, reason);
                 self.leave(i);
             }
             State::Ended | State::Failed => {} // A close frame, and then the end of the stream.
@@ -588,7 +589,7 @@ mod tests {
             (0..40).map(|_| bare::welcome(listener.accept().unwrap().0).unwrap()).collect()
         });
         let mut clients = connected(plan);
-        assert_eq!((clients.rings.len(), clients.subscribed, clients.failures.len()), (3, 40, 0));
+        assert_eq!((clients.rings.len(), clients.counts.subscribed, clients.counts.failures.len()), (3, 40, 0));
         let mut peers = server.join().unwrap();
         let schedule = schedule(3);
         let messages = schedule.messages().unwrap();
@@ -610,14 +611,13 @@ mod tests {
         );
 
         let mut peers = writing.join().unwrap();
-        let before = clients.slow_received;
+        let before = clients.counts.slow_received;
         peers.remove(9); // Whoever that is: peers are in the order of their topics by now.
         clients.look_at_slow();
-        assert!(clients.slow_received > before, "slow ones had something waiting");
-        assert_eq!(u64::from(clients.slow_open()) + clients.slow_ends.values().sum::<u64>(), 4);
-        assert_eq!(clients.ends.values().sum::<u64>() + clients.slow_ends.values().sum::<u64>(), 1);
-        clients.close();
-        assert!(clients.connections.iter().all(|c| !c.open));
+        assert!(clients.counts.slow_received > before, "slow ones had something waiting");
+        assert_eq!(u64::from(clients.slow_open()) + clients.counts.slow_ends.values().sum::<u64>(), 4);
+        assert_eq!(clients.counts.ends.values().sum::<u64>() + clients.counts.slow_ends.values().sum::<u64>(), 1);
+        assert_eq!(clients.close().0.subscribed, 40);
     }
 
     #[test]
@@ -643,13 +643,13 @@ mod tests {
             peers
         });
         let mut clients = connected(plan);
-        turn_until(&mut clients, |c| c.tally.received == 5 && !c.ends.is_empty());
+        turn_until(&mut clients, |c| c.tally.received == 5 && !c.counts.ends.is_empty());
         let schedule = schedule(1);
         assert_eq!(clients.lost(&schedule, 3, &BTreeMap::new()), (1, 1));
         assert_eq!(clients.lost(&schedule, 3, &BTreeMap::from([(0, 1)])), (0, 0), "what was refused is not lost");
-        assert_eq!((clients.tally.duplicates, clients.unexpected), (1, 1));
-        assert!(clients.unexpected_first.as_ref().unwrap().contains("surprise"));
-        assert_eq!(clients.ends, Reasons::from([("close frame 1013 slow".to_owned(), 1)]));
+        assert_eq!((clients.tally.duplicates, clients.counts.unexpected), (1, 1));
+        assert!(clients.counts.unexpected_first.as_ref().unwrap().contains("surprise"));
+        assert_eq!(clients.counts.ends, Reasons::from([("close frame 1013 slow".to_owned(), 1)]));
         drop(server.join().unwrap());
     }
 
@@ -675,7 +675,7 @@ mod tests {
         });
         let mut clients = connected(plan);
         turn_until(&mut clients, |c| c.tally.received == 1);
-        assert_eq!((clients.tally.bytes, clients.unexpected), (128, 0));
+        assert_eq!((clients.tally.bytes, clients.counts.unexpected), (128, 0));
         drop(server.join().unwrap());
     }
 
@@ -697,10 +697,10 @@ mod tests {
             streams
         });
         let clients = connected(plan(target, 3));
-        let reasons: Vec<&str> = clients.failures.keys().map(String::as_str).collect();
-        assert_eq!(clients.failures.values().sum::<u64>(), 3, "{reasons:?}");
+        let reasons: Vec<&str> = clients.counts.failures.keys().map(String::as_str).collect();
+        assert_eq!(clients.counts.failures.values().sum::<u64>(), 3, "{reasons:?}");
         assert!(reasons.iter().any(|r| r.contains("status 503")), "{reasons:?}");
-        assert_eq!((clients.subscribed, clients.readers().count()), (0, 0));
+        assert_eq!((clients.counts.subscribed, clients.readers().count()), (0, 0));
         drop(server.join().unwrap());
     }
 }

@@ -273,7 +273,7 @@ impl Published {
     }
 }
 
-/// Answers nobody has asked about yet fit in this many.
+/// Says once that the connection is there, or why not.
 type Ready = mpsc::SyncSender<Result<(), String>>;
 
 async fn grpc(

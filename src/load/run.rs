@@ -6,13 +6,14 @@
 //!                                     sample      sample       until all is there, or nothing comes any more
 //! ```
 
-use super::clients::{Clients, ClientsPlan};
+use super::clients::{Clients, ClientsPlan, Counts};
 use super::host::{Machine, Usage, Watched};
 use super::publisher::{PublishPlan, Published, Publisher};
 use super::report::{Live, Phase, Report};
 use super::schedule::{Pace, Schedule};
 use super::server::{self, Server};
 use super::stamp::{MESSAGE_BYTES_MIN, Stream};
+use super::tally::Tally;
 use crate::clock::Time;
 use crate::sys;
 use hdrhistogram::Histogram;
@@ -201,7 +202,10 @@ struct Sample {
 
 /// What the clients bring home.
 struct Outcome {
-    clients: Clients,
+    counts: Counts,
+    tally: Tally,
+    readers: u32,
+    slow_open: u32,
     ramp_s: f64,
     base: Option<Sample>, // With `IDLE_BASE` connections.
     from: Sample,
@@ -240,14 +244,14 @@ impl Driver<'_> {
             let (received, bytes) = (self.clients.tally.received, self.clients.tally.bytes);
             let seconds = now.since_ns(self.last.0) as f64 / 1e9;
             let latency = self.clients.tally.interval();
-            let (subscribed, all) = (self.clients.subscribed, self.plan.clients.connections);
+            let (subscribed, all) = (self.clients.counts.subscribed, self.plan.clients.connections);
             self.news
                 .send(News::Live(Live {
                     phase,
                     elapsed_s: now.since_ns(self.begun) as f64 / 1e9,
                     connections: all,
                     connected: subscribed,
-                    failed: self.clients.failures.values().sum(),
+                    failed: self.clients.counts.failures.values().sum(),
                     messages_per_s: (received - self.last.1) as f64 / seconds,
                     megabytes_per_s: (bytes - self.last.2) as f64 / 1e6 / seconds,
                     latency_us: [0.5, 0.99, 0.999, 1.0].map(|q| latency.value_at_quantile(q)),
@@ -293,8 +297,8 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
     }
     d.connect(all)?;
     let ramp_s = (Time::now().since_ns(d.begun) - settle_ns) as f64 / 1e9;
-    if d.clients.subscribed == 0 {
-        let reasons = d.clients.failures.keys().cloned().collect::<Vec<_>>().join("; ");
+    if d.clients.counts.subscribed == 0 {
+        let reasons = d.clients.counts.failures.keys().cloned().collect::<Vec<_>>().join("; ");
         return Err(format!("none of {all} connections to {} came about: {reasons}", plan.clients.target));
     }
     news.send(News::Connected).ok();
@@ -314,18 +318,10 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
         d.clients.look_at_slow();
     }
     let latency = d.clients.tally.total().clone();
-    d.clients.close();
-    Ok(Outcome {
-        ramp_s,
-        base,
-        from,
-        until,
-        rss_bytes_max: d.rss_bytes_max,
-        lost,
-        latency,
-        metrics,
-        clients: d.clients,
-    })
+    let (readers, slow_open) = (d.clients.readers().count() as u32, d.clients.slow_open());
+    let rss_bytes_max = d.rss_bytes_max;
+    let (counts, tally) = d.clients.close();
+    Ok(Outcome { counts, tally, readers, slow_open, ramp_s, base, from, until, rss_bytes_max, lost, latency, metrics })
 }
 
 impl Driver<'_> {
@@ -386,7 +382,8 @@ impl Driver<'_> {
 }
 
 fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published)>, before: Option<&str>) -> Report {
-    let Outcome { clients, ramp_s, base, from, until, rss_bytes_max, lost, latency, metrics } = outcome;
+    let Outcome { counts, tally, readers, slow_open, ramp_s, base, from, until, rss_bytes_max, lost, latency, metrics } =
+        outcome;
     let after = metrics.as_deref();
     let window_s = until.at_ns.saturating_sub(from.at_ns) as f64 / 1e9;
     let deliveries = until.received - from.received;
@@ -401,7 +398,7 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
     };
     let rss_of_one = |base: Sample| {
         let grown = until.usage.rss_bytes as f64 - base.usage.rss_bytes as f64;
-        grown / f64::from(clients.subscribed.saturating_sub(IDLE_BASE).max(1))
+        grown / f64::from(counts.subscribed.saturating_sub(IDLE_BASE).max(1))
     };
     let (rate_per_s, size) = match &plan.load {
         Some(Load { pace: Pace::Rate { per_s }, size, .. }) => (*per_s, *size),
@@ -421,10 +418,10 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         rate_per_s,
         size_bytes: size as u64,
         deflate: plan.clients.deflate,
-        subscribed: clients.subscribed,
-        failed: clients.failures.values().sum(),
+        subscribed: counts.subscribed,
+        failed: counts.failures.values().sum(),
         ramp_s,
-        handshakes_per_s: f64::from(clients.subscribed) / ramp_s,
+        handshakes_per_s: f64::from(counts.subscribed) / ramp_s,
         measured_s: window_s,
         messages: published.map_or(0, |(_, p)| p.messages),
         refused: published.map_or(0, |(_, p)| p.refused.values().map(|n| u64::from(*n)).sum()),
@@ -438,19 +435,19 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         p999_us: quantile(0.999),
         max_us: latency.max(),
         mean_us: latency.mean(),
-        received: clients.tally.received,
+        received: tally.received,
         lost: lost.0,
         lost_connections: lost.1,
-        duplicates: clients.tally.duplicates,
-        disordered: clients.tally.disordered,
-        foreign: clients.tally.foreign,
-        unexpected: clients.unexpected,
-        ended: clients.ends.values().sum(),
-        readers: clients.readers().count() as u32,
+        duplicates: tally.duplicates,
+        disordered: tally.disordered,
+        foreign: tally.foreign,
+        unexpected: counts.unexpected,
+        ended: counts.ends.values().sum(),
+        readers,
         slow: plan.clients.slow,
-        slow_ended: clients.slow_ends.values().sum(),
-        slow_open: clients.slow_open(),
-        slow_received: clients.slow_received,
+        slow_ended: counts.slow_ends.values().sum(),
+        slow_open,
+        slow_received: counts.slow_received,
         drops: changed("fanwire_drops_total"),
         server_watched: plan.server.is_some(),
         server_cpu_percent: percent(server_cpu_ns + softirqd_ns),
@@ -470,12 +467,12 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         limits: Vec::new(),
         problems: Vec::new(),
     };
-    let kinds = [("failed", &clients.failures), ("ended", &clients.ends), ("slow, ended", &clients.slow_ends)];
+    let kinds = [("failed", &counts.failures), ("ended", &counts.ends), ("slow, ended", &counts.slow_ends)];
     let published_reasons = published.map(|(_, p)| ("publishing", &p.reasons));
     for (kind, reasons) in kinds.into_iter().chain(published_reasons) {
         report.reasons.extend(reasons.iter().map(|(reason, n)| (format!("{kind}: {reason}"), *n)));
     }
-    report.reasons.extend(clients.unexpected_first.map(|first| (format!("unexpected: {first}"), clients.unexpected)));
+    report.reasons.extend(counts.unexpected_first.map(|first| (format!("unexpected: {first}"), counts.unexpected)));
     report.judge(plan.core.is_some());
     report
 }
