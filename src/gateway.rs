@@ -21,6 +21,7 @@ use crate::socket::{ListenOptions, Listener, listen};
 use crate::tick::{Endpoints, Reactor, Turn};
 use crate::topics::{Topics, TopicsLimits};
 use core_affinity::CoreId;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -242,7 +243,7 @@ impl Gateway {
             let control = control.clone();
             registry.register_queue("to_shard", shard, Box::new(move || control.queue_depths()[shard]));
         }
-        self.announce(&addresses)?;
+        let announcement = self.announcement(&addresses)?;
         let accept_core = self.core(None);
         let acceptor = spawn("accept", move || {
             pin(accept_core);
@@ -250,6 +251,7 @@ impl Gateway {
         })?;
         pin(self.core(None));
         Ok(Running {
+            announcement,
             config: self.config,
             server: self.server,
             tokens: self.tokens,
@@ -263,7 +265,7 @@ impl Gateway {
     }
 
     /// Where it listens, and two lines to paste.
-    fn announce(&self, addresses: &[std::net::SocketAddr]) -> Result<(), StartError> {
+    fn announcement(&self, addresses: &[std::net::SocketAddr]) -> Result<String, StartError> {
         let text = |e: std::io::Error| StartError::Text(e.to_string());
         let (grpc, http) = (self.server.grpc_address().map_err(text)?, self.server.http_address().map_err(text)?);
         let Layout { shards, slots } = self.layout;
@@ -272,27 +274,30 @@ impl Gateway {
             n => n,
         };
         let plural = if shards == 1 { "" } else { "s" };
-        println!("fanwire {}: {shards} shard{plural}, at most {most} connections", env!("CARGO_PKG_VERSION"));
+        let version = env!("CARGO_PKG_VERSION");
+        let mut lines = vec![format!("fanwire {version}: {shards} shard{plural}, at most {most} connections")];
         let mut first = None;
         for (address, block) in addresses.iter().zip(&self.config.listen) {
             if !block.gpush_path.is_empty() {
-                println!("subscribers  ws://{address}{} (gpush)", block.gpush_path);
+                lines.push(format!("subscribers  ws://{address}{} (gpush)", block.gpush_path));
                 first = first.or(Some((*address, block.gpush_path.clone())));
             }
             if self.config.dev {
-                println!("subscribers  ws://{address}/echo (echo, for development)");
+                lines.push(format!("subscribers  ws://{address}/echo (echo, for development)"));
             }
         }
-        println!("gRPC publish {grpc}");
-        println!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)");
+        lines.push(format!("gRPC publish {grpc}"));
+        lines.push(format!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)"));
         if let Some((mut address, path)) = first {
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
             }
-            println!("try          fanwire sub --url ws://{address}{path} hello");
-            println!("             fanwire pub --grpc {grpc} hello 'the first message'");
+            // As it was called: run by cargo, it is not in the PATH.
+            let this = std::env::args().next().unwrap_or_else(|| "fanwire".into());
+            lines.push(format!("try          {this} sub --url ws://{address}{path} hello"));
+            lines.push(format!("             {this} pub --grpc {grpc} hello 'the first message'"));
         }
-        Ok(())
+        Ok(lines.join("\n") + "\n")
     }
 }
 
@@ -351,6 +356,7 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 
 /// All cores turn.
 struct Running {
+    announcement: String,
     config: Config,
     server: Server,
     tokens: Arc<Tokens>,
@@ -383,6 +389,8 @@ impl Running {
         use tokio::signal::unix::{SignalKind, signal};
         let (mut terminate, mut interrupt, mut hangup) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+        // Only now: whoever reads it may send a signal at once. Nobody reading it is no reason to end.
+        let _ = std::io::stdout().write_all(self.announcement.as_bytes());
 
         let driver = {
             let control = self.control.clone();

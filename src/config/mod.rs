@@ -1,5 +1,5 @@
 //! Every setting: its name with its unit, its default, what is allowed and what it is for. `docs/CONFIGURATION.md` and
-//! `fanwire config default` are made from this file, [`load`] finds the values, [`Config::validate`] holds them to their bounds.
+//! `fanwire config default` are made from this file, [`load()`] finds the values, [`Config::validate`] holds them to their bounds.
 
 mod document;
 mod load;

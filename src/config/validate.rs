@@ -12,7 +12,7 @@ impl Config {
     /// Holds every value to what it may be, and the values to one another. Returns what is allowed but probably not meant.
     ///
     /// # Errors
-    /// All that is wrong, each with its key; [`super::load`] adds the places.
+    /// All that is wrong, each with its key; [`super::load()`] adds the places.
     pub fn validate(&self) -> Result<Vec<String>, ConfigError> {
         let mut problems = self.not_allowed();
         // What holds between values makes sense only among values that make sense.

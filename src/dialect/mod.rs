@@ -144,7 +144,7 @@ pub trait Dialect: Sync {
     }
 }
 
-/// Which family of clients a path serves. The number is its place in [`all`].
+/// Which family of clients a path serves. The number is its place in [`ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum DialectId {

@@ -219,3 +219,16 @@ fn compression_is_off_unless_switched_on() {
     let (response, _) = Client::open(gateway.subscribers, "/ws", offer);
     assert!(!response.headers.contains_key("sec-websocket-extensions"), "{response:?}");
 }
+
+#[test]
+fn the_storm_would_notice_what_is_missed_doubled_or_swapped() {
+    let take = |due: u64, messages: &[u64]| {
+        let mut part = Part { topic: 0, due, next: None };
+        let messages = messages.to_vec();
+        std::panic::catch_unwind(move || messages.into_iter().for_each(|n| part.take(n))).is_ok()
+    };
+    assert!(take(5, &[4, 5, 6]) && take(5, &[5, 6]));
+    for (due, messages) in [(5, &[6, 7][..]), (5, &[5, 7]), (5, &[5, 5]), (5, &[5, 7, 6])] {
+        assert!(!take(due, messages), "{messages:?} after an ack at {due}");
+    }
+}

@@ -5,14 +5,34 @@ use crate::gateway::{Gateway, Start, fanwire, wait_until};
 use std::process::{Command, Stdio};
 
 #[test]
-fn it_prints_where_it_listens_and_two_lines_to_paste() {
+fn it_prints_where_it_listens_and_two_lines_to_paste_that_work() {
     let gateway = Gateway::start(&[]);
-    wait_until("all lines are printed", || {
-        gateway.stdout().contains("fanwire pub ") || gateway.stdout().contains("curl ")
-    });
+    wait_until("all lines are printed", || gateway.stdout().contains(" pub --grpc "));
     let printed = gateway.stdout();
     assert!(printed.contains(&format!("ws://{}/ws", gateway.subscribers)), "{printed}");
-    assert!(printed.contains("fanwire sub "), "a line that subscribes: {printed}");
+    let line = |word: &str| {
+        let line = printed.lines().find(|line| line.contains(word)).unwrap_or_else(|| panic!("no{word}in {printed}"));
+        line.trim_start_matches("try").trim().to_string()
+    };
+    let shell = |line: String| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    };
+    let subscriber = shell(format!("exec {} --count 1", line(" sub "))).spawn().unwrap();
+    wait_until("it is subscribed", || gateway.metrics().sum("fanwire_subscriptions", &[]) >= 2.0);
+    assert!(shell(line(" pub ")).status().unwrap().success());
+    let received = subscriber.wait_with_output().unwrap();
+    assert!(received.status.success(), "{received:?}");
+    assert_eq!(String::from_utf8_lossy(&received.stdout), "the first message\n");
+}
+
+#[test]
+fn a_signal_right_after_the_first_lines_is_a_drain_already() {
+    for _ in 0..5 {
+        let mut gateway = Gateway::start(&[]);
+        assert_eq!(gateway.stop().code(), Some(0));
+    }
 }
 
 #[test]
