@@ -281,7 +281,7 @@ impl Gateway {
             }
         }
         println!("gRPC publish {grpc}");
-        println!("HTTP publish http://{http}/v1/pushData, also /metrics /healthz /readyz");
+        println!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)");
         if let Some((mut address, path)) = first {
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));

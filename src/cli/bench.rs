@@ -4,7 +4,7 @@ use crate::load::clients::ClientsPlan;
 use crate::load::host::{Machine, Watched};
 use crate::load::publisher::{Interface, PublishPlan};
 use crate::load::report::{Condition, Live, Phase, Report};
-use crate::load::run::{self, Load, Plan};
+use crate::load::run::{self, Load, Plan, Source};
 use crate::load::schedule::Pace;
 use crate::load::server;
 use crate::load::{TOPICS_MAX, bare};
@@ -118,15 +118,24 @@ pub struct Args {
     /// One JSON object on stdout instead of tables
     #[arg(long)]
     json: bool,
+    /// One row of a Markdown table on stdout, with this label; an empty one prints the table's head and measures nothing
+    #[arg(long, value_name = "LABEL", conflicts_with = "json")]
+    markdown: Option<String>,
     /// Fail if this is true of the (median) result, as in 'p99>50ms'; repeatable; names as in --json
     #[arg(long, value_name = "CONDITION", value_parser = Condition::parse)]
     fail_if: Vec<Condition>,
+    /// Connections of one ring at most
+    #[arg(long, value_name = "N", default_value_t = u32::MAX, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
+    ring_slots: u32,
     /// Receive buffers of each ring: a power of two
     #[arg(long, value_name = "N", default_value_t = 256, hide = true, value_parser = clap::value_parser!(u16).range(1..=32_768))]
     buffers: u16,
     /// Bytes of each
     #[arg(long, value_name = "BYTES", default_value_t = 16_384, hide = true, value_parser = clap::value_parser!(u32).range(64..))]
     buffer_bytes: u32,
+    /// Messages of one send of --bare, on one topic: what can the clients take?
+    #[arg(long, value_name = "N", default_value_t = 1, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
+    bare_join: u32,
     /// Be the bare server for so many clients
     #[arg(long, value_name = "CONNECTIONS", hide = true)]
     bare_server: Option<u32>,
@@ -142,6 +151,10 @@ pub fn run(args: Args) -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    if args.markdown.as_deref() == Some("") {
+        println!("{}", Report::MARKDOWN_HEAD);
+        return ExitCode::SUCCESS;
     }
     match args.measure() {
         Ok(true) => ExitCode::SUCCESS,
@@ -160,7 +173,7 @@ impl Args {
         let rounds = self.compare_bare.unwrap_or(self.runs);
         for round in 1..=rounds {
             let keep = |kind: &str, report: Report, reports: &mut Vec<Report>| {
-                if !self.json && rounds > 1 {
+                if !self.json && self.markdown.is_none() && rounds > 1 {
                     println!("{kind}, round {round} of {rounds}\n{}", report.table());
                 }
                 reports.push(report);
@@ -172,11 +185,10 @@ impl Args {
                 keep("bare", self.against_bare()?, &mut bare);
             }
         }
-        let medians = [Report::median(&gateway), Report::median(&bare)];
-        let ratio = match &medians {
-            [Some(gateway), Some(bare)] => Some(gateway.server_cpu_ns_per_delivery / bare.server_cpu_ns_per_delivery),
-            _ => None,
-        };
+        let mut medians = [Report::median(&gateway), Report::median(&bare)];
+        if let [Some(gateway), Some(bare)] = &mut medians {
+            gateway.cpu_ratio_to_bare = Some(gateway.server_cpu_ns_per_delivery / bare.server_cpu_ns_per_delivery);
+        }
         // Paired, so that a machine that drifts between rounds does not count.
         let mut ratios: Vec<f64> = gateway
             .iter()
@@ -194,9 +206,11 @@ impl Args {
             let result = serde_json::json!({
                 "command": command, "machine": Machine::here(), "gateway": gateway, "bare": bare,
                 "median": {"gateway": &medians[0], "bare": &medians[1]},
-                "cpu_ratio": ratio, "cpu_ratios": ratios, "wrong": wrong,
+                "cpu_ratios": ratios, "wrong": wrong,
             });
             println!("{result}");
+        } else if let Some(label) = &self.markdown {
+            println!("{}", judged.markdown(label));
         } else {
             for median in medians.iter().flatten() {
                 let kind = if median.bare { "bare" } else { "gateway" };
@@ -205,9 +219,9 @@ impl Args {
                 }
                 println!("{}", median.table());
             }
-            if let Some(ratio) = ratio {
+            if !ratios.is_empty() {
                 let each: Vec<String> = ratios.iter().map(|r| format!("{r:.3}")).collect();
-                println!("CPU a delivery, gateway ÷ bare: {ratio:.3} (rounds, sorted: {})", each.join(" "));
+                println!("CPU a delivery, gateway ÷ bare, of each round, sorted: {}", each.join(" "));
             }
         }
         wrong.iter().for_each(|w| eprintln!("FAILED: {w}"));
@@ -229,25 +243,29 @@ impl Args {
             }
         };
         let publish = PublishPlan { interface, token: self.token.clone(), batch_messages_max: self.batch as usize };
-        let mut plan = self.plan(&url, Some(publish), pid)?;
+        let mut plan = self.plan(&url, Source::Publisher(publish), pid)?;
         plan.admin = admin.map(|a| a.trim_start_matches("http://").trim_end_matches('/').to_owned());
         run::run(&plan, None, &mut self.live()?)
     }
 
     fn against_bare(&self) -> Result<Report, String> {
+        if self.bare_join > 1 && self.topics > 1 {
+            return Err("--bare-join needs --topics 1".into());
+        }
         let (mut server, address) = server::start_bare(self.server_core.or(self.spawn), self.connections)?;
-        let plan = self.plan(&format!("ws://{address}/ws"), None, Some(server.pid()))?;
+        let source = Source::Bare { join: self.bare_join };
+        let plan = self.plan(&format!("ws://{address}/ws"), source, Some(server.pid()))?;
         run::run(&plan, Some(&mut server), &mut self.live()?)
     }
 
-    fn plan(&self, url: &str, publish: Option<PublishPlan>, pid: Option<u32>) -> Result<Plan, String> {
+    fn plan(&self, url: &str, source: Source, pid: Option<u32>) -> Result<Plan, String> {
         let pace = match (self.saturate, self.rate) {
             (Some(in_flight), _) => Pace::Saturate { in_flight: in_flight.max(1) },
             (None, 0.0) => Pace::Saturate { in_flight: 16 },
             (None, per_s) if per_s > 0.0 => Pace::Rate { per_s },
             (None, per_s) => return Err(format!("--rate {per_s}: not a number of messages a second")),
         };
-        let http = publish.as_ref().is_some_and(|p| matches!(p.interface, Interface::Http { .. }));
+        let http = matches!(&source, Source::Publisher(p) if matches!(p.interface, Interface::Http { .. }));
         let publishers = match pace {
             _ if !http => 1,
             Pace::Saturate { in_flight } => self.http_connections.unwrap_or(in_flight as u32),
@@ -267,10 +285,11 @@ impl Args {
                 slow: (f64::from(self.connections) * self.slow_percent.clamp(0.0, 100.0) / 100.0).round() as u32,
                 deflate: self.deflate,
                 ramp_per_s: self.ramp,
+                ring_slots_max: self.ring_slots,
                 buffers: self.buffers.next_power_of_two(),
                 buffer_bytes: self.buffer_bytes,
             },
-            load: (!self.idle).then_some(Load { pace, size: self.size, publish }),
+            load: (!self.idle).then_some(Load { pace, size: self.size, source }),
             warmup_s: self.warmup,
             duration_s: self.duration,
             server,
@@ -302,7 +321,7 @@ impl Args {
 }
 
 /// Address, `Host` and path of a `ws://` URL.
-fn parse_url(url: &str) -> Result<(SocketAddr, String, String), String> {
+pub(super) fn parse_url(url: &str) -> Result<(SocketAddr, String, String), String> {
     let rest = url.strip_prefix("ws://").ok_or_else(|| format!("{url}: only ws:// URLs are understood"))?;
     let (host, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
     let with_port = if host.rsplit(':').next().is_some_and(|p| p.parse::<u16>().is_ok()) {
@@ -347,7 +366,7 @@ mod tests {
         let plan = |line: &str, interface: Interface| {
             let args = Cli::try_parse_from(line.split(' ')).unwrap().args;
             let publish = PublishPlan { interface, token: None, batch_messages_max: 1 };
-            args.plan("ws://127.0.0.1:1/ws", Some(publish), None).unwrap()
+            args.plan("ws://127.0.0.1:1/ws", Source::Publisher(publish), None).unwrap()
         };
         let (grpc, http) = (Interface::Grpc { address: String::new() }, Interface::Http { address: String::new() });
         assert_eq!(plan("bench -c 1000 --slow-percent 1", grpc.clone()).clients.slow, 10);

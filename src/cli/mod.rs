@@ -42,7 +42,7 @@ enum Command {
     #[command(after_help = EXIT_CODES)]
     Serve(serve::Args),
     /// Measure a gateway: many clients, one publisher, latency from the intended time
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Publish to a topic
     Pub(publish::Args),
     /// Subscribe to topics and print what arrives
@@ -56,7 +56,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => serve::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(*args),
         Command::Pub(args) => publish::run(args),
         Command::Sub(args) => subscribe::run(args),
         Command::Config(args) => config::run(args),

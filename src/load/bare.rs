@@ -2,7 +2,7 @@
 //! the same bytes on the same schedule; no coalescing, no limits, nothing that a gateway is for.
 //!
 //! Runs as a process of its own, so that its CPU is measured like a gateway's. It prints `listening ADDRESS`, waits on stdin
-//! for `go START_NS RATE MESSAGES TOPICS BYTES`, prints `done MESSAGES WAITED`, and ends with its stdin.
+//! for `go START_NS RATE MESSAGES TOPICS BYTES JOIN`, prints `done MESSAGES WAITED`, and ends with its stdin.
 
 use super::schedule::{Pace, Schedule};
 use super::stamp::MESSAGE_BYTES_MIN;
@@ -17,8 +17,8 @@ const HEAD_BYTES_MAX: usize = 8192;
 /// A client has to say what it has to say within this.
 const CLIENT_SILENT: Duration = Duration::from_secs(10);
 
-struct Client {
-    stream: TcpStream,
+pub(super) struct Client {
+    pub(super) stream: TcpStream,
     topic: u32,
 }
 
@@ -36,29 +36,31 @@ pub fn serve(connections: u32) -> Result<(), String> {
     });
     let mut lines = io::stdin().lock().lines().map_while(Result::ok);
     let Some(line) = lines.next() else { return Ok(()) };
-    let schedule = schedule(&line).ok_or_else(|| format!("not an order: {line:?}"))?;
+    let (schedule, join) = order(&line).ok_or_else(|| format!("not an order: {line:?}"))?;
     let mut clients = accepting.join().map_err(|_| "accepting panicked")?.map_err(text)?;
-    let waited = run(&mut clients, &schedule);
+    let waited = run(&mut clients, &schedule, join);
     println!("done {} {waited}", schedule.messages().expect("an open loop"));
     lines.for_each(drop);
     Ok(())
 }
 
-fn schedule(line: &str) -> Option<Schedule> {
+/// The schedule, and how many messages go in one send.
+fn order(line: &str) -> Option<(Schedule, u64)> {
     let mut words = line.strip_prefix("go ")?.split(' ');
     let start_ns = words.next()?.parse().ok()?;
     let per_s: f64 = words.next()?.parse().ok()?;
     let messages: u64 = words.next()?.parse().ok()?;
     let topics = words.next()?.parse().ok()?;
     let size = words.next()?.parse().ok()?;
+    let join = words.next()?.parse().ok()?;
     let mut schedule = Schedule::new(Pace::Rate { per_s }, topics, 1, size, start_ns, 0.0, 1.0);
     // Ends between the last message and one that is not to come.
     schedule.until_ns = schedule.due_ns(messages) - ((5e8 / per_s) as u64);
-    Some(schedule)
+    Some((schedule, join))
 }
 
 /// Handshake, greeting and subscribe, one client after the other; on loopback that is 0.1 ms each.
-fn welcome(mut stream: TcpStream) -> io::Result<Client> {
+pub(super) fn welcome(mut stream: TcpStream) -> io::Result<Client> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(CLIENT_SILENT))?;
     let invalid = |what: &str| io::Error::new(ErrorKind::InvalidData, what.to_owned());
@@ -109,14 +111,16 @@ fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {
 }
 
 /// Writes every message to all its clients, one `send()` each; how many of them had to wait for their client. A client that
-/// is gone gets nothing more.
-fn run(clients: &mut Vec<Client>, schedule: &Schedule) -> u64 {
+/// is gone gets nothing more. With `join` above 1 so many messages (of one topic) go in one send when the last is due: no
+/// yardstick any more, but a way to see what the clients can take.
+pub(super) fn run(clients: &mut [Client], schedule: &Schedule, join: u64) -> u64 {
     // By topic; accepted order within one, which is the order of their sockets in memory.
     clients.sort_by_key(|c| c.topic);
     let mut waited = 0;
     let mut payload = vec![0; schedule.size.max(MESSAGE_BYTES_MIN)];
     let mut message = Vec::new();
-    for i in 0..schedule.messages().expect("an open loop") {
+    let messages = schedule.messages().expect("an open loop");
+    for i in 0..messages {
         let due_ns = schedule.due_ns(i);
         let early_ns = due_ns.saturating_sub(Time::now().0);
         if early_ns > 0 {
@@ -124,8 +128,10 @@ fn run(clients: &mut Vec<Client>, schedule: &Schedule) -> u64 {
         }
         let stamp = schedule.stamp(i, due_ns);
         stamp.write(&mut payload);
-        message.clear();
         frame::write_frame(&mut message, Opcode::Text, &payload);
+        if (i + 1) % join != 0 && i + 1 != messages {
+            continue;
+        }
         let topic = stamp.stream.topic();
         let first = clients.partition_point(|c| c.topic < topic);
         for client in clients[first..].iter_mut().take_while(|c| c.topic == topic) {
@@ -136,6 +142,7 @@ fn run(clients: &mut Vec<Client>, schedule: &Schedule) -> u64 {
                 Err(_) => {}
             }
         }
+        message.clear();
     }
     waited
 }
@@ -153,10 +160,11 @@ mod tests {
 
     #[test]
     fn an_order_is_understood_as_it_was_given() {
-        let s = schedule("go 5000000000 10 30 2 128").unwrap();
+        let (s, join) = order("go 5000000000 10 30 2 128 1").unwrap();
+        assert_eq!(join, 1);
         assert_eq!((s.start_ns, s.topics, s.size, s.messages()), (5_000_000_000, 2, 128, Some(30)));
-        assert_eq!(schedule("go 5000000000 0.5 7 1 128").unwrap().messages(), Some(7));
-        assert_eq!(schedule("go 5000000000 1000 12345 1 128").unwrap().messages(), Some(12_345));
-        assert!(schedule("stop").is_none());
+        assert_eq!(order("go 5000000000 0.5 7 1 128 1").unwrap().0.messages(), Some(7));
+        assert_eq!(order("go 5000000000 1000 12345 1 128 1").unwrap().0.messages(), Some(12_345));
+        assert!(order("stop").is_none());
     }
 }

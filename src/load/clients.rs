@@ -60,6 +60,8 @@ pub struct ClientsPlan {
     pub deflate: bool,
     /// New connections a second.
     pub ramp_per_s: u32,
+    /// Connections of one ring at most; RLIMIT_NOFILE is another bound.
+    pub ring_slots_max: u32,
     /// Receive buffers of each ring.
     pub buffers: u16,
     /// Bytes of each.
@@ -107,6 +109,24 @@ fn count(reasons: &mut Reasons, reason: String) {
     *reasons.entry(reason).or_default() += 1;
 }
 
+/// What became of the connections.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Subscribed, slow ones included.
+    pub(crate) subscribed: u32,
+    /// Never got there, and why.
+    pub(crate) failures: Reasons,
+    /// Live ones that the server ended, and how.
+    pub(crate) ends: Reasons,
+    /// Slow ones that the server ended, and how.
+    pub(crate) slow_ends: Reasons,
+    /// Messages that slow ones got all the same.
+    pub(crate) slow_received: u64,
+    /// Frames of live connections that are neither messages of ours nor protocol, and the first of them.
+    pub(crate) unexpected: u64,
+    pub(crate) unexpected_first: Option<String>,
+}
+
 /// All clients of a run.
 pub(crate) struct Clients {
     plan: ClientsPlan,
@@ -127,19 +147,7 @@ pub(crate) struct Clients {
     leaving: bool,
     odd: Vec<(u8, Vec<u8>)>, // Frames of the connection at hand that are no messages of ours.
     pub(crate) tally: Tally,
-    /// Subscribed, slow ones included.
-    pub(crate) subscribed: u32,
-    /// Never got there, and why.
-    pub(crate) failures: Reasons,
-    /// Live ones that the server ended, and how.
-    pub(crate) ends: Reasons,
-    /// Slow ones that the server ended, and how.
-    pub(crate) slow_ends: Reasons,
-    /// Messages that slow ones got all the same.
-    pub(crate) slow_received: u64,
-    /// Frames of live connections that are neither messages of ours nor protocol, and the first of them.
-    pub(crate) unexpected: u64,
-    pub(crate) unexpected_first: Option<String>,
+    pub(crate) counts: Counts,
 }
 
 impl Clients {
@@ -149,7 +157,7 @@ impl Clients {
     /// What the kernel refuses, and what to do.
     pub(crate) fn new(plan: ClientsPlan) -> Result<Clients, String> {
         let limit = u32::try_from(crate::sys::raise_nofile_limit()).unwrap_or(u32::MAX).min(1 << 20);
-        let slots_max = limit.min(plan.connections).max(1);
+        let slots_max = limit.min(plan.ring_slots_max).min(plan.connections).max(1);
         let rings = plan.connections.div_ceil(slots_max);
         let refused =
             |e: std::io::Error| format!("io_uring of the load client: {e} (needs Linux 6.1 and io_uring enabled)");
@@ -188,13 +196,7 @@ impl Clients {
             leaving: false,
             odd: Vec::new(),
             tally: Tally::new(plan.connections, plan.topics, plan.publishers),
-            subscribed: 0,
-            failures: Reasons::new(),
-            ends: Reasons::new(),
-            slow_ends: Reasons::new(),
-            slow_received: 0,
-            unexpected: 0,
-            unexpected_first: None,
+            counts: Counts::default(),
             plan,
         })
     }
@@ -250,7 +252,7 @@ impl Clients {
         let (mut seen, mut quiet) = (u64::MAX, Time::NEVER);
         while self.connections.iter().any(slow) && Time::now() < end.min(quiet) {
             self.turn(Time::now().plus_ms(100));
-            let now_seen = self.slow_received + self.slow_ends.values().sum::<u64>();
+            let now_seen = self.counts.slow_received + self.counts.slow_ends.values().sum::<u64>();
             if now_seen != seen {
                 (seen, quiet) = (now_seen, Time::now().plus_ms(1000));
             }
@@ -283,8 +285,8 @@ impl Clients {
         (0..self.plan.connections).filter(move |&i| reader(&self.connections[i as usize]))
     }
 
-    /// Ends all connections, up to ten seconds.
-    pub(crate) fn close(&mut self) {
+    /// Ends all connections, up to ten seconds; what they leave behind.
+    pub(crate) fn close(mut self) -> (Counts, Tally) {
         self.leaving = true;
         for i in 0..self.next {
             self.leave(i);
@@ -293,6 +295,7 @@ impl Clients {
         while self.connections.iter().any(|c| c.open) && Time::now() < end {
             self.turn(Time::now().plus_ms(100));
         }
+        (self.counts, self.tally)
     }
 
     fn place(&self, connection: u32) -> (usize, u32) {
@@ -317,7 +320,7 @@ impl Clients {
             }
             Err(e) => {
                 self.connections[i as usize].state = State::Failed;
-                count(&mut self.failures, format!("socket: {e}"));
+                count(&mut self.counts.failures, format!("socket: {e}"));
             }
         }
     }
@@ -366,9 +369,9 @@ impl Clients {
         };
         let result = result.and_then(|rest| {
             let Some(rest) = rest else { return Ok(()) };
-            let (tally, odd, inflater, inflated) =
-                (&mut self.tally, &mut self.odd, &mut self.inflater, &mut self.inflated);
-            let (slow, slow_received) = (connection.slow, &mut self.slow_received);
+            let (odd, inflater, inflated) = (&mut self.odd, &mut self.inflater, &mut self.inflated);
+            let mut counting = self.tally.at(i, now.0);
+            let (slow, slow_received) = (connection.slow, &mut self.counts.slow_received);
             let cut = frames(&mut connection.carry, rest, |f| {
                 let (first, payload) = match f.first {
                     TEXT_DEFLATED => {
@@ -381,7 +384,7 @@ impl Clients {
                     first => (first, f.payload),
                 };
                 match Stamp::read(payload) {
-                    Some(stamp) if first == TEXT && !slow => tally.message(i, stamp, payload.len(), now.0),
+                    Some(stamp) if first == TEXT && !slow => counting.message(stamp, payload.len()),
                     Some(_) if first == TEXT => *slow_received += 1,
                     _ => odd.push((first, payload.to_vec())),
                 }
@@ -433,7 +436,7 @@ impl Clients {
             (State::Subscribing, TEXT) if payload.starts_with(gpush::SUBSCRIBED) => {
                 self.progress = Time::now();
                 self.under_way -= 1;
-                self.subscribed += 1;
+                self.counts.subscribed += 1;
                 let connection = &mut self.connections[i as usize];
                 connection.state = if connection.slow { State::Slow } else { State::Live };
             }
@@ -443,9 +446,9 @@ impl Clients {
             }
             (_, TEXT) if payload == gpush::PONG => {}
             _ => {
-                self.unexpected += 1;
+                self.counts.unexpected += 1;
                 let text = || format!("first byte {first:#04x}: {:.100}", String::from_utf8_lossy(payload));
-                self.unexpected_first.get_or_insert_with(text);
+                self.counts.unexpected_first.get_or_insert_with(text);
             }
         }
     }
@@ -454,7 +457,7 @@ impl Clients {
         self.under_way -= 1;
         self.progress = Time::now();
         self.connections[i as usize].state = State::Failed;
-        count(&mut self.failures, reason);
+        count(&mut self.counts.failures, reason);
         self.leave(i);
     }
 
@@ -464,7 +467,7 @@ impl Clients {
             state if state.is_under_way() => self.fail(i, format!("{state:?}: {reason}").to_lowercase()),
             state @ (State::Live | State::Slow) => {
                 self.connections[i as usize].state = State::Ended;
-                count(if state == State::Slow { &mut self.slow_ends } else { &mut self.ends }, reason);
+                count(if state == State::Slow { &mut self.counts.slow_ends } else { &mut self.counts.ends }, reason);
                 self.leave(i);
             }
             State::Ended | State::Failed => {} // A close frame, and then the end of the stream.
@@ -528,4 +531,176 @@ fn head<'a>(
     connection.carry = Vec::new();
     connection.state = State::Greeting;
     Ok(Some(&bytes[length - before..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schedule::Pace;
+    use super::super::{bare, gpush};
+    use super::*;
+    use crate::websocket::Deflater;
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::thread;
+
+    fn plan(target: SocketAddr, connections: u32) -> ClientsPlan {
+        ClientsPlan {
+            target,
+            host: target.to_string(),
+            path: "/ws".into(),
+            connections,
+            topics: 1,
+            publishers: 1,
+            slow: 0,
+            deflate: false,
+            ramp_per_s: 100_000,
+            ring_slots_max: 16,
+            buffers: 16,
+            buffer_bytes: 1024,
+        }
+    }
+
+    fn connected(plan: ClientsPlan) -> Clients {
+        let mut clients = Clients::new(plan).unwrap();
+        clients.ramp();
+        while !clients.connect(clients.plan.connections) {
+            clients.turn(Time::now().plus_ms(1));
+        }
+        clients
+    }
+
+    fn turn_until(clients: &mut Clients, done: impl Fn(&Clients) -> bool) {
+        let deadline = Time::now().plus_ms(10_000);
+        while !done(clients) {
+            assert!(Time::now() < deadline, "not in ten seconds");
+            clients.turn(Time::now().plus_ms(10));
+        }
+    }
+
+    fn schedule(topics: u32) -> Schedule {
+        Schedule::new(Pace::Rate { per_s: 2000.0 }, topics, 1, 128, Time::now().0, 0.0, 0.1)
+    }
+
+    #[test]
+    fn every_message_is_checked_at_every_connection_of_several_rings() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plan = ClientsPlan { topics: 3, slow: 4, ..plan(listener.local_addr().unwrap(), 40) };
+        let server = thread::spawn(move || -> Vec<bare::Client> {
+            (0..40).map(|_| bare::welcome(listener.accept().unwrap().0).unwrap()).collect()
+        });
+        let mut clients = connected(plan);
+        assert_eq!((clients.rings.len(), clients.counts.subscribed, clients.counts.failures.len()), (3, 40, 0));
+        let mut peers = server.join().unwrap();
+        let schedule = schedule(3);
+        let messages = schedule.messages().unwrap();
+        let writing = thread::spawn({
+            let schedule = schedule.clone();
+            move || {
+                bare::run(&mut peers, &schedule, 1);
+                peers
+            }
+        });
+        let none = BTreeMap::new();
+        turn_until(&mut clients, |c| c.lost(&schedule, messages, &none).0 == 0);
+        assert_eq!(clients.readers().count(), 36);
+        assert_eq!((clients.tally.duplicates, clients.tally.disordered, clients.tally.foreign), (0, 0, 0));
+        assert_eq!(
+            clients.lost(&schedule, messages + 3, &none),
+            (36, 36),
+            "one more of each topic is missing everywhere"
+        );
+
+        let mut peers = writing.join().unwrap();
+        let before = clients.counts.slow_received;
+        peers.remove(9); // Whoever that is: peers are in the order of their topics by now.
+        clients.look_at_slow();
+        assert!(clients.counts.slow_received > before, "slow ones had something waiting");
+        assert_eq!(u64::from(clients.slow_open()) + clients.counts.slow_ends.values().sum::<u64>(), 4);
+        assert_eq!(clients.counts.ends.values().sum::<u64>() + clients.counts.slow_ends.values().sum::<u64>(), 1);
+        assert_eq!(clients.close().0.subscribed, 40);
+    }
+
+    #[test]
+    fn a_server_that_loses_and_repeats_and_cuts_is_found_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plan = plan(listener.local_addr().unwrap(), 2);
+        let server = thread::spawn(move || {
+            let mut peers: Vec<bare::Client> =
+                (0..2).map(|_| bare::welcome(listener.accept().unwrap().0).unwrap()).collect();
+            for (peer, sequence) in [(0, &[0, 2, 2][..]), (1, &[0, 1, 2])] {
+                for &sequence in sequence {
+                    let mut message = vec![0; 128];
+                    Stamp { stream: Stream::new(0, 0), sequence, due_ns: 0 }.write(&mut message);
+                    let mut bytes = Vec::new();
+                    frame::write_frame(&mut bytes, Opcode::Text, &message);
+                    peers[peer].stream.write_all(&bytes).unwrap();
+                }
+            }
+            let mut bytes = Vec::new();
+            frame::write_frame(&mut bytes, Opcode::Text, b"surprise");
+            frame::write_close(&mut bytes, 1013, "slow");
+            peers[1].stream.write_all(&bytes).unwrap();
+            peers
+        });
+        let mut clients = connected(plan);
+        turn_until(&mut clients, |c| c.tally.received == 5 && !c.counts.ends.is_empty());
+        let schedule = schedule(1);
+        assert_eq!(clients.lost(&schedule, 3, &BTreeMap::new()), (1, 1));
+        assert_eq!(clients.lost(&schedule, 3, &BTreeMap::from([(0, 1)])), (0, 0), "what was refused is not lost");
+        assert_eq!((clients.tally.duplicates, clients.counts.unexpected), (1, 1));
+        assert!(clients.counts.unexpected_first.as_ref().unwrap().contains("surprise"));
+        assert_eq!(clients.counts.ends, Reasons::from([("close frame 1013 slow".to_owned(), 1)]));
+        drop(server.join().unwrap());
+    }
+
+    #[test]
+    fn compressed_messages_are_inflated_and_counted_like_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plan = ClientsPlan { deflate: true, ..plan(listener.local_addr().unwrap(), 1) };
+        let server = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                        Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+            let mut bytes = head.as_bytes().to_vec();
+            let mut text = |payload: &[u8]| frame::write_frame(&mut bytes, Opcode::Text, payload);
+            text(gpush::GREETING);
+            text(gpush::SUBSCRIBED);
+            let mut message = vec![0; 128];
+            Stamp { stream: Stream::new(0, 0), sequence: 0, due_ns: 0 }.write(&mut message);
+            Deflater::new(6).write_frame(&mut bytes, Opcode::Text, &message);
+            for byte in bytes {
+                stream.write_all(&[byte]).unwrap(); // However it is cut.
+            }
+            stream
+        });
+        let mut clients = connected(plan);
+        turn_until(&mut clients, |c| c.tally.received == 1);
+        assert_eq!((clients.tally.bytes, clients.counts.unexpected), (128, 0));
+        drop(server.join().unwrap());
+    }
+
+    #[test]
+    fn connections_that_do_not_come_about_are_counted_with_their_reason() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let answers = ["HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n", "SSH-2.0-nonsense\r\n", ""];
+            let mut streams = Vec::new();
+            for answer in answers {
+                let mut stream = listener.accept().unwrap().0;
+                stream.write_all(answer.as_bytes()).unwrap();
+                streams.push(stream);
+                if answer.is_empty() {
+                    streams.pop();
+                }
+            }
+            streams
+        });
+        let clients = connected(plan(target, 3));
+        let reasons: Vec<&str> = clients.counts.failures.keys().map(String::as_str).collect();
+        assert_eq!(clients.counts.failures.values().sum::<u64>(), 3, "{reasons:?}");
+        assert!(reasons.iter().any(|r| r.contains("status 503")), "{reasons:?}");
+        assert_eq!((clients.counts.subscribed, clients.readers().count()), (0, 0));
+        drop(server.join().unwrap());
+    }
 }

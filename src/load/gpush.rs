@@ -10,6 +10,8 @@ pub(crate) const MASK: [u8; 4] = [0x3c, 0xa5, 0x5a, 0xc3];
 pub(crate) const GREETING: &[u8] = br#"{"code":20000"#;
 /// Begins the answer to a subscribe.
 pub(crate) const SUBSCRIBED: &[u8] = br#"{"code":20001"#;
+/// Begins any answer that says no.
+pub(crate) const REFUSED: &[u8] = br#"{"code":3000"#;
 /// The heartbeat's answer.
 pub(crate) const PONG: &[u8] = b"pong";
 
@@ -18,9 +20,10 @@ pub(crate) fn ping() -> Arc<[u8]> {
     text(b"ping")
 }
 
-/// Asks for a public topic. `topic` is one of ours: nothing in it needs escaping.
+/// Asks for a public topic.
 pub(crate) fn subscribe(topic: &str) -> Arc<[u8]> {
-    text(format!(r#"{{"code":1,"topic":"{topic}","data":""}}"#).as_bytes())
+    let topic = serde_json::Value::from(topic);
+    text(format!(r#"{{"code":1,"topic":{topic},"data":""}}"#).as_bytes())
 }
 
 fn text(payload: &[u8]) -> Arc<[u8]> {

@@ -22,11 +22,18 @@ impl Machine {
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".into());
         Machine {
             kernel: kernel.trim().to_owned(),
-            cores: core_affinity::get_core_ids().map_or(1, |c| c.len()),
+            cores: cores().unwrap_or(1),
             commit: commit().unwrap_or_else(|| "unknown".into()),
             release: !cfg!(debug_assertions),
         }
     }
+}
+
+/// Of the process, that is of its first thread: the one that asks may be pinned.
+fn cores() -> Option<usize> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:"))?;
+    Some(mask.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit.count_ones() as usize).sum())
 }
 
 fn commit() -> Option<String> {

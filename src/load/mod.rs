@@ -13,10 +13,10 @@
 
 pub mod bare;
 pub mod clients;
-mod gpush;
+pub(crate) mod gpush;
 pub mod host;
 pub mod publisher;
-mod reader;
+pub(crate) mod reader;
 pub mod report;
 pub mod run;
 pub mod schedule;

@@ -273,7 +273,7 @@ impl Published {
     }
 }
 
-/// Answers nobody has asked about yet fit in this many.
+/// Says once that the connection is there, or why not.
 type Ready = mpsc::SyncSender<Result<(), String>>;
 
 async fn grpc(
@@ -442,6 +442,75 @@ fn response(bytes: &[u8]) -> Result<Option<(u16, &[u8])>, String> {
     if bytes.len() > RESPONSE_BYTES_MAX { Err("an HTTP response of more than 64 KiB".into()) } else { Ok(None) }
 }
 
+/// A gateway's publishing side for tests: refuses messages that say so, and remembers what it was given.
+#[cfg(test)]
+pub(crate) mod pretend {
+    use crate::proto::v1::publisher_server::{Publisher, PublisherServer};
+    use crate::proto::v1::*;
+    use std::sync::{Arc, Mutex};
+    use tokio_stream::StreamExt;
+    use tokio_stream::wrappers::ReceiverStream;
+    use tonic::{Request, Response, Status, Streaming};
+
+    /// What arrived: batches of (topic, data).
+    pub(crate) type Seen = Arc<Mutex<Vec<Vec<(String, bytes::Bytes)>>>>;
+
+    pub(crate) struct Gateway {
+        seen: Seen,
+        refuses: fn(&PublishRequest) -> bool,
+    }
+
+    #[tonic::async_trait]
+    impl Publisher for Gateway {
+        type PublishStreamStream = ReceiverStream<Result<PublishBatchResult, Status>>;
+
+        async fn publish(&self, _: Request<PublishRequest>) -> Result<Response<PublishResponse>, Status> {
+            Err(Status::unimplemented("not used"))
+        }
+
+        async fn publish_stream(
+            &self,
+            request: Request<Streaming<PublishBatch>>,
+        ) -> Result<Response<Self::PublishStreamStream>, Status> {
+            if request.metadata().get("authorization").is_none_or(|t| t != "Bearer secret") {
+                return Err(Status::unauthenticated("no token"));
+            }
+            let (answer, answers) = tokio::sync::mpsc::channel(16);
+            let (mut batches, seen, refuses) = (request.into_inner(), Arc::clone(&self.seen), self.refuses);
+            tokio::spawn(async move {
+                while let Some(Ok(batch)) = batches.next().await {
+                    let result = |m: &PublishRequest| PublishResult {
+                        error: refuses(m).then(|| PublishError { code: 8, message: "full".into() }),
+                        ..Default::default()
+                    };
+                    let results = batch.messages.iter().map(result).collect();
+                    seen.lock().unwrap().push(batch.messages.into_iter().map(|m| (m.topic, m.data)).collect());
+                    answer.send(Ok(PublishBatchResult { id: batch.id, results })).await.ok();
+                }
+            });
+            Ok(Response::new(ReceiverStream::new(answers)))
+        }
+    }
+
+    /// Starts one; its address. It ends with the test's process.
+    pub(crate) fn gateway(refuses: fn(&PublishRequest) -> bool) -> (String, Seen) {
+        let seen = Seen::default();
+        let gateway = Gateway { seen: Arc::clone(&seen), refuses };
+        let (address, listens) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                address.send(listener.local_addr().unwrap().to_string()).unwrap();
+                let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+                let server = tonic::transport::Server::builder().add_service(PublisherServer::new(gateway));
+                server.serve_with_incoming(incoming).await.unwrap();
+            });
+        });
+        (listens.recv().unwrap(), seen)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::stamp::Stamp;
@@ -513,6 +582,45 @@ mod tests {
         for got in server.join().unwrap() {
             assert_eq!(got, (0..10).map(|s| ("bench-0".to_owned(), s)).collect::<Vec<_>>());
         }
+    }
+
+    fn grpc_plan(address: String, token: &str) -> PublishPlan {
+        PublishPlan { interface: Interface::Grpc { address }, token: Some(token.into()), batch_messages_max: 10 }
+    }
+
+    #[test]
+    fn a_schedule_goes_out_in_batches_and_every_message_is_accounted_for() {
+        let second = |m: &PublishRequest| Stamp::read(&m.data).unwrap().sequence == 1;
+        let (address, seen) = pretend::gateway(second);
+        let schedule = Schedule::new(Pace::Rate { per_s: 5000.0 }, 3, 1, 128, Time::now().0, 0.0, 0.02);
+        let published = Publisher::connect(&grpc_plan(address, "secret"), 3, 1).unwrap().run(&schedule).unwrap();
+        assert_eq!((published.messages, published.late.len()), (100, 100));
+        assert_eq!(published.refused.values().copied().collect::<Vec<_>>(), [1, 1, 1]);
+        assert_eq!(published.reasons.values().sum::<u64>(), 3);
+        let seen = seen.lock().unwrap();
+        assert!(seen.iter().all(|batch| (1..=10).contains(&batch.len())));
+        for (i, (topic, data)) in seen.iter().flatten().enumerate() {
+            let stamp = Stamp::read(data).unwrap();
+            assert_eq!(*topic, Schedule::topic_name(stamp.stream.topic()));
+            assert_eq!(stamp, schedule.stamp(i as u64, schedule.due_ns(i as u64)), "message {i}");
+        }
+    }
+
+    #[test]
+    fn saturation_ends_by_time_with_everything_acknowledged() {
+        let (address, seen) = pretend::gateway(|_| false);
+        let schedule = Schedule::new(Pace::Saturate { in_flight: 4 }, 1, 1, 128, Time::now().0, 0.0, 0.1);
+        let published = Publisher::connect(&grpc_plan(address, "secret"), 1, 1).unwrap().run(&schedule).unwrap();
+        assert!(published.messages > 0 && published.acknowledged > 0);
+        assert_eq!(seen.lock().unwrap().iter().flatten().count() as u64, published.messages);
+    }
+
+    #[test]
+    fn a_gateway_that_refuses_the_stream_ends_the_load_with_its_reason() {
+        let (address, _) = pretend::gateway(|_| false);
+        let schedule = Schedule::new(Pace::Rate { per_s: 100.0 }, 1, 1, 128, Time::now().0, 0.0, 0.5);
+        let error = Publisher::connect(&grpc_plan(address, "wrong"), 1, 1).unwrap().run(&schedule).unwrap_err();
+        assert!(error.contains("no token"), "{error}");
     }
 
     #[test]

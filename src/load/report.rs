@@ -120,6 +120,8 @@ pub struct Report {
     pub server_rss_bytes: u64,
     pub server_rss_bytes_max: u64,
     pub server_rss_bytes_per_connection: Option<f64>,
+    /// CPU a delivery, of this gateway in relation to the bare send loop in the same session.
+    pub cpu_ratio_to_bare: Option<f64>,
     pub client_busy_percent: f64,
     pub client_cpu_ns_per_delivery: f64,
     pub publisher_busy_percent: f64,
@@ -199,6 +201,34 @@ impl Report {
         }
     }
 
+    /// Columns of [`Report::markdown`].
+    pub const MARKDOWN_HEAD: &str = "\
+| load | delivered/s | p50 ms | p99 ms | max ms | lost | gateway CPU % | ns a delivery | × bare | RSS MB (B a connection) | \
+published/s | client + publisher CPU % | remarks |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|";
+
+    /// One row of a table.
+    pub fn markdown(&self, label: &str) -> String {
+        let [p50, p99, max] = [self.p50_us, self.p99_us, self.max_us].map(milliseconds);
+        let (rate, cpu, each) =
+            (quantity(self.deliveries_per_s), self.server_cpu_percent, self.server_cpu_ns_per_delivery);
+        let ratio = self.cpu_ratio_to_bare.map_or("".into(), |r| format!("{r:.3}"));
+        let idle = self.server_rss_bytes_per_connection.map_or("".into(), |b| format!(" ({b:.0})"));
+        let (rss, published) = (self.server_rss_bytes_max as f64 / 1e6, quantity(self.published_per_s));
+        let (client, publisher, lost) = (self.client_busy_percent, self.publisher_busy_percent, self.lost);
+        let mut remarks: Vec<String> = self.metrics.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        if self.slow > 0 {
+            let Report { slow, slow_ended, drops, .. } = self;
+            remarks.push(format!("of {slow} slow {slow_ended} ended, {} drops", drops.unwrap_or(0.0)));
+        }
+        remarks.extend(self.limits.iter().chain(&self.problems).cloned());
+        let remarks = remarks.join("; ");
+        format!(
+            "| {label} | {rate} | {p50} | {p99} | {max} | {lost} | {cpu:.1} | {each:.0} | {ratio} | {rss:.1}{idle} | {published} \
+             | {client:.0} + {publisher:.0} | {remarks} |"
+        )
+    }
+
     /// For people: what was measured, on what, and what is wrong.
     pub fn table(&self) -> String {
         let mut t = String::new();
@@ -260,6 +290,9 @@ impl Report {
             format!(", publisher {:.1} %, late p99 {} max {} ms", self.publisher_busy_percent, late[0], late[1])
         };
         row("client", format!("CPU {client:.1} %{each}{publisher}"));
+        if let Some(ratio) = self.cpu_ratio_to_bare {
+            row("to bare", format!("{ratio:.3} × the CPU a delivery of a bare send loop"));
+        }
         self.metrics.iter().for_each(|(name, value)| row("metric", format!("{name} {value}")));
         self.reasons.iter().for_each(|(reason, n)| row("because", format!("{n} × {reason}")));
         self.limits.iter().for_each(|limit| row("LIMIT", limit.clone()));
@@ -354,9 +387,8 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let machine = Machine { kernel: "6.1".into(), cores: 2, commit: "abc".into(), release: true };
-        let fields = serde_json::json!({
-            "machine": machine, "bare": false, "connections": 10, "topics": 1, "rate_per_s": 10.0, "size_bytes": 128,
+        let fields = r#"{
+            "machine": {"kernel": "6.1", "cores": 2, "commit": "abc", "release": true}, "bare": false, "connections": 10, "topics": 1, "rate_per_s": 10.0, "size_bytes": 128,
             "deflate": false, "subscribed": 10, "failed": 0, "ramp_s": 0.5, "handshakes_per_s": 20.0, "measured_s": 5.0,
             "messages": 50, "refused": 0, "published_per_s": 10.0, "deliveries": 500, "deliveries_per_s": 100.0,
             "megabytes_per_s": 0.1, "p50_us": 300, "p90_us": 500, "p99_us": 40000, "p999_us": 50000, "max_us": 60000,
@@ -364,11 +396,11 @@ mod tests {
             "foreign": 0, "unexpected": 0, "ended": 0, "readers": 10, "slow": 0, "slow_ended": 0, "slow_open": 0,
             "slow_received": 0, "drops": null, "server_watched": true, "server_cpu_percent": 30.0,
             "server_cpu_ns_per_delivery": 2500.0, "server_softirqd_percent": 0.0, "server_rss_bytes": 1000,
-            "server_rss_bytes_max": 1000, "server_rss_bytes_per_connection": null, "client_busy_percent": 20.0,
+            "server_rss_bytes_max": 1000, "server_rss_bytes_per_connection": null, "cpu_ratio_to_bare": null, "client_busy_percent": 20.0,
             "client_cpu_ns_per_delivery": 1000.0, "publisher_busy_percent": 5.0, "publisher_late_p99_us": 100,
-            "publisher_late_max_us": 900, "metrics": {"owed_bytes": 77.0}, "reasons": {}, "limits": [], "problems": [],
-        });
-        serde_json::from_value(fields).unwrap()
+            "publisher_late_max_us": 900, "metrics": {"owed_bytes": 77.0}, "reasons": {}, "limits": [], "problems": []
+        }"#;
+        serde_json::from_str(fields).unwrap()
     }
 
     #[test]

@@ -6,13 +6,14 @@
 //!                                     sample      sample       until all is there, or nothing comes any more
 //! ```
 
-use super::clients::{Clients, ClientsPlan};
+use super::clients::{Clients, ClientsPlan, Counts};
 use super::host::{Machine, Usage, Watched};
 use super::publisher::{PublishPlan, Published, Publisher};
 use super::report::{Live, Phase, Report};
 use super::schedule::{Pace, Schedule};
 use super::server::{self, Server};
 use super::stamp::{MESSAGE_BYTES_MIN, Stream};
+use super::tally::Tally;
 use crate::clock::Time;
 use crate::sys;
 use hdrhistogram::Histogram;
@@ -41,8 +42,20 @@ pub struct Load {
     pub pace: Pace,
     /// Bytes each.
     pub size: usize,
-    /// By what; `None`: the bare server writes them itself.
-    pub publish: Option<PublishPlan>,
+    /// By what.
+    pub source: Source,
+}
+
+/// Who publishes.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// We do, to a gateway.
+    Publisher(PublishPlan),
+    /// The bare server writes messages by itself.
+    Bare {
+        /// So many in one send; 1 is the yardstick.
+        join: u32,
+    },
 }
 
 /// Everything about a run.
@@ -102,7 +115,7 @@ fn supervise(plan: &Plan, bare: Option<&mut Server>, live: &mut (dyn FnMut(&Live
         let (order, orders) = mpsc::channel();
         let (news, heard) = mpsc::channel();
         let clients = scope.spawn(move || drive(plan, &orders, &news));
-        // Ends early only if the clients do; why is their result.
+        // Ends early only if the clients do; their result says why.
         let mut connected = false;
         while !connected && let Ok(news) = heard.recv() {
             match news {
@@ -113,7 +126,7 @@ fn supervise(plan: &Plan, bare: Option<&mut Server>, live: &mut (dyn FnMut(&Live
         let mut published = None;
         if connected && let Some(load) = &plan.load {
             let result = publish(plan, load, bare, &order, &heard, live);
-            // The clients may be gone already; then why is their result.
+            // The clients may be gone already; then their result says why.
             match &result {
                 Ok((schedule, p)) => {
                     let (schedule, messages, refused) = (schedule.clone(), p.messages, p.refused.clone());
@@ -128,10 +141,11 @@ fn supervise(plan: &Plan, bare: Option<&mut Server>, live: &mut (dyn FnMut(&Live
                 live(&second);
             }
         }
-        let outcome = clients.join().map_err(|_| "the clients' thread panicked".to_owned())??;
+        let outcome = clients.join().map_err(|_| "the clients' thread panicked".to_owned())?;
+        // If publishing failed, the clients were only told to stop.
         let published = published.transpose()?;
-        let after = plan.admin.as_deref().map(server::scrape).transpose()?;
-        Ok(report(plan, outcome, published.as_ref(), before.as_deref(), after.as_deref()))
+        let outcome = outcome?;
+        Ok(report(plan, outcome, published.as_ref(), before.as_deref()))
     })
 }
 
@@ -144,22 +158,27 @@ fn publish(
     live: &mut (dyn FnMut(&Live) + Send),
 ) -> Result<(Schedule, Published), String> {
     let ClientsPlan { topics, publishers, .. } = plan.clients;
-    let publisher = load.publish.as_ref().map(|p| Publisher::connect(p, topics, publishers)).transpose()?;
+    let publisher = match &load.source {
+        Source::Publisher(plan) => Some(Publisher::connect(plan, topics, publishers)?),
+        Source::Bare { .. } => None,
+    };
     let start_ns = Time::now().plus_ms(START_LEAD_MS).0;
     let schedule = Schedule::new(load.pace, topics, publishers, load.size, start_ns, plan.warmup_s, plan.duration_s);
     order.send(Order::Measure { from_ns: schedule.from_ns, until_ns: schedule.until_ns }).ok();
     thread::scope(|scope| {
         let schedule_ = &schedule;
-        let publishing = scope.spawn(move || match (publisher, bare) {
-            (Some(publisher), _) => publisher.run(schedule_),
-            (None, Some(bare)) => server::run_bare(bare, schedule_).map(|(messages, waited)| {
-                let mut published = Published { messages, ..Published::default() };
-                if waited > 0 {
-                    published.reasons.insert("bare sends that had to wait for their client".into(), waited);
-                }
-                published
-            }),
-            (None, None) => Err("nobody publishes".into()),
+        let publishing = scope.spawn(move || match (publisher, bare, &load.source) {
+            (Some(publisher), ..) => publisher.run(schedule_),
+            (None, Some(bare), Source::Bare { join }) => {
+                server::run_bare(bare, schedule_, *join).map(|(messages, waited)| {
+                    let mut published = Published { messages, ..Published::default() };
+                    if waited > 0 {
+                        published.reasons.insert("bare sends that had to wait for their client".into(), waited);
+                    }
+                    published
+                })
+            }
+            (None, ..) => Err("nobody publishes".into()),
         });
         while !publishing.is_finished() {
             if let Ok(News::Live(second)) = heard.recv_timeout(Duration::from_millis(PULSE_MS)) {
@@ -183,7 +202,10 @@ struct Sample {
 
 /// What the clients bring home.
 struct Outcome {
-    clients: Clients,
+    counts: Counts,
+    tally: Tally,
+    readers: u32,
+    slow_open: u32,
     ramp_s: f64,
     base: Option<Sample>, // With `IDLE_BASE` connections.
     from: Sample,
@@ -191,6 +213,7 @@ struct Outcome {
     rss_bytes_max: u64,
     lost: (u64, u32),
     latency: Histogram<u64>,
+    metrics: Option<String>, // `/metrics` before anybody leaves: pending messages of those who do count as drops, too.
 }
 
 struct Driver<'a> {
@@ -221,14 +244,14 @@ impl Driver<'_> {
             let (received, bytes) = (self.clients.tally.received, self.clients.tally.bytes);
             let seconds = now.since_ns(self.last.0) as f64 / 1e9;
             let latency = self.clients.tally.interval();
-            let (subscribed, all) = (self.clients.subscribed, self.plan.clients.connections);
+            let (subscribed, all) = (self.clients.counts.subscribed, self.plan.clients.connections);
             self.news
                 .send(News::Live(Live {
                     phase,
                     elapsed_s: now.since_ns(self.begun) as f64 / 1e9,
                     connections: all,
                     connected: subscribed,
-                    failed: self.clients.failures.values().sum(),
+                    failed: self.clients.counts.failures.values().sum(),
                     messages_per_s: (received - self.last.1) as f64 / seconds,
                     megabytes_per_s: (bytes - self.last.2) as f64 / 1e6 / seconds,
                     latency_us: [0.5, 0.99, 0.999, 1.0].map(|q| latency.value_at_quantile(q)),
@@ -274,8 +297,8 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
     }
     d.connect(all)?;
     let ramp_s = (Time::now().since_ns(d.begun) - settle_ns) as f64 / 1e9;
-    if d.clients.subscribed == 0 {
-        let reasons = d.clients.failures.keys().cloned().collect::<Vec<_>>().join("; ");
+    if d.clients.counts.subscribed == 0 {
+        let reasons = d.clients.counts.failures.keys().cloned().collect::<Vec<_>>().join("; ");
         return Err(format!("none of {all} connections to {} came about: {reasons}", plan.clients.target));
     }
     news.send(News::Connected).ok();
@@ -290,12 +313,15 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
         d.drain(&schedule, messages, &refused)?;
         lost = d.clients.lost(&schedule, messages, &refused);
     }
+    let metrics = plan.admin.as_deref().map(server::scrape).transpose()?;
     if plan.clients.slow > 0 {
         d.clients.look_at_slow();
     }
     let latency = d.clients.tally.total().clone();
-    d.clients.close();
-    Ok(Outcome { ramp_s, base, from, until, rss_bytes_max: d.rss_bytes_max, lost, latency, clients: d.clients })
+    let (readers, slow_open) = (d.clients.readers().count() as u32, d.clients.slow_open());
+    let rss_bytes_max = d.rss_bytes_max;
+    let (counts, tally) = d.clients.close();
+    Ok(Outcome { counts, tally, readers, slow_open, ramp_s, base, from, until, rss_bytes_max, lost, latency, metrics })
 }
 
 impl Driver<'_> {
@@ -355,14 +381,10 @@ impl Driver<'_> {
     }
 }
 
-fn report(
-    plan: &Plan,
-    outcome: Outcome,
-    published: Option<&(Schedule, Published)>,
-    before: Option<&str>,
-    after: Option<&str>,
-) -> Report {
-    let Outcome { clients, ramp_s, base, from, until, rss_bytes_max, lost, latency } = outcome;
+fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published)>, before: Option<&str>) -> Report {
+    let Outcome { counts, tally, readers, slow_open, ramp_s, base, from, until, rss_bytes_max, lost, latency, metrics } =
+        outcome;
+    let after = metrics.as_deref();
     let window_s = until.at_ns.saturating_sub(from.at_ns) as f64 / 1e9;
     let deliveries = until.received - from.received;
     let per_delivery = |ns: u64| if deliveries > 0 { ns as f64 / deliveries as f64 } else { 0.0 };
@@ -376,7 +398,7 @@ fn report(
     };
     let rss_of_one = |base: Sample| {
         let grown = until.usage.rss_bytes as f64 - base.usage.rss_bytes as f64;
-        grown / f64::from(clients.subscribed.saturating_sub(IDLE_BASE).max(1))
+        grown / f64::from(counts.subscribed.saturating_sub(IDLE_BASE).max(1))
     };
     let (rate_per_s, size) = match &plan.load {
         Some(Load { pace: Pace::Rate { per_s }, size, .. }) => (*per_s, *size),
@@ -390,16 +412,16 @@ fn report(
     let publisher_busy_percent = publisher_cpu_ns as f64 / 1e7 / publisher_s;
     let mut report = Report {
         machine: Machine::here(),
-        bare: plan.load.as_ref().is_some_and(|load| load.publish.is_none()),
+        bare: plan.load.as_ref().is_some_and(|load| matches!(load.source, Source::Bare { .. })),
         connections: plan.clients.connections,
         topics: plan.clients.topics,
         rate_per_s,
         size_bytes: size as u64,
         deflate: plan.clients.deflate,
-        subscribed: clients.subscribed,
-        failed: clients.failures.values().sum(),
+        subscribed: counts.subscribed,
+        failed: counts.failures.values().sum(),
         ramp_s,
-        handshakes_per_s: f64::from(clients.subscribed) / ramp_s,
+        handshakes_per_s: f64::from(counts.subscribed) / ramp_s,
         measured_s: window_s,
         messages: published.map_or(0, |(_, p)| p.messages),
         refused: published.map_or(0, |(_, p)| p.refused.values().map(|n| u64::from(*n)).sum()),
@@ -413,19 +435,19 @@ fn report(
         p999_us: quantile(0.999),
         max_us: latency.max(),
         mean_us: latency.mean(),
-        received: clients.tally.received,
+        received: tally.received,
         lost: lost.0,
         lost_connections: lost.1,
-        duplicates: clients.tally.duplicates,
-        disordered: clients.tally.disordered,
-        foreign: clients.tally.foreign,
-        unexpected: clients.unexpected,
-        ended: clients.ends.values().sum(),
-        readers: clients.readers().count() as u32,
+        duplicates: tally.duplicates,
+        disordered: tally.disordered,
+        foreign: tally.foreign,
+        unexpected: counts.unexpected,
+        ended: counts.ends.values().sum(),
+        readers,
         slow: plan.clients.slow,
-        slow_ended: clients.slow_ends.values().sum(),
-        slow_open: clients.slow_open(),
-        slow_received: clients.slow_received,
+        slow_ended: counts.slow_ends.values().sum(),
+        slow_open,
+        slow_received: counts.slow_received,
         drops: changed("fanwire_drops_total"),
         server_watched: plan.server.is_some(),
         server_cpu_percent: percent(server_cpu_ns + softirqd_ns),
@@ -434,6 +456,7 @@ fn report(
         server_rss_bytes: until.usage.rss_bytes,
         server_rss_bytes_max: rss_bytes_max,
         server_rss_bytes_per_connection: base.map(rss_of_one),
+        cpu_ratio_to_bare: None,
         client_busy_percent: percent(client_ns),
         client_cpu_ns_per_delivery: per_delivery(client_ns),
         publisher_busy_percent,
@@ -444,12 +467,12 @@ fn report(
         limits: Vec::new(),
         problems: Vec::new(),
     };
-    let kinds = [("failed", &clients.failures), ("ended", &clients.ends), ("slow, ended", &clients.slow_ends)];
+    let kinds = [("failed", &counts.failures), ("ended", &counts.ends), ("slow, ended", &counts.slow_ends)];
     let published_reasons = published.map(|(_, p)| ("publishing", &p.reasons));
     for (kind, reasons) in kinds.into_iter().chain(published_reasons) {
         report.reasons.extend(reasons.iter().map(|(reason, n)| (format!("{kind}: {reason}"), *n)));
     }
-    report.reasons.extend(clients.unexpected_first.map(|first| (format!("unexpected: {first}"), clients.unexpected)));
+    report.reasons.extend(counts.unexpected_first.map(|first| (format!("unexpected: {first}"), counts.unexpected)));
     report.judge(plan.core.is_some());
     report
 }

@@ -154,16 +154,17 @@ pub fn start_bare(core: Option<usize>, connections: u32) -> Result<(Server, Stri
     Ok((server, address))
 }
 
-/// Lets the bare server run `schedule`; messages and deliveries written, and sends that had to wait for their client.
+/// Lets the bare server run `schedule`, `join` messages a send; messages and deliveries written, and sends that had to wait for their client.
 ///
 /// # Errors
 /// It failed.
-pub(crate) fn run_bare(server: &mut Server, schedule: &Schedule) -> Result<(u64, u64), String> {
+pub(crate) fn run_bare(server: &mut Server, schedule: &Schedule, join: u32) -> Result<(u64, u64), String> {
     let Pace::Rate { per_s } = schedule.pace else {
         return Err("the bare server only runs at a rate: give --rate".into());
     };
     let messages = schedule.messages().expect("an open loop");
-    server.tell(&format!("go {} {per_s} {messages} {} {}", schedule.start_ns, schedule.topics, schedule.size))?;
+    server
+        .tell(&format!("go {} {per_s} {messages} {} {} {join}", schedule.start_ns, schedule.topics, schedule.size))?;
     let length = Duration::from_nanos(schedule.until_ns.saturating_sub(crate::clock::Time::now().0));
     let line = server.line(Instant::now() + 3 * length + START)?;
     let numbers = |text: &str| text.split(' ').map(|n| n.parse().ok()).collect::<Option<Vec<u64>>>();

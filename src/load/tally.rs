@@ -70,27 +70,12 @@ impl Tally {
         self.measure_from_ns = ns;
     }
 
-    /// Counts one message that `connection` had at `now_ns`.
+    /// Counts the messages that `connection` has at `now_ns`.
     #[inline]
-    pub(crate) fn message(&mut self, connection: u32, stamp: Stamp, length: usize, now_ns: u64) {
-        let publisher = stamp.stream.publisher();
-        if stamp.stream.topic() != connection % self.topics || publisher >= self.publishers {
-            self.foreign += 1;
-            return;
-        }
-        let track = &mut self.tracks[connection as usize * self.publishers as usize + publisher as usize];
-        let ahead = stamp.sequence.wrapping_sub(track.next);
-        if ahead == 0 {
-            track.next = track.next.wrapping_add(1);
-            track.seen = track.seen << 1 | 1;
-        } else if !out_of_turn(track, ahead, &mut self.duplicates, &mut self.disordered) {
-            return;
-        }
-        self.received += 1;
-        self.bytes += length as u64;
-        if stamp.due_ns >= self.measure_from_ns {
-            self.interval.saturating_record(now_ns.saturating_sub(stamp.due_ns) / 1000);
-        }
+    pub(crate) fn at(&mut self, connection: u32, now_ns: u64) -> Counting<'_> {
+        let first = connection as usize * self.publishers as usize;
+        let topic = connection % self.topics;
+        Counting { first, topic, now_ns, tally: self }
     }
 
     /// What `connection` lacks of what was sent to its topic.
@@ -114,6 +99,39 @@ impl Tally {
     pub(crate) fn total(&mut self) -> &Histogram<u64> {
         self.interval();
         &self.total
+    }
+}
+
+/// One connection's messages of one moment: what is the same for all of them is looked up once.
+pub(crate) struct Counting<'a> {
+    tally: &'a mut Tally,
+    first: usize,
+    topic: u32,
+    now_ns: u64,
+}
+
+impl Counting<'_> {
+    /// Counts one message of `length` bytes.
+    #[inline]
+    pub(crate) fn message(&mut self, stamp: Stamp, length: usize) {
+        let publisher = stamp.stream.publisher();
+        if stamp.stream.topic() != self.topic || publisher >= self.tally.publishers {
+            self.tally.foreign += 1;
+            return;
+        }
+        let track = &mut self.tally.tracks[self.first + publisher as usize];
+        let ahead = stamp.sequence.wrapping_sub(track.next);
+        if ahead == 0 {
+            track.next = track.next.wrapping_add(1);
+            track.seen = track.seen << 1 | 1;
+        } else if !out_of_turn(track, ahead, &mut self.tally.duplicates, &mut self.tally.disordered) {
+            return;
+        }
+        self.tally.received += 1;
+        self.tally.bytes += length as u64;
+        if stamp.due_ns >= self.tally.measure_from_ns {
+            self.tally.interval.saturating_record(self.now_ns.saturating_sub(stamp.due_ns) / 1000);
+        }
     }
 }
 
@@ -149,7 +167,7 @@ mod tests {
         let mut tally = Tally::new(3, 2, 1);
         tally.measure_from(0);
         for &s in sequence {
-            tally.message(1, Stamp { stream: Stream::new(1, 0), sequence: s, due_ns: 5 }, 128, 2005);
+            tally.at(1, 2005).message(Stamp { stream: Stream::new(1, 0), sequence: s, due_ns: 5 }, 128);
         }
         (tally.received, tally.lost(1, |_| sent), tally.duplicates, tally.disordered)
     }
@@ -164,14 +182,14 @@ mod tests {
         assert_eq!(after(&[0, 2, 1, 1, 3], 4), (4, 0, 1, 1), "late, and then again");
         assert_eq!(after(&[200, 0], 201), (2, 199, 0, 1), "far behind, with something missing");
         assert_eq!(after(&(0..100).chain([0]).collect::<Vec<_>>(), 100), (100, 0, 1, 0), "far behind, nothing missing");
-        assert_eq!(after(&[64, 0, 0], 65), (2, 63, 1, 1), "at the edge of what is remembered");
+        assert_eq!(after(&[63, 0, 0], 64), (2, 62, 1, 1), "at the edge of what is remembered");
     }
 
     #[test]
     fn messages_of_other_topics_and_publishers_are_foreign() {
         let mut tally = Tally::new(2, 2, 1);
         for stream in [Stream::new(0, 0), Stream::new(3, 0), Stream::new(1, 1)] {
-            tally.message(1, Stamp { stream, sequence: 0, due_ns: 0 }, 128, 1);
+            tally.at(1, 1).message(Stamp { stream, sequence: 0, due_ns: 0 }, 128);
         }
         assert_eq!((tally.foreign, tally.received), (3, 0));
     }
@@ -181,7 +199,7 @@ mod tests {
         let mut tally = Tally::new(1, 1, 1);
         tally.measure_from(1_000_000);
         for (sequence, due_ns) in [(0, 999_999), (1, 1_000_000), (2, 2_000_000)] {
-            tally.message(0, Stamp { stream: Stream(0), sequence, due_ns }, 128, 3_000_000);
+            tally.at(0, 3_000_000).message(Stamp { stream: Stream(0), sequence, due_ns }, 128);
         }
         assert_eq!(tally.interval().len(), 2);
         assert_eq!(tally.interval().len(), 0);

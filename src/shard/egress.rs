@@ -32,6 +32,7 @@ pub struct Egress {
 /// Emptied queues and buffers of a shard, for reuse.
 #[derive(Default)]
 pub struct Spares {
+    #[expect(clippy::vec_box, reason = "moved as they are between here and a connection")]
     queues: Vec<Box<Queue>>,
     buffers: Vec<Vec<u8>>,
 }

@@ -108,7 +108,8 @@ struct Address {
     length: libc::socklen_t,
 }
 
-/// Many outgoing TCP connections on one ring, driven by one thread.
+/// Many outgoing TCP connections on one ring, driven by the thread that made it: the kernel refuses every other, hence not
+/// `Send`.
 pub struct ClientRing {
     ring: IoUring,
     buffers: Buffers,
@@ -475,7 +476,7 @@ impl Drop for Buffers {
     }
 }
 
-/// Zeroed, page-aligned memory.
+/// Zeroed, page-aligned memory. Its pointer is what keeps a [`ClientRing`] from being `Send`.
 struct Pages {
     start: NonNull<u8>,
     layout: Layout,
@@ -500,9 +501,6 @@ impl Drop for Pages {
         }
     }
 }
-
-// SAFETY: `Pages` owns its memory alone, like a `Vec<u8>`.
-unsafe impl Send for Pages {}
 
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Address {

@@ -21,9 +21,6 @@ use crate::socket::{Defect, Kind, Ring, Token};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// Sends submitted per enter: the cheapest size measured, and it bounds the time in the kernel to about a millisecond.
-const SENDS_PER_ENTER: usize = 256;
-
 /// A flush round under way.
 #[derive(Default)]
 pub(super) struct Round {
@@ -70,7 +67,7 @@ impl<R: Ring> Reactor<R> {
         if !self.round.is_active() && self.is_flush_due() {
             self.seal();
         }
-        let mut room = SENDS_PER_ENTER;
+        let mut room = self.settings.sends_per_enter;
         while room > 0
             && let Some(slot) = self.ready.pop_front()
         {

@@ -42,7 +42,9 @@ fn metrics_count_what_happened_and_every_name_is_there() {
     assert_eq!(metrics.connections(), 4.0);
     // Two pushes of 10 wire bytes to each of four clients at least.
     assert!(metrics.sum("websocket_bytes_sent_total", &[]) >= 80.0);
-    assert!(metrics.sum("fanwire_publish_to_send_seconds_count", &[]) >= 2.0);
+    wait_until("their latency is counted", || {
+        gateway.metrics().sum("fanwire_publish_to_send_seconds_count", &[]) >= 2.0
+    });
     drop(clients);
     wait_until("they are gone", || {
         let metrics = gateway.metrics();

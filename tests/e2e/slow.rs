@@ -62,7 +62,9 @@ fn under_drop_a_slow_client_loses_counted_messages_and_keeps_its_connection() {
     let mut slow = Client::subscriber(&gateway, &["t"]);
     let attentive = reader(&gateway);
     let published = publish_until(&publisher, 0, 20, || gateway.metrics().drops_by("pending_full") >= 100.0);
-    assert!(owed(&gateway.metrics()) <= 2.0 * 131_072.0 + 65_536.0, "{} bytes owed", owed(&gateway.metrics()));
+    // Two subscribers, of which the other may be behind for a moment, at twice the content each, and what is under way.
+    let most = gateway.metrics().sum("fanwire_owed_bytes_peak", &[]);
+    assert!(most <= 2.0 * (2.0 * 131_072.0 + 65_536.0), "{most} bytes owed");
 
     // Whole messages, in order; received and dropped add up. `ping` is never dropped, and marks the end.
     slow.send(crate::client::TEXT, "ping");
@@ -125,19 +127,19 @@ fn a_client_that_never_reads_is_cut_though_it_never_takes_its_close_frame() {
 
 #[test]
 fn a_client_without_progress_is_closed_at_the_slow_deadline_and_one_with_progress_is_not() {
-    let gateway = small(&[("slow.policy", "drop"), ("slow.slow_deadline_ms", "1000")]);
+    let gateway = small(&[("slow.policy", "drop"), ("slow.slow_deadline_ms", "2000")]);
     let publisher = Publisher::new(&gateway);
     let _stuck = Client::subscriber(&gateway, &["t"]);
     let mut sipping = Client::subscriber(&gateway, &["t"]);
+    let both_are_slow = || gateway.metrics().sum("fanwire_slow_connections", &[]) == 2.0;
+    let published = publish_until(&publisher, 0, 20, both_are_slow);
     let start = Instant::now();
-    publish_until(&publisher, 0, 10, || {
-        // A little now and then is progress.
-        for _ in 0..3 {
-            sipping.event(Duration::from_millis(5));
-        }
+    publish_until(&publisher, published, 10, || {
+        // It reads less than is published, so it stays behind; but it reads.
+        (0..8).for_each(|_| drop(sipping.event(Duration::from_millis(1))));
         gateway.metrics().closes("slow_deadline") >= 1.0
     });
-    assert!(start.elapsed() > Duration::from_millis(900), "closed after {:?}", start.elapsed());
+    assert!(start.elapsed() > Duration::from_millis(1500), "closed after {:?}", start.elapsed());
     wait_until("one is left", || gateway.metrics().connections() == 1.0);
     assert_eq!(gateway.metrics().closes("slow_deadline"), 1.0);
     sipping.send(crate::client::TEXT, "ping");
