@@ -53,6 +53,8 @@ pub struct Line {
     pub cut: bool,
     /// The gateway closed while a send was in flight: no close frame could follow.
     pub cut_short: bool,
+    /// Messages in sends that ended short.
+    pub broken: u64,
     /// The client must be looked after: bytes or the end came.
     pub news: bool,
     /// Holds every byte against the truth.
@@ -77,6 +79,7 @@ impl Line {
             reset_by_gateway: false,
             cut: false,
             cut_short: false,
+            broken: 0,
             news: false,
             reader,
         }
@@ -128,7 +131,8 @@ impl Line {
     }
 
     /// The gateway's last reference is gone.
-    pub fn close_near(&mut self, book: &mut Book) {
+    /// The gateway made up its mind after `decided`.
+    pub fn close_near(&mut self, decided: Time, book: &mut Book) {
         self.near_shut = true;
         self.near_closed = true;
         self.news = true;
@@ -136,7 +140,7 @@ impl Line {
             self.reset_by_gateway = true;
         }
         self.slot = None;
-        self.reader.ended(book);
+        self.reader.ended(decided, self.broken, book);
     }
 
     /// The client writes.

@@ -432,7 +432,8 @@ impl SimRing {
                 self.end_sends(index, libc::EBADF);
                 return;
             };
-            if let Some(error) = line.borrow().send_error() {
+            let error = line.borrow().send_error();
+            if let Some(error) = error {
                 self.end_sends(index, error);
                 return;
             }
@@ -499,6 +500,9 @@ impl SimRing {
                 // One `@` begins each payload; the message that the cut goes through may have its own behind it.
                 let messages = 1 + self.scratch.iter().filter(|b| **b == b'@').count();
                 self.machine.book.borrow_mut().tally(self.shard).broken += messages as u64;
+                if let Some(line) = &self.slots[index].line {
+                    line.borrow_mut().broken += messages as u64;
+                }
             }
         }
         let result = match error {
@@ -541,13 +545,16 @@ impl SimRing {
         }
         let left = self.slots[index].poll;
         assert!(left.is_none(), "shard {}: slot {index} closed under an armed poll, which keeps it open", self.shard);
-        let shut = match self.slots[index].line.take() {
+        let shut = match self.slots[index].line.clone() {
             None => -libc::EBADF,
             Some(line) => {
                 let result = if line.borrow().far == Far::Reset { -libc::ENOTCONN } else { 0 };
                 line.borrow_mut().cut_short |= !self.slots[index].sends.is_empty();
-                line.borrow_mut().close_near(&mut self.machine.book.borrow_mut());
                 self.end_sends(index, libc::EPIPE);
+                let patience_ns = self.machine.patience_ms.get() * 1_000_000;
+                let decided = Time(self.machine.now().0.saturating_sub(patience_ns));
+                line.borrow_mut().close_near(decided, &mut self.machine.book.borrow_mut());
+                self.slots[index].line = None;
                 result
             }
         };

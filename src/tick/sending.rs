@@ -21,9 +21,6 @@ use crate::socket::{Defect, Kind, Ring, Token};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// Sends submitted per enter: the cheapest size measured, and it bounds the time in the kernel to about a millisecond.
-const SENDS_PER_ENTER: usize = 256;
-
 /// A flush round under way.
 #[derive(Default)]
 pub(super) struct Round {
@@ -70,9 +67,9 @@ impl<R: Ring> Reactor<R> {
         if !self.round.is_active() && self.is_flush_due() {
             self.seal();
         }
-        let mut room = SENDS_PER_ENTER;
+        let mut room = self.settings.sends_per_enter;
         // Clients that keep asking may not hold up what was published.
-        let reserve = if self.round.is_active() { SENDS_PER_ENTER / 2 } else { 0 };
+        let reserve = if self.round.is_active() { self.settings.sends_per_enter / 2 } else { 0 };
         while room > reserve
             && let Some(slot) = self.ready.pop_front()
         {
