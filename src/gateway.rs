@@ -21,6 +21,7 @@ use crate::socket::{ListenOptions, Listener, listen};
 use crate::tick::{Endpoints, Reactor, Turn};
 use crate::topics::{Topics, TopicsLimits};
 use core_affinity::CoreId;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -48,10 +49,15 @@ pub fn serve(config: Config) -> ExitCode {
     match Gateway::build(config) {
         Ok(gateway) => gateway.run(),
         Err(problem) => {
-            eprintln!("fanwire: {problem}");
+            complain(&problem);
             ExitCode::from(EXIT_CONFIG)
         }
     }
+}
+
+/// Says why there is no gateway. The exit code says it too, so a full disk behind stderr is not worth a panic.
+fn complain(problem: &StartError) {
+    let _ = writeln!(std::io::stderr(), "fanwire: {problem}");
 }
 
 /// Why a gateway can't start; says who must do what.
@@ -61,6 +67,24 @@ enum StartError {
     Ring(#[from] RingError),
     #[error("{0}")]
     Text(String),
+}
+
+impl StartError {
+    /// The system did not give `what`: what it said, and what to raise.
+    fn starved(what: &str, error: &std::io::Error) -> StartError {
+        let remedy = match error.raw_os_error() {
+            Some(libc::EMFILE) => {
+                "raise RLIMIT_NOFILE (`ulimit -n`, LimitNOFILE= in a systemd unit) or lower shards.count"
+            }
+            Some(libc::ENFILE) => "the whole machine is out of descriptors: raise `sysctl fs.file-max`",
+            Some(libc::EAGAIN) => {
+                "raise the limit of threads (`ulimit -u`, TasksMax= in a systemd unit) or lower shards.count"
+            }
+            Some(libc::ENOMEM) => "give it more memory (MemoryMax= in a systemd unit) or lower shards.count",
+            _ => "allow it in the seccomp profile of the container or the systemd unit",
+        };
+        StartError::Text(format!("{what} could not be had: {error}; {remedy}"))
+    }
 }
 
 /// How many shards, and how many places each has.
@@ -74,14 +98,11 @@ impl Layout {
     /// `shards.count` and `shards.connections_max`, either 0 = by itself, on `cores` under a table limit of `nofile`.
     fn new(count: usize, connections_max: usize, cores: usize, nofile: u64) -> Result<Layout, StartError> {
         let table = usize::try_from(nofile).unwrap_or(usize::MAX).min(SLOTS_MAX);
-        let limited = |wanted: String| {
-            StartError::Text(format!(
-                "{wanted}, and RLIMIT_NOFILE is {nofile}: raise it (`ulimit -n`, LimitNOFILE= in a systemd unit), or lower \
-                 shards.connections_max, or raise shards.count"
-            ))
-        };
         if table < SLOTS_MIN {
-            return Err(limited(format!("a shard needs a file table of at least {SLOTS_MIN} slots")));
+            return Err(StartError::Text(format!(
+                "a shard needs a file table of at least {SLOTS_MIN} slots, and RLIMIT_NOFILE is {nofile}: raise it (`ulimit -n`, \
+                 LimitNOFILE= in a systemd unit)"
+            )));
         }
         let by_cores = cores.saturating_sub(1).max(1);
         let shards = match count {
@@ -94,7 +115,11 @@ impl Layout {
         let each = connections_max.div_ceil(shards);
         let slots = (each..=table).find(|slots| high_water(*slots) >= each);
         let slots = slots.ok_or_else(|| {
-            limited(format!("{connections_max} connections on {shards} shards need {each} slots each"))
+            StartError::Text(format!(
+                "shards.connections_max = {connections_max} on {shards} shard(s) is {each} connections a shard, and RLIMIT_NOFILE \
+                 is {nofile}: raise it (`ulimit -n`, LimitNOFILE= in a systemd unit), or lower shards.connections_max, or raise \
+                 shards.count (0 = as many as needed)"
+            ))
         })?;
         Ok(Layout { shards, slots: slots.max(SLOTS_MIN.min(table)) })
     }
@@ -154,20 +179,20 @@ impl Gateway {
 
     fn run(self) -> ExitCode {
         match self.start() {
-            Ok(running) => running.serve(),
+            Ok((running, runtime)) => running.serve(&runtime),
             Err(problem) => {
-                eprintln!("fanwire: {problem}");
+                complain(&problem);
                 ExitCode::from(EXIT_CONFIG)
             }
         }
     }
 
-    fn start(mut self) -> Result<Running, StartError> {
+    fn start(mut self) -> Result<(Running, tokio_uring::Runtime), StartError> {
         let text = |e: &dyn std::fmt::Display| StartError::Text(e.to_string());
         let Layout { shards, slots } = self.layout;
         let settings = ShardSettings::new(&self.config, shards, slots);
         let (items_max, bytes_max) = (self.config.shards.queue_items_max, self.config.shards.queue_bytes_max);
-        let bell = || Bell::new().map_err(|e| StartError::Text(format!("eventfd: {e}")));
+        let bell = || Bell::new().map_err(|e| StartError::starved("an eventfd", &e));
         let (control_bell, accept_bell) = (bell()?, bell()?);
         let (to_accept, from_control) = queue::channel(4, 0, accept_bell.clone());
 
@@ -206,6 +231,7 @@ impl Gateway {
         }
 
         let accept_metrics = Arc::new(AcceptMetrics::default());
+        accept_metrics.connections_max.set(self.connections_max() as u64);
         let accept_settings = accept::Settings {
             connections_max: self.config.shards.connections_max,
             connections_per_address_max: self.config.limits.connections_per_address_max,
@@ -239,6 +265,8 @@ impl Gateway {
             let control = control.clone();
             registry.register_queue("to_shard", shard, Box::new(move || control.queue_depths()[shard]));
         }
+        // After the shards' rings: where io_uring is refused, theirs is the error that says so in full.
+        let runtime = control_runtime().map_err(|e| StartError::starved("the control core's epoll and ring", &e))?;
         self.announce(&addresses)?;
         let accept_core = self.core(None);
         let acceptor = spawn("accept", move || {
@@ -246,7 +274,7 @@ impl Gateway {
             acceptor.run();
         })?;
         pin(self.core(None));
-        Ok(Running {
+        let running = Running {
             config: self.config,
             server: self.server,
             tokens: self.tokens,
@@ -256,38 +284,50 @@ impl Gateway {
             threads,
             acceptor,
             to_accept,
-        })
+        };
+        Ok((running, runtime))
     }
 
-    /// Where it listens, and two lines to paste.
+    /// Connections at which new ones are refused.
+    fn connections_max(&self) -> usize {
+        let held = self.layout.shards * high_water(self.layout.slots);
+        match self.config.shards.connections_max {
+            0 => held,
+            n => n.min(held),
+        }
+    }
+
+    /// Where it listens, and two lines to paste. They are for whoever started it: a closed stdout is no reason not to serve.
     fn announce(&self, addresses: &[std::net::SocketAddr]) -> Result<(), StartError> {
         let text = |e: std::io::Error| StartError::Text(e.to_string());
         let (grpc, http) = (self.server.grpc_address().map_err(text)?, self.server.http_address().map_err(text)?);
-        let Layout { shards, slots } = self.layout;
-        let most = match self.config.shards.connections_max {
-            0 => shards * high_water(slots),
-            n => n,
-        };
+        let (shards, most) = (self.layout.shards, self.connections_max());
+        let mut lines = Vec::new();
         let plural = if shards == 1 { "" } else { "s" };
-        println!("fanwire {}: {shards} shard{plural}, at most {most} connections", env!("CARGO_PKG_VERSION"));
+        lines
+            .push(format!("fanwire {}: {shards} shard{plural}, at most {most} connections", env!("CARGO_PKG_VERSION")));
         let mut first = None;
         for (address, block) in addresses.iter().zip(&self.config.listen) {
             if !block.gpush_path.is_empty() {
-                println!("subscribers  ws://{address}{} (gpush)", block.gpush_path);
+                lines.push(format!("subscribers  ws://{address}{} (gpush)", block.gpush_path));
                 first = first.or(Some((*address, block.gpush_path.clone())));
             }
             if self.config.dev {
-                println!("subscribers  ws://{address}/echo (echo, for development)");
+                lines.push(format!("subscribers  ws://{address}/echo (echo, for development)"));
             }
         }
-        println!("gRPC publish {grpc}");
-        println!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)");
+        lines.push(format!("gRPC publish {grpc}"));
+        lines.push(format!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)"));
         if let Some((mut address, path)) = first {
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
             }
-            println!("try          fanwire sub --url ws://{address}{path} hello");
-            println!("             fanwire pub --grpc {grpc} hello 'the first message'");
+            lines.push(format!("try          fanwire sub --url ws://{address}{path} hello"));
+            lines.push(format!("             fanwire pub --grpc {grpc} hello 'the first message'"));
+        }
+        let mut stdout = std::io::stdout().lock();
+        if let Err(error) = lines.iter().try_for_each(|line| writeln!(stdout, "{line}")) {
+            tracing::warn!("nobody reads stdout, where the addresses are told: {error}");
         }
         Ok(())
     }
@@ -343,7 +383,17 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     std::thread::Builder::new()
         .name(name.into())
         .spawn(run)
-        .map_err(|e| StartError::Text(format!("a thread for {name}: {e}")))
+        .map_err(|e| StartError::starved(&format!("a thread for {name}"), &e))
+}
+
+/// What the control core runs on, for the calling thread.
+fn control_runtime() -> std::io::Result<tokio_uring::Runtime> {
+    let mut ring = tokio_uring::uring_builder();
+    // Sockets go by epoll, files by this ring: a small one is enough.
+    ring.setup_clamp();
+    let mut builder = tokio_uring::builder();
+    builder.entries(64).uring_builder(&ring);
+    tokio_uring::Runtime::new(&builder)
 }
 
 /// All cores turn.
@@ -361,13 +411,8 @@ struct Running {
 
 impl Running {
     /// Runs the control core on the calling thread until the gateway has stopped.
-    fn serve(self) -> ExitCode {
-        let mut ring = tokio_uring::uring_builder();
-        // Sockets go by epoll, files by this ring: a small one is enough.
-        ring.setup_clamp();
-        let mut builder = tokio_uring::builder();
-        builder.entries(64).uring_builder(&ring);
-        match builder.start(self.control_core()) {
+    fn serve(self, runtime: &tokio_uring::Runtime) -> ExitCode {
+        match runtime.block_on(self.control_core()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!("the control core failed: {error}");
