@@ -8,11 +8,13 @@ mod publisher;
 
 mod admin;
 mod delivery;
+mod denied;
 mod drain;
 mod frames;
 mod gpush;
 mod handshake;
 mod limits;
+mod operating;
 mod publish;
 mod readme;
 mod slow;
