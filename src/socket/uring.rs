@@ -89,6 +89,15 @@ pub enum RingError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// Not for want of a feature.
+    #[error(
+        "a shard's ring could not be had: {cause}; raise RLIMIT_NOFILE (`ulimit -n`, LimitNOFILE= in a systemd unit) or the \
+         memory limit, or lower shards.count"
+    )]
+    Starved {
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// More slots than descriptors.
     #[error(
         "a ring of {slots} connections needs as many descriptors, and RLIMIT_NOFILE is {nofile}: raise it (`ulimit -n`, \
@@ -131,10 +140,12 @@ impl UringParts {
         }
         let ring = builder.build(SUBMISSION_ENTRIES).map_err(|cause| match cause.raw_os_error() {
             Some(libc::EINVAL) => RingError::Lacks { feature: "DEFER_TASKRUN or SINGLE_ISSUER (6.1)", cause },
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => RingError::Starved { cause },
             _ => RingError::Unavailable { cause },
         })?;
         ring.submitter().register_files_sparse(slots as u32).map_err(|cause| match cause.raw_os_error() {
             Some(libc::EMFILE) => RingError::FilesLimited { slots, nofile: crate::sys::nofile_limit().0 },
+            Some(libc::ENOMEM) => RingError::Starved { cause },
             _ => RingError::Lacks { feature: "sparse file tables (5.19)", cause },
         })?;
         Ok(UringParts { ring, bell, slots, features })
