@@ -430,7 +430,7 @@ impl Running {
         // Only now: whoever reads it may send a signal at once. Nobody reading it is no reason to end.
         let _ = std::io::stdout().write_all(self.announcement.as_bytes());
 
-        let driver = {
+        let mut driver = {
             let control = self.control.clone();
             tokio::spawn(async move { control.run().await })
         };
@@ -462,6 +462,10 @@ impl Running {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                ended = &mut driver => {
+                    // Without its driver nobody is heard: better to be started again.
+                    return Err(std::io::Error::other(format!("it ended by itself: {ended:?}")));
+                }
                 _ = hangup.recv() => {
                     notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now()?]);
                     self.tokens.reload();
