@@ -286,8 +286,12 @@ impl Gateway {
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
             }
-            println!("try          fanwire sub --url ws://{address}{path} hello");
-            println!("             fanwire pub --grpc {grpc} hello 'the first message'");
+            // As this process was called: under `cargo run` there is no `fanwire` on the PATH.
+            let program = std::env::args_os().next().unwrap_or_else(|| "fanwire".into());
+            let program = program.display();
+            println!("try          {program} sub --url ws://{address}{path} hello");
+            let token = if self.tokens.required() { " --token TOKEN" } else { "" };
+            println!("             {program} pub --grpc {grpc}{token} hello 'the first message'");
         }
         Ok(())
     }
