@@ -38,6 +38,9 @@ const EXIT_FAILED: u8 = 1;
 /// turns every second.
 const TURN_MS_MAX: u64 = 3000;
 
+/// How much longer than its own deadlines say a shard may take to drain: for what is in its queue and batches at the beginning.
+const DRAIN_GRACE_MS: u64 = 5000;
+
 /// A ring's completion queue and the kernel's own bound (IORING_MAX_FIXED_FILES) make larger tables useless.
 const SLOTS_MAX: usize = 1 << 20;
 
@@ -49,10 +52,15 @@ pub fn serve(config: Config) -> ExitCode {
     match Gateway::build(config) {
         Ok(gateway) => gateway.run(),
         Err(problem) => {
-            eprintln!("fanwire: {problem}");
+            complain(&problem);
             ExitCode::from(EXIT_CONFIG)
         }
     }
+}
+
+/// Says why there is no gateway. The exit code says it too, so a full disk behind stderr is not worth a panic.
+fn complain(problem: &StartError) {
+    let _ = writeln!(std::io::stderr(), "fanwire: {problem}");
 }
 
 /// Why a gateway can't start; says who must do what.
@@ -62,6 +70,24 @@ enum StartError {
     Ring(#[from] RingError),
     #[error("{0}")]
     Text(String),
+}
+
+impl StartError {
+    /// The system did not give `what`: what it said, and what to raise.
+    fn starved(what: &str, error: &std::io::Error) -> StartError {
+        let remedy = match error.raw_os_error() {
+            Some(libc::EMFILE) => {
+                "raise RLIMIT_NOFILE (`ulimit -n`, LimitNOFILE= in a systemd unit) or lower shards.count"
+            }
+            Some(libc::ENFILE) => "the whole machine is out of descriptors: raise `sysctl fs.file-max`",
+            Some(libc::EAGAIN) => {
+                "raise the limit of threads (`ulimit -u`, TasksMax= in a systemd unit) or lower shards.count"
+            }
+            Some(libc::ENOMEM) => "give it more memory (MemoryMax= in a systemd unit) or lower shards.count",
+            _ => "allow it in the seccomp profile of the container or the systemd unit",
+        };
+        StartError::Text(format!("{what} could not be had: {error}; {remedy}"))
+    }
 }
 
 /// How many shards, and how many places each has.
@@ -75,14 +101,11 @@ impl Layout {
     /// `shards.count` and `shards.connections_max`, either 0 = by itself, on `cores` under a table limit of `nofile`.
     fn new(count: usize, connections_max: usize, cores: usize, nofile: u64) -> Result<Layout, StartError> {
         let table = usize::try_from(nofile).unwrap_or(usize::MAX).min(SLOTS_MAX);
-        let limited = |wanted: String| {
-            StartError::Text(format!(
-                "{wanted}, and RLIMIT_NOFILE is {nofile}: raise it (`ulimit -n`, LimitNOFILE= in a systemd unit), or lower \
-                 shards.connections_max, or raise shards.count"
-            ))
-        };
         if table < SLOTS_MIN {
-            return Err(limited(format!("a shard needs a file table of at least {SLOTS_MIN} slots")));
+            return Err(StartError::Text(format!(
+                "a shard needs a file table of at least {SLOTS_MIN} slots, and RLIMIT_NOFILE is {nofile}: raise it (`ulimit -n`, \
+                 LimitNOFILE= in a systemd unit)"
+            )));
         }
         let by_cores = cores.saturating_sub(1).max(1);
         let shards = match count {
@@ -95,7 +118,11 @@ impl Layout {
         let each = connections_max.div_ceil(shards);
         let slots = (each..=table).find(|slots| high_water(*slots) >= each);
         let slots = slots.ok_or_else(|| {
-            limited(format!("{connections_max} connections on {shards} shards need {each} slots each"))
+            StartError::Text(format!(
+                "shards.connections_max = {connections_max} on {shards} shard(s) is {each} connections a shard, and RLIMIT_NOFILE \
+                 is {nofile}: raise it (`ulimit -n`, LimitNOFILE= in a systemd unit), or lower shards.connections_max, or raise \
+                 shards.count (0 = as many as needed)"
+            ))
         })?;
         Ok(Layout { shards, slots: slots.max(SLOTS_MIN.min(table)) })
     }
@@ -155,20 +182,20 @@ impl Gateway {
 
     fn run(self) -> ExitCode {
         match self.start() {
-            Ok(running) => running.serve(),
+            Ok((running, runtime)) => running.serve(&runtime),
             Err(problem) => {
-                eprintln!("fanwire: {problem}");
+                complain(&problem);
                 ExitCode::from(EXIT_CONFIG)
             }
         }
     }
 
-    fn start(mut self) -> Result<Running, StartError> {
+    fn start(mut self) -> Result<(Running, tokio_uring::Runtime), StartError> {
         let text = |e: &dyn std::fmt::Display| StartError::Text(e.to_string());
         let Layout { shards, slots } = self.layout;
         let settings = ShardSettings::new(&self.config, shards, slots);
         let (items_max, bytes_max) = (self.config.shards.queue_items_max, self.config.shards.queue_bytes_max);
-        let bell = || Bell::new().map_err(|e| StartError::Text(format!("eventfd: {e}")));
+        let bell = || Bell::new().map_err(|e| StartError::starved("an eventfd", &e));
         let (control_bell, accept_bell) = (bell()?, bell()?);
         let (to_accept, from_control) = queue::channel(4, 0, accept_bell.clone());
 
@@ -207,6 +234,7 @@ impl Gateway {
         }
 
         let accept_metrics = Arc::new(AcceptMetrics::default());
+        accept_metrics.connections_max.set(self.connections_max() as u64);
         let accept_settings = accept::Settings {
             connections_max: self.config.shards.connections_max,
             connections_per_address_max: self.config.limits.connections_per_address_max,
@@ -240,6 +268,8 @@ impl Gateway {
             let control = control.clone();
             registry.register_queue("to_shard", shard, Box::new(move || control.queue_depths()[shard]));
         }
+        // After the shards' rings: where io_uring is refused, theirs is the error that says so in full.
+        let runtime = control_runtime().map_err(|e| StartError::starved("the control core's epoll and ring", &e))?;
         let announcement = self.announcement(&addresses)?;
         let accept_core = self.core(None);
         let acceptor = spawn("accept", move || {
@@ -247,7 +277,7 @@ impl Gateway {
             acceptor.run();
         })?;
         pin(self.core(None));
-        Ok(Running {
+        let running = Running {
             announcement,
             config: self.config,
             server: self.server,
@@ -258,18 +288,24 @@ impl Gateway {
             threads,
             acceptor,
             to_accept,
-        })
+        };
+        Ok((running, runtime))
+    }
+
+    /// Connections at which new ones are refused.
+    fn connections_max(&self) -> usize {
+        let held = self.layout.shards * high_water(self.layout.slots);
+        match self.config.shards.connections_max {
+            0 => held,
+            n => n.min(held),
+        }
     }
 
     /// Where it listens, and two lines to paste.
     fn announcement(&self, addresses: &[std::net::SocketAddr]) -> Result<String, StartError> {
         let text = |e: std::io::Error| StartError::Text(e.to_string());
         let (grpc, http) = (self.server.grpc_address().map_err(text)?, self.server.http_address().map_err(text)?);
-        let Layout { shards, slots } = self.layout;
-        let most = match self.config.shards.connections_max {
-            0 => shards * high_water(slots),
-            n => n,
-        };
+        let (shards, most) = (self.layout.shards, self.connections_max());
         let plural = if shards == 1 { "" } else { "s" };
         let version = env!("CARGO_PKG_VERSION");
         let mut lines = vec![format!("fanwire {version}: {shards} shard{plural}, at most {most} connections")];
@@ -348,7 +384,17 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     std::thread::Builder::new()
         .name(name.into())
         .spawn(run)
-        .map_err(|e| StartError::Text(format!("a thread for {name}: {e}")))
+        .map_err(|e| StartError::starved(&format!("a thread for {name}"), &e))
+}
+
+/// What the control core runs on, for the calling thread.
+fn control_runtime() -> std::io::Result<tokio_uring::Runtime> {
+    let mut ring = tokio_uring::uring_builder();
+    // Sockets go by epoll, files by this ring: a small one is enough.
+    ring.setup_clamp();
+    let mut builder = tokio_uring::builder();
+    builder.entries(64).uring_builder(&ring);
+    tokio_uring::Runtime::new(&builder)
 }
 
 /// All cores turn.
@@ -367,13 +413,8 @@ struct Running {
 
 impl Running {
     /// Runs the control core on the calling thread until the gateway has stopped.
-    fn serve(self) -> ExitCode {
-        let mut ring = tokio_uring::uring_builder();
-        // Sockets go by epoll, files by this ring: a small one is enough.
-        ring.setup_clamp();
-        let mut builder = tokio_uring::builder();
-        builder.entries(64).uring_builder(&ring);
-        match builder.start(self.control_core()) {
+    fn serve(self, runtime: &tokio_uring::Runtime) -> ExitCode {
+        match runtime.block_on(self.control_core()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!("the control core failed: {error}");
@@ -389,7 +430,7 @@ impl Running {
         // Only now: whoever reads it may send a signal at once. Nobody reading it is no reason to end.
         let _ = std::io::stdout().write_all(self.announcement.as_bytes());
 
-        let driver = {
+        let mut driver = {
             let control = self.control.clone();
             tokio::spawn(async move { control.run().await })
         };
@@ -421,6 +462,10 @@ impl Running {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                ended = &mut driver => {
+                    // Without its driver nobody is heard: better to be started again.
+                    return Err(std::io::Error::other(format!("it ended by itself: {ended:?}")));
+                }
                 _ = hangup.recv() => {
                     notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now()?]);
                     self.tokens.reload();
@@ -431,7 +476,7 @@ impl Running {
         notify(&[sd_notify::NotifyState::Stopping]);
         stopping.send_replace(true);
         tracing::info!("stopping; a second signal ends at once");
-        let drain = drain(&self.config, &self.control, &mut self.to_accept, &self.acceptor);
+        let drain = drain(&self.config, &self.control, &mut self.to_accept, &self.acceptor, &self.shard_metrics);
         tokio::select! {
             () = drain => tracing::info!("drained"),
             _ = terminate.recv() => tracing::warn!("told twice: ending at once"),
@@ -450,7 +495,13 @@ impl Running {
 }
 
 /// Stops in order: no publishes and no new clients, then every shard lets its connections go.
-async fn drain(config: &Config, control: &Control, to_accept: &mut queue::Sender<ToAccept>, acceptor: &JoinHandle<()>) {
+async fn drain(
+    config: &Config,
+    control: &Control,
+    to_accept: &mut queue::Sender<ToAccept>,
+    acceptor: &JoinHandle<()>,
+    shards: &[Arc<ShardMetrics>],
+) {
     let settings = &config.drain;
     tokio::time::sleep(Duration::from_millis(settings.drain_delay_ms)).await;
     control.drain();
@@ -466,7 +517,13 @@ async fn drain(config: &Config, control: &Control, to_accept: &mut queue::Sender
         rate_per_s: settings.drain_rate_per_s,
         deadline_ms: settings.drain_deadline_ms,
     };
-    control.drain_shards(order).await;
+    // As the shards reckon it, so that one that stands still can't keep the process.
+    let connections = shards.iter().map(|m| m.connections.get()).max().unwrap_or(0);
+    let window_ms = order.window_ms.max((connections * 1000).div_ceil(u64::from(order.rate_per_s.max(1))));
+    let patience = Duration::from_millis(window_ms + order.deadline_ms + DRAIN_GRACE_MS);
+    if tokio::time::timeout(patience, control.drain_shards(order)).await.is_err() {
+        tracing::warn!("a shard did not drain in time: what it still has is cut");
+    }
 }
 
 /// Waits until `condition`, looking every 5 ms; `false` after `patience`.

@@ -206,21 +206,21 @@ cells! {
         reads_paused: Counter = "reads_paused",
         /// Receives that found no buffer and were repeated.
         no_buffers: Counter = "receives_without_buffer",
-        /// Turns of the reactor.
+        /// Turns of the reactor: an idle one turns every second, a stuck one does not.
         turns: Counter = "turns",
         /// Flush rounds.
         flush_rounds: Counter = "flush_rounds",
         /// Times the core slept.
         sleeps: Counter = "sleeps",
-        /// Subscriptions held.
+        /// Subscriptions held: connections times their topics.
         subscriptions: Gauge = "subscriptions",
-        /// Interests held.
+        /// Topics that have a subscriber on this shard, in each encoding.
         interests: Gauge = "interests",
         /// Bytes of buffers pinned by subscribers, by capacity, each once.
         owed_bytes: Gauge = "owed_bytes",
         /// Most that was ever pinned.
         owed_bytes_peak: Gauge = "owed_bytes_peak",
-        /// Connections that are slow now.
+        /// Connections that are slow now: a send to them waits for the peer to read.
         slow_connections: Gauge = "slow_connections",
         /// Time of the last turn, ms of the monotonic clock: the watchdog looks at it.
         last_turn_ms: Gauge = "last_turn_monotonic_ms",
@@ -256,6 +256,8 @@ cells! {
         refused_cut: Counter = "connections_refused" { reason: "cut" },
         /// Connections now counted against the limits.
         connections: Gauge = "admitted_connections",
+        /// Connections at which new ones are refused as `full`.
+        connections_max: Gauge = "connections_max",
     }
 }
 
@@ -276,15 +278,15 @@ cells! {
         refused_unauthorized: Counter = "publications_refused" { reason: "unauthorized" },
         /// Publications that had to wait for room.
         waited: Counter = "publications_waited",
-        /// Frames encoded.
+        /// Frames encoded: one per publication and encoding that has subscribers.
         frames: Counter = "frames",
         /// Topics known.
         topics: Gauge = "topics",
-        /// Publications waiting for room.
+        /// Publications now waiting for room in a shard's queue.
         waiting: Gauge = "publications_waiting",
         /// Topics forgotten to make room.
         topics_evicted: Counter = "topics_evicted",
-        /// Handlers that panicked and were answered INTERNAL.
+        /// Publish handlers that panicked and were answered INTERNAL: a defect of the gateway, the log names it.
         handler_panics: Counter = "handler_panics",
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  Sending ──► ShuttingDown ──► Discarding ──► Closing
-//!   503 out     our end said     its request     shutdown and close; the deadline leads here from anywhere
+//!   503 out     our end said     its request     shutdown and close; the deadline leads here from anywhere,
+//!                    └─────► ShuttingDownLate ───────▲           from ShuttingDown once that is done
 //! ```
 //!
 //! The answer goes out before the request is read, which HTTP allows (RFC 9112 section 9.5). But closing a socket with
@@ -77,6 +78,7 @@ pub(super) enum Step {
 pub(super) enum Refusal {
     Sending { length: usize },
     ShuttingDown,
+    ShuttingDownLate,
     Discarding { discarded_bytes: usize },
     Closing,
 }
@@ -108,10 +110,14 @@ impl Refusal {
 
     /// Its deadline is over.
     pub(super) fn expired(&mut self) -> Step {
-        match std::mem::replace(self, Refusal::Closing) {
-            Refusal::Closing => Step::Wait,
-            _ => Step::Cut,
-        }
+        let (next, step) = match self {
+            Refusal::Closing => (Refusal::Closing, Step::Wait),
+            // A kernel worker carries it out, on whatever the slot holds by then: freed now, it might hold the next client.
+            Refusal::ShuttingDown | Refusal::ShuttingDownLate => (Refusal::ShuttingDownLate, Step::Wait),
+            _ => (Refusal::Closing, Step::Cut),
+        };
+        *self = next;
+        step
     }
 }
 
@@ -167,10 +173,20 @@ mod tests {
 
     #[test]
     fn the_deadline_cuts_once_from_anywhere() {
-        for mut refusal in [Refusal::begun(1), Refusal::ShuttingDown, Refusal::Discarding { discarded_bytes: 9 }] {
+        for mut refusal in [Refusal::begun(1), Refusal::Discarding { discarded_bytes: 9 }] {
             assert_eq!(refusal.expired(), Step::Cut);
             assert_eq!(refusal.expired(), Step::Wait);
             assert_eq!(refusal.completed(1), Step::Wait);
+        }
+    }
+
+    #[test]
+    fn a_slot_is_not_freed_under_a_shutdown_that_may_yet_meet_its_next_tenant() {
+        for result in [0, -libc::ENOTCONN] {
+            let mut refusal = Refusal::ShuttingDown;
+            assert_eq!(refusal.expired(), Step::Wait);
+            assert_eq!(refusal.completed(result), Step::Cut);
+            assert_eq!(refusal.completed(0), Step::Wait);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{EXIT_CONFIG, environment, logging};
 use crate::{config, gateway};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -59,7 +60,7 @@ pub fn run(args: Args) -> ExitCode {
     let loaded = match config::load(args.config.as_deref(), environment(), &args.settings()) {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("{error}");
+            let _ = writeln!(std::io::stderr(), "{error}"); // The exit code tells it too.
             return ExitCode::from(EXIT_CONFIG);
         }
     };

@@ -45,7 +45,11 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Stop the other one, or change the key.
-    #[error("{key} = \"{address}\": another process listens there: stop it, or choose another address")]
+    #[error(
+        "{key} = \"{address}\" is taken: another process listens there; stop it (`ss -ltnp 'sport = :{}'` names it) or choose \
+         another address",
+        address.rsplit(':').next().unwrap_or_default()
+    )]
     Taken {
         /// The setting.
         key: &'static str,
@@ -63,7 +67,7 @@ pub enum BindError {
         address: String,
     },
     /// Change the key.
-    #[error("{key} = \"{address}\": {error}")]
+    #[error("{key} = \"{address}\": {error}; {}", remedy(error))]
     Failed {
         /// The setting.
         key: &'static str,
@@ -154,6 +158,14 @@ impl Server {
         });
         health.abort();
         Ok(())
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has the address: correct it",
+        io::ErrorKind::PermissionDenied => "choose a port from 1024 up, or grant CAP_NET_BIND_SERVICE to the process",
+        _ => "choose another address",
     }
 }
 

@@ -21,7 +21,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     /// Make it readable.
-    #[error("publish.tokens_file {}: {error}", path.display())]
+    #[error("publish.tokens_file {} can't be read: {error}; correct the path, or let this user read the file", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

@@ -124,14 +124,17 @@ impl Addresses {
     }
 }
 
-/// Starts a gateway on free ports of 127.0.0.1, with `settings` (`section.key=value`) besides.
+/// Starts a gateway on free ports of 127.0.0.1, quiet unless something is wrong, with `settings` (`section.key=value`)
+/// besides, of which the last one of a key counts.
 ///
 /// # Errors
 /// It did not come up.
 pub fn start_gateway(core: Option<usize>, settings: &[String]) -> Result<(Server, Addresses), String> {
     let any = "127.0.0.1:0";
     let mut arguments: Vec<String> =
-        ["serve", "--listen", any, "--grpc-address", any, "--http-address", any].map(String::from).into();
+        ["serve", "--listen", any, "--grpc-address", any, "--http-address", any, "--set", "log.level=warn"]
+            .map(String::from)
+            .into();
     arguments.extend(settings.iter().flat_map(|s| ["--set".to_owned(), s.clone()]));
     let mut server = Server::start(&arguments, core)?;
     let (mut addresses, deadline) = (Addresses::default(), Instant::now() + START);

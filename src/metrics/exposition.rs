@@ -186,6 +186,7 @@ fn encode_process(encoder: &mut DescriptorEncoder<'_>, process: Process) -> fmt:
         "Open file descriptors; sockets of subscribers live in the rings' own tables.",
         process.open_fds,
     )?;
+    gauge(encoder, "process_max_fds", "RLIMIT_NOFILE: also the bound of each ring's own table.", process.max_fds)?;
     gauge(encoder, "process_threads", "Threads.", process.threads)?;
     encoder
         .encode_descriptor("process_cpu_seconds", "CPU time, user and system.", None, MetricType::Counter)?

@@ -1,6 +1,6 @@
 //! What the kernel knows of this process, from /proc/self.
 
-use crate::sys::ticks_and_page;
+use crate::sys::{nofile_limit, ticks_and_page};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
@@ -11,6 +11,7 @@ pub(super) struct Process {
     pub(super) resident_bytes: u64,
     pub(super) virtual_bytes: u64,
     pub(super) open_fds: u64,
+    pub(super) max_fds: u64,
     pub(super) threads: u64,
     pub(super) cpu_seconds: f64,
     /// Of the wall clock.
@@ -30,6 +31,7 @@ impl Process {
             resident_bytes: field(24)? * page_bytes,
             virtual_bytes: field(23)?,
             open_fds: open_fds()?,
+            max_fds: nofile_limit().0,
             threads: field(20)?,
             cpu_seconds: (field(14)? + field(15)?) as f64 / ticks_per_s as f64,
             start_seconds: boot_seconds()? + field(22)? as f64 / ticks_per_s as f64,

@@ -75,6 +75,8 @@ pub struct Connection {
     pub receiving: bool,
     /// More came while we did not read.
     pub read_again: bool,
+    /// The shutdown of our side is in flight.
+    pub shutting: bool,
     /// A send is in flight: never a second one.
     pub sending: bool,
     /// It is in the list of those with something to send.
@@ -85,6 +87,8 @@ pub struct Connection {
     pub paused: bool,
     /// The peer has shut its side while our last words were leaving.
     pub ended: bool,
+    /// The poll has said that nothing more will come: what there is must be read up to its end, no event will say so again.
+    pub hung_up: bool,
     /// The dialect's memory.
     pub session: Session,
     /// Index of the `[[listen]]` block.
@@ -122,11 +126,13 @@ impl Connection {
             polling: false,
             receiving: false,
             read_again: false,
+            shutting: false,
             sending: false,
             ready: false,
             slow: false,
             paused: false,
             ended: false,
+            hung_up: false,
             session: Session::default(),
             listener: 0,
             deadline: Tick::NEVER,

@@ -70,7 +70,11 @@ impl Wheel {
 
     /// When to look again at the latest; [`Time::NEVER`] if nothing waits.
     pub fn wake(&self) -> Time {
-        if self.entries == 0 { Time::NEVER } else { self.time_of(self.next) }
+        match self.entries {
+            0 => Time::NEVER,
+            _ if self.firing.is_empty() => self.time_of(self.next),
+            _ => self.time_of(self.next - 1),
+        }
     }
 
     /// The tick that `now` lies in.
@@ -107,6 +111,20 @@ mod tests {
         assert_eq!(fired(&mut wheel, 450), [1]);
         assert_eq!(fired(&mut wheel, 999), [] as [u32; 0]);
         assert_eq!(fired(&mut wheel, 1200), [3]);
+        assert_eq!(wheel.wake(), Time::NEVER);
+    }
+
+    #[test]
+    fn what_was_due_and_left_for_the_next_turn_is_not_slept_over() {
+        let mut wheel = Wheel::new(Time(0));
+        let due = wheel.after(Time(0), 100);
+        for slot in 0..3 {
+            wheel.insert(Slot(slot), Generation(0), due);
+        }
+        let now = Time(500_000_000);
+        assert!(wheel.fire(now).is_some());
+        assert!(wheel.wake() <= now);
+        assert!(wheel.fire(now).is_some() && wheel.fire(now).is_some() && wheel.fire(now).is_none());
         assert_eq!(wheel.wake(), Time::NEVER);
     }
 

@@ -3,7 +3,9 @@
 //! A payload names itself (`@17;rrrrr`: number, then a letter repeated), so that a swap, a mixture of two messages or a
 //! message of another topic is seen in the bytes alone.
 
+use crate::clock::Time;
 use crate::ids::{Epoch, Offset, ShardId};
+use std::collections::VecDeque;
 
 /// Topic 0 is the broadcast.
 pub const BROADCAST: usize = 0;
@@ -33,11 +35,24 @@ pub struct Tally {
     pub missed_max: u64,
 }
 
+/// A moment at which a shard slept over an empty inbox, and how many messages of each topic were admitted by then.
+struct Flushed {
+    at: Time,
+    /// When it had slept again a tick later: by then all of these had been handed to their subscribers.
+    sure_at: Option<Time>,
+    admitted: Vec<u32>,
+}
+
+/// Moments of a shard that are remembered, and how far apart they are at least.
+const MOMENTS_MAX: usize = 128;
+const MOMENT_MS: u64 = 25;
+
 /// Everything published in one run.
 #[derive(Default)]
 pub struct Book {
     messages: Vec<Published>,
     admitted: Vec<Vec<(u32, Epoch, Offset)>>,
+    flushed: Vec<VecDeque<Flushed>>,
     /// By shard.
     pub tallies: Vec<Tally>,
 }
@@ -45,7 +60,12 @@ pub struct Book {
 impl Book {
     /// A book for so many topics (the broadcast is one of them) and shards.
     pub fn new(topics: usize, shards: usize) -> Book {
-        Book { messages: Vec::new(), admitted: vec![Vec::new(); topics], tallies: vec![Tally::default(); shards] }
+        Book {
+            messages: Vec::new(),
+            admitted: vec![Vec::new(); topics],
+            flushed: (0..shards).map(|_| VecDeque::new()).collect(),
+            tallies: vec![Tally::default(); shards],
+        }
     }
 
     /// Number of topics, the broadcast included.
@@ -101,6 +121,31 @@ impl Book {
         }
         let place = message.place.ok_or_else(|| format!("message {number} arrived and was never admitted"))?;
         Ok((message.topic, place))
+    }
+
+    /// A shard with an empty inbox has gone to sleep: what is admitted by now it hands out within `tick_ns`.
+    pub fn went_to_sleep(&mut self, shard: usize, now: Time, tick_ns: u64) {
+        let moments = &mut self.flushed[shard];
+        for moment in moments.iter_mut().rev().take_while(|moment| moment.sure_at.is_none()) {
+            if now.since_ns(moment.at) > tick_ns + 1_000_000 {
+                moment.sure_at = Some(now);
+            }
+        }
+        if moments.back().is_some_and(|last| now < last.at.plus_ms(MOMENT_MS)) {
+            return;
+        }
+        if moments.len() == MOMENTS_MAX {
+            moments.pop_front();
+        }
+        let admitted = self.admitted.iter().map(|line| line.len() as u32).collect();
+        moments.push_back(Flushed { at: now, sure_at: None, admitted });
+    }
+
+    /// How many messages of `topic` the shard had handed to its subscribers by `time`, at least.
+    pub fn flushed(&self, shard: ShardId, topic: usize, time: Time) -> u32 {
+        let moments = &self.flushed[shard.0 as usize];
+        let known = moments.iter().rev().find(|moment| moment.sure_at.is_some_and(|at| at < time));
+        known.map_or(0, |moment| moment.admitted[topic])
     }
 
     /// The tally of a shard.

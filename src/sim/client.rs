@@ -408,7 +408,7 @@ impl Client {
             let reads = self.pace == Pace::Fast && !line.cut && !self.may_be_closed;
             let owed_a_word = matches!(self.leaving, Leaving::Broke | Leaving::Said) && self.is_open;
             assert!(
-                !reads || !owed_a_word || self.close_heard || cut_within,
+                self.close_heard || cut_within || !reads || !owed_a_word,
                 "client {}: the end came without a close frame{}",
                 self.index,
                 if line.reset_by_gateway { ", by a reset" } else { "" }

@@ -153,6 +153,11 @@ impl Control {
             && self.spy.queues.iter().all(Sender::is_empty)
     }
 
+    /// Whether somebody pushed to it and did not wake it.
+    pub fn sleeps_over_mail(&self) -> bool {
+        self.bell.is_sleeping() && self.from.iter().any(|queue| !queue.is_empty())
+    }
+
     /// It stands still until `time`.
     pub fn pause_until(&mut self, time: Time) {
         self.paused_until = time;

@@ -27,6 +27,8 @@ pub enum Far {
 pub struct Line {
     /// Index of the client.
     pub client: usize,
+    /// When it was accepted.
+    pub accepted: Time,
     /// Where the gateway's kernel keeps it; `None` before the hand-over and after close.
     pub slot: Option<Slot>,
     /// What the kernel takes before a send blocks (SO_SNDBUF and what is on its way).
@@ -51,6 +53,8 @@ pub struct Line {
     pub cut: bool,
     /// The gateway closed while a send was in flight: no close frame could follow.
     pub cut_short: bool,
+    /// Messages in sends that ended short.
+    pub broken: u64,
     /// The client must be looked after: bytes or the end came.
     pub news: bool,
     /// Holds every byte against the truth.
@@ -59,9 +63,10 @@ pub struct Line {
 
 impl Line {
     /// A connection that the accepting core has just accepted.
-    pub fn new(client: usize, send_buffer_bytes: usize, reader: Reader) -> Line {
+    pub fn new(client: usize, accepted: Time, send_buffer_bytes: usize, reader: Reader) -> Line {
         Line {
             client,
+            accepted,
             slot: None,
             send_buffer_bytes,
             sent: 0,
@@ -74,6 +79,7 @@ impl Line {
             reset_by_gateway: false,
             cut: false,
             cut_short: false,
+            broken: 0,
             news: false,
             reader,
         }
@@ -125,7 +131,8 @@ impl Line {
     }
 
     /// The gateway's last reference is gone.
-    pub fn close_near(&mut self, book: &mut Book) {
+    /// The gateway made up its mind after `decided`.
+    pub fn close_near(&mut self, decided: Time, book: &mut Book) {
         self.near_shut = true;
         self.near_closed = true;
         self.news = true;
@@ -133,7 +140,7 @@ impl Line {
             self.reset_by_gateway = true;
         }
         self.slot = None;
-        self.reader.ended(book);
+        self.reader.ended(decided, self.broken, book);
     }
 
     /// The client writes.

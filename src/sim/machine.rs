@@ -32,6 +32,8 @@ pub struct Machine {
     pub traced: bool,
     /// Nobody disturbs any more: no resets by the network, no short sends, no stalls.
     pub calm: Cell<bool>,
+    /// Longest time between a shard's decision to end a connection and the end.
+    pub patience_ms: Cell<u64>,
     elsewhere: RefCell<Option<Box<dyn FnMut()>>>,
 }
 
@@ -59,6 +61,7 @@ impl Machine {
             features,
             traced,
             calm: Cell::new(false),
+            patience_ms: Cell::new(0),
             elsewhere: RefCell::new(None),
         })
     }

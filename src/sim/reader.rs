@@ -133,14 +133,9 @@ impl Reader {
         self.partial.is_empty()
     }
 
-    /// Whether the last word was heard.
-    pub fn is_over(&self) -> bool {
-        self.stage == Stage::Over
-    }
-
-    /// Whether the client is connected and greeted.
-    pub fn is_open(&self) -> bool {
-        self.welcomed && self.stage == Stage::Frames
+    /// Whether the handshake was answered, with whatever.
+    pub fn is_greeted(&self) -> bool {
+        self.stage != Stage::Head
     }
 
     /// What was heard up to byte `position` of the stream.
@@ -180,19 +175,32 @@ impl Reader {
         Ok(())
     }
 
-    /// The connection is gone: what was still to come may have been the client's, or not.
-    pub fn ended(&mut self, book: &mut Book) {
+    /// The connection is gone. What its shard had handed out by `decided` was the client's, but for the `broken` messages of its
+    /// last send, which may count either way; what came later may have been.
+    pub fn ended(&mut self, decided: Time, broken: u64, book: &mut Book) {
         // The gateway may have acted upon questions whose answers were stuck behind what the client did not read.
         if !self.welcomed {
             self.open_window(BROADCAST, self.broadcasts, book);
         }
+        let mut left = vec![false; self.windows.len()];
         for asked in std::mem::take(&mut self.asked) {
+            if let Question::Unsubscribe(topic) = asked.question {
+                left[topic] = true;
+            }
             match asked.question {
                 Question::Subscribe(topic) => self.open_window(topic, asked.admitted, book),
                 Question::Unsubscribe(topic) => self.close_window(topic, book),
                 Question::Ping | Question::Nonsense => {}
             }
         }
+        let mut owed = 0;
+        for (topic, window) in self.windows.iter().enumerate() {
+            if let (Some(window), false) = (window, left[topic]) {
+                let next = window.last.map_or(window.certain_from, |last| last + 1);
+                owed += u64::from(book.flushed(self.shard, topic, decided).saturating_sub(next));
+            }
+        }
+        book.tally(self.shard).missed_min += owed.saturating_sub(broken);
         for topic in 0..self.windows.len() {
             self.close_window(topic, book);
         }
@@ -436,7 +444,7 @@ mod tests {
         reader.feed(&frames[2], Time(0), &mut book).unwrap();
         assert_eq!((book.tallies[0].missed_min, book.tallies[0].missed_max), (2, 2));
         assert!(reader.complete(&book).unwrap_err().contains("ended at 3"));
-        reader.ended(&mut book);
+        reader.ended(Time(0), 0, &mut book);
         assert_eq!((book.tallies[0].missed_min, book.tallies[0].missed_max), (2, 4));
     }
 

@@ -60,6 +60,7 @@ struct Sending {
     token: Token,
     length: usize,
     done: usize,
+    begun: Time,
     /// Where its bytes lie: they may not move or change hands while this lives.
     address: usize,
     /// Only of a second send on the same slot, which nobody should submit.
@@ -222,19 +223,15 @@ impl SimRing {
     pub fn hand_over(&mut self, number: u64, line: SharedLine) {
         let free: Vec<usize> = (0..self.slots.len()).filter(|i| self.slots[*i].line.is_none()).collect();
         assert!(!free.is_empty(), "shard {}: no file slot is free for a reserved place", self.shard);
-        // The slot freed last is the one that finds mistakes.
-        let latest = free.iter().copied().max_by_key(|i| self.slots[*i].close_stamp.0);
+        // A slot whose last completions are not in is the one that finds mistakes.
+        let unfinished: Vec<usize> = free.iter().copied().filter(|i| self.is_unfinished(*i)).collect();
         let index = match self.machine.within(0..=3) {
             0 => self.machine.draw(|dice| dice.pick(&free)),
             1 => free[0],
-            _ => latest.unwrap_or(free[0]),
+            _ => *unfinished.first().unwrap_or(&free[0]),
         };
+        self.reached.slots_reused_early += u64::from(unfinished.contains(&index));
         let slot = &mut self.slots[index];
-        let leftover = |t: Token| t.slot().0 as usize == index && t.kind() != Kind::Arrival;
-        let is_late = !slot.sends.is_empty()
-            || self.pending.iter().any(|p| leftover(p.completion.token))
-            || self.ready.iter().any(|c| leftover(c.token));
-        self.reached.slots_reused_early += u64::from(is_late);
         line.borrow_mut().slot = Some(Slot(index as u32));
         slot.line = Some(line);
         // The kernel posts close before it can hand the slot out again.
@@ -250,6 +247,11 @@ impl SimRing {
         self.fire(slot.0 as usize);
     }
 
+    /// Since when the oldest send is under way.
+    pub fn sends_since(&self) -> Option<Time> {
+        self.slots.iter().flat_map(|slot| &slot.sends).map(|sending| sending.begun).min()
+    }
+
     /// What the kernel still holds.
     pub fn holdings(&self) -> Holdings {
         Holdings {
@@ -259,6 +261,12 @@ impl SimRing {
             buffers: self.buffers.len() - self.buffers_home.len(),
             completions: self.pending.len() + self.ready.len() + self.submissions.len(),
         }
+    }
+
+    /// Whether completions of the slot's last tenant are still to come.
+    fn is_unfinished(&self, index: usize) -> bool {
+        let is_its = |token: Token| token.slot().0 as usize == index && token.kind() != Kind::Arrival;
+        self.pending.iter().any(|p| is_its(p.completion.token)) || self.ready.iter().any(|c| is_its(c.token))
     }
 
     fn is_rung(&self) -> bool {
@@ -393,7 +401,14 @@ impl SimRing {
             let Some(bytes) = self.in_flight.get(token.slot()) else {
                 panic!("shard {}: the bytes of a send on slot {index} are gone before the kernel saw them", self.shard)
             };
-            let sending = Sending { token, length: bytes.len(), done: 0, address: address(bytes), own: None };
+            let sending = Sending {
+                token,
+                length: bytes.len(),
+                done: 0,
+                begun: self.machine.now(),
+                address: address(bytes),
+                own: None,
+            };
             self.slots[index].sends.push(sending);
         }
         self.pump(index);
@@ -417,7 +432,8 @@ impl SimRing {
                 self.end_sends(index, libc::EBADF);
                 return;
             };
-            if let Some(error) = line.borrow().send_error() {
+            let error = line.borrow().send_error();
+            if let Some(error) = error {
                 self.end_sends(index, error);
                 return;
             }
@@ -467,7 +483,8 @@ impl SimRing {
 
     fn end_sends(&mut self, index: usize, error: i32) {
         for sending in std::mem::take(&mut self.slots[index].sends) {
-            let delay = self.delay();
+            // Long, now and then: the slot may have its next tenant by then.
+            let delay = if self.machine.chance(300) { self.machine.within(0..=300_000_000) } else { self.delay() };
             self.finish_send(index, sending, Some(error), delay);
         }
     }
@@ -483,6 +500,9 @@ impl SimRing {
                 // One `@` begins each payload; the message that the cut goes through may have its own behind it.
                 let messages = 1 + self.scratch.iter().filter(|b| **b == b'@').count();
                 self.machine.book.borrow_mut().tally(self.shard).broken += messages as u64;
+                if let Some(line) = &self.slots[index].line {
+                    line.borrow_mut().broken += messages as u64;
+                }
             }
         }
         let result = match error {
@@ -525,13 +545,16 @@ impl SimRing {
         }
         let left = self.slots[index].poll;
         assert!(left.is_none(), "shard {}: slot {index} closed under an armed poll, which keeps it open", self.shard);
-        let shut = match self.slots[index].line.take() {
+        let shut = match self.slots[index].line.clone() {
             None => -libc::EBADF,
             Some(line) => {
                 let result = if line.borrow().far == Far::Reset { -libc::ENOTCONN } else { 0 };
                 line.borrow_mut().cut_short |= !self.slots[index].sends.is_empty();
-                line.borrow_mut().close_near(&mut self.machine.book.borrow_mut());
                 self.end_sends(index, libc::EPIPE);
+                let patience_ns = self.machine.patience_ms.get() * 1_000_000;
+                let decided = Time(self.machine.now().0.saturating_sub(patience_ns));
+                line.borrow_mut().close_near(decided, &mut self.machine.book.borrow_mut());
+                self.slots[index].line = None;
                 result
             }
         };
@@ -561,11 +584,11 @@ impl Ring for SimRing {
     fn send(&mut self, token: Token, bytes: Outgoing) {
         let slot = token.slot();
         assert!(!bytes.is_empty(), "shard {}: an empty send on slot {slot}", self.shard);
-        let planted = self.planted(Defect::TwoSendsInFlight) || self.planted(Defect::SlotReusedEarly);
-        if planted && self.in_flight.get(slot).is_some() {
+        if self.planted(Defect::TwoSendsInFlight) && self.in_flight.get(slot).is_some() {
             // The table would stop this here; let the wire show what it protects from.
             let (length, address) = (bytes.len(), address(&bytes));
-            let sending = Sending { token, length, done: 0, address, own: Some(bytes) };
+            let begun = self.machine.now();
+            let sending = Sending { token, length, done: 0, begun, address, own: Some(bytes) };
             self.slots[slot.0 as usize].sends.push(sending);
             self.submit(Submission::Send(token, 1));
             return;

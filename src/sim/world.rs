@@ -35,6 +35,12 @@ use std::sync::Arc;
 /// A message may not lie in an inbox for longer than this while its shard sleeps.
 const UNHEARD_MS_MAX: u64 = 25;
 
+/// Longest time a shard stands still.
+const STALL_MS_MAX: u64 = 1_500;
+
+/// Timers are wheels of 100 ms, and completions of a close may be late.
+const TIMER_SLACK_MS: u64 = 500;
+
 /// Turns without any progress, in a row, that a shard may make.
 const IDLE_TURNS_MAX: u32 = 3_000;
 
@@ -123,6 +129,9 @@ pub struct World {
     /// Addresses that are late behind their sockets.
     late: Vec<(Time, usize, Arrival)>,
     hand_overs: u64,
+    accept_bell: Arc<Bell>,
+    /// Since when the control core has mail and sleeps.
+    control_unheard_since: Option<Time>,
     steps: u64,
     settings: ShardSettings,
     topics: usize,
@@ -148,7 +157,8 @@ impl World {
 
         let slots = dice.within(2..=12) as usize;
         let settings = settings(&mut dice, shards, slots);
-        let control_bell = Bell::silent();
+        let (control_bell, accept_bell) = (Bell::silent(), Bell::silent());
+        accept_bell.sleep();
         let (mut queues, mut from, mut list) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..shards {
             let id = ShardId(index as u16);
@@ -157,7 +167,7 @@ impl World {
                 channel(dice.magnitude(8..=256) as usize, dice.magnitude(2_000..=32_000) as usize, bell.clone());
             let (outbox, from_shard) = channel(dice.magnitude(1..=32) as usize, 1 << 20, control_bell.clone());
             let (arrivals_in, arrivals) = channel(dice.magnitude(1..=16) as usize, 1 << 20, bell.clone());
-            let (departures, departures_out) = channel(dice.magnitude(1..=16) as usize, 1 << 20, Bell::silent());
+            let (departures, departures_out) = channel(dice.magnitude(1..=16) as usize, 1 << 20, accept_bell.clone());
             let sizes = RingSizes {
                 slots,
                 buffers: dice.magnitude(1..=16) as usize,
@@ -189,6 +199,7 @@ impl World {
             });
         }
         trace!(machine, "{settings:?}");
+        machine.patience_ms.set(settings.close_deadline_ms + STALL_MS_MAX + TIMER_SLACK_MS);
         let limits = TopicsLimits {
             topics_max: 1000,
             topic_idle_ms: dice.magnitude(10..=10_000),
@@ -226,6 +237,8 @@ impl World {
             lines: Vec::new(),
             late: Vec::new(),
             hand_overs: 0,
+            accept_bell,
+            control_unheard_since: None,
             steps: 0,
             settings,
             topics,
@@ -331,6 +344,10 @@ impl World {
             // In a real ring the turn would still be inside that wait, with its flag up.
             shard.bell.sleep();
             shard.idle_turns = 0;
+            if self.control.borrow().inbox_items(index) == 0 {
+                let tick_ns = self.settings.tick_interval_us * 1000;
+                self.machine.book.borrow_mut().went_to_sleep(index, self.machine.now(), tick_ns);
+            }
         }
         let work = ring.work();
         shard.idle_turns = if work == shard.work { shard.idle_turns + 1 } else { 0 };
@@ -342,18 +359,32 @@ impl World {
             0 => self.machine.draw(|dice| dice.magnitude(50..=10_000)),
             _ => self.machine.within(0..=50),
         };
-        let stall_us =
-            if self.machine.mishap(2) { self.machine.draw(|dice| dice.magnitude(10_000..=1_500_000)) } else { 0 };
+        let stall_us = if self.machine.mishap(2) {
+            self.machine.draw(|dice| dice.magnitude(10_000..=STALL_MS_MAX * 1000))
+        } else {
+            0
+        };
         shard.not_before = Time(self.machine.now().0 + (pause_us + stall_us) * 1000);
         if turn == Turn::Drained {
             trace!(self.machine, "shard {index} is drained");
             shard.is_over = true;
         }
-        while let Some(departure) = shard.departures.pop() {
-            trace!(self.machine, "shard {index}: {} departs", departure.address);
-            shard.places += 1;
-        }
+        self.count_departures();
         self.spread_news();
+    }
+
+    /// The accepting core wakes when its bell is rung, and then not at once.
+    fn count_departures(&mut self) {
+        if self.accept_bell.is_sleeping() || self.machine.chance(500) {
+            return;
+        }
+        for (index, shard) in self.shards.iter_mut().enumerate() {
+            while let Some(departure) = shard.departures.pop() {
+                trace!(self.machine, "shard {index}: {} departs", departure.address);
+                shard.places += 1;
+            }
+        }
+        self.accept_bell.sleep();
     }
 
     fn control_steps(&mut self) {
@@ -403,7 +434,7 @@ impl World {
         let broadcasts = self.machine.book.borrow().admitted(BROADCAST).saturating_sub(behind);
         let reader = Reader::new(ShardId(shard as u16), self.topics, broadcasts);
         let send_buffer_bytes = self.machine.draw(|dice| dice.magnitude(200..=16_384)) as usize;
-        let line: SharedLine = Rc::new(RefCell::new(Line::new(index, send_buffer_bytes, reader)));
+        let line: SharedLine = Rc::new(RefCell::new(Line::new(index, self.machine.now(), send_buffer_bytes, reader)));
         let now = self.machine.now();
         let arrival = Arrival {
             token: number,
@@ -453,6 +484,17 @@ impl World {
             let unheard_ms = now.since_ns(since) / 1_000_000;
             assert!(unheard_ms <= UNHEARD_MS_MAX, "shard {index} sleeps over {mail} items for {unheard_ms} ms");
         }
+        if self.control.borrow().sleeps_over_mail() {
+            let since = *self.control_unheard_since.get_or_insert(now);
+            let unheard_ms = now.since_ns(since) / 1_000_000;
+            assert!(unheard_ms <= UNHEARD_MS_MAX, "the control core sleeps over its mail for {unheard_ms} ms");
+        } else {
+            self.control_unheard_since = None;
+        }
+        if self.accept_bell.is_sleeping() {
+            let departed = self.shards.iter().any(|shard| !shard.departures.is_empty());
+            assert!(!departed, "the accepting core sleeps over a departure");
+        }
     }
 
     fn calm_down(&mut self) {
@@ -464,6 +506,24 @@ impl World {
         self.run_until(now.plus_ms(super::reader::ANSWER_MS_MAX + 1_000));
         let at_rest = self.run_while(1_000, |world| !world.control.borrow().is_idle());
         assert!(at_rest, "the queues do not become empty");
+        self.deadlines_were_kept();
+    }
+
+    /// Nobody was in the way for long enough: whoever had his time is gone.
+    fn deadlines_were_kept(&mut self) {
+        let now = self.machine.now();
+        let patience_ms = self.settings.slow_deadline_ms + self.settings.close_deadline_ms + TIMER_SLACK_MS;
+        for (index, shard) in self.shards.iter_mut().enumerate() {
+            let since = shard.reactor.ring_mut().sends_since().unwrap_or(now);
+            let waited_ms = now.since_ns(since) / 1_000_000;
+            assert!(waited_ms <= patience_ms, "shard {index} waits for a slow consumer since {waited_ms} ms");
+        }
+        for (shard, line) in &self.lines {
+            let line = line.borrow();
+            let age_ms = now.since_ns(line.accepted) / 1_000_000;
+            let is_late = !line.reader.is_greeted() && age_ms > self.settings.handshake_deadline_ms + TIMER_SLACK_MS;
+            assert!(!is_late, "shard {shard} waits for the handshake of client {} since {age_ms} ms", line.client);
+        }
     }
 
     fn last_words(&mut self) {
@@ -523,6 +583,9 @@ impl World {
     fn nothing_is_left(&mut self) {
         let now = self.machine.now();
         self.run_until(now.plus_ms(100));
+        while !self.accept_bell.is_sleeping() {
+            self.count_departures();
+        }
         for (index, shard) in self.shards.iter_mut().enumerate() {
             assert_eq!(shard.reactor.audit(), Audit::default(), "shard {index} holds something");
             let held = shard.reactor.ring_mut().holdings();
@@ -581,6 +644,7 @@ fn dropped(m: &ShardMetrics) -> u64 {
 fn settings(dice: &mut super::dice::Dice, shards: usize, slots: usize) -> ShardSettings {
     let mut settings = ShardSettings::new(&Config::default(), shards, slots);
     settings.tick_interval_us = dice.pick(&[0, 100, 1_000, 10_000]);
+    settings.sends_per_enter = dice.magnitude(1..=256) as usize;
     settings.send_bytes_max = dice.magnitude(100..=8_192) as usize;
     settings.close_deadline_ms = dice.magnitude(200..=1_000);
     settings.handshake_deadline_ms = dice.within(4_000..=6_000);

@@ -11,10 +11,15 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Entries registered under group [`BufferRing::GROUP`], and the bytes they point at.
+///
+/// ```text
+/// memory   entry 0 (its spare field is the tail) … entry n−1 | buffer 0 … buffer n−1
+///          the kernel reads up to the tail                     the kernel writes into those it was given
+/// ```
 pub(super) struct BufferRing {
-    entries: NonNull<BufRingEntry>,
+    /// Reached by pointers alone: a reference, or a `Box`, would claim that nobody else writes there.
+    memory: NonNull<u8>,
     layout: Layout,
-    bytes: Box<[u8]>,
     tail: u16,
     count: u16,
 }
@@ -31,16 +36,14 @@ impl BufferRing {
     /// The kernel knows no buffer rings (before 5.19), or is out of memory.
     pub(super) fn new(submitter: &Submitter<'_>, count: u16) -> io::Result<BufferRing> {
         assert!(count.is_power_of_two() && count <= 1 << 15, "the kernel masks indices by count − 1");
-        let layout = Layout::from_size_align(usize::from(count) * size_of::<BufRingEntry>(), 4096)
-            .expect("a small multiple of 16 bytes");
+        let bytes = usize::from(count) * (size_of::<BufRingEntry>() + Self::SIZE);
+        let layout = Layout::from_size_align(bytes, 4096).expect("at most 65 MiB");
         // SAFETY: the layout has a size above zero.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(entries) = NonNull::new(memory.cast::<BufRingEntry>()) else { handle_alloc_error(layout) };
-        let bytes = vec![0; usize::from(count) * Self::SIZE].into_boxed_slice();
-        let mut ring = BufferRing { entries, layout, bytes, tail: 0, count };
+        let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        let mut ring = BufferRing { memory, layout, tail: 0, count };
         // SAFETY: the entries are page-aligned, zeroed memory of `count` entries that lives until `unregister` was called or
         // the io_uring is gone: `UringRing` unregisters before it drops us.
-        unsafe { submitter.register_buf_ring_with_flags(memory as u64, count, Self::GROUP, 0)? };
+        unsafe { submitter.register_buf_ring_with_flags(memory.as_ptr() as u64, count, Self::GROUP, 0)? };
         for id in 0..count {
             ring.give_back(&BufferId(id));
         }
@@ -49,25 +52,36 @@ impl BufferRing {
 
     /// The first `length` bytes of a buffer the kernel has filled.
     pub(super) fn bytes(&self, id: &BufferId, length: usize) -> &[u8] {
-        assert!(id.0 < self.count && length <= Self::SIZE, "the kernel fills only what it was given");
-        let start = usize::from(id.0) * Self::SIZE;
-        &self.bytes[start..start + length]
+        assert!(length <= Self::SIZE, "the kernel fills only what it was given");
+        // SAFETY: within our memory, and zeroed once. The kernel wrote `length` bytes there and will not touch them again until
+        // the buffer is given back, which takes `self` mutably and so ends this borrow.
+        unsafe { std::slice::from_raw_parts(self.buffer(id.0), length) }
+    }
+
+    fn entries(&self) -> *mut BufRingEntry {
+        self.memory.as_ptr().cast()
+    }
+
+    fn buffer(&self, id: u16) -> *mut u8 {
+        assert!(id < self.count, "the kernel knows only the buffers it was given");
+        let offset = usize::from(self.count) * size_of::<BufRingEntry>() + usize::from(id) * Self::SIZE;
+        // SAFETY: `id` < `count`, so the buffer lies in our allocation.
+        unsafe { self.memory.as_ptr().add(offset) }
     }
 
     /// Lets the kernel fill this buffer again.
     pub(super) fn give_back(&mut self, id: &BufferId) {
-        let start = usize::from(id.0) * Self::SIZE;
-        let address = self.bytes[start..start + Self::SIZE].as_mut_ptr();
+        let address = self.buffer(id.0);
         let index = usize::from(self.tail & (self.count - 1));
         // SAFETY: `index` < `count`, so the entry lies in our allocation. The kernel reads entries only below the tail it has
         // seen, and this one is not below it until the store that follows.
-        let entry = unsafe { &mut *self.entries.as_ptr().add(index) };
+        let entry = unsafe { &mut *self.entries().add(index) };
         entry.set_addr(address as u64);
         entry.set_len(Self::SIZE as u32);
         entry.set_bid(id.0);
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: the tail lies in the first entry (its reserved field), aligned for 16 bits; both sides access it atomically.
-        let tail = unsafe { &*BufRingEntry::tail(self.entries.as_ptr()).cast::<AtomicU16>() };
+        let tail = unsafe { &*BufRingEntry::tail(self.entries()).cast::<AtomicU16>() };
         tail.store(self.tail, Ordering::Release);
     }
 }
@@ -75,6 +89,6 @@ impl BufferRing {
 impl Drop for BufferRing {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout; the kernel no longer knows it (see `new`).
-        unsafe { dealloc(self.entries.as_ptr().cast(), self.layout) };
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) };
     }
 }

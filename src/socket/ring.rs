@@ -79,7 +79,8 @@ pub trait Ring {
     /// sends that did not have to wait for the peer have completed.
     fn enter(&mut self, wait: Option<Time>);
 
-    /// The next completion, if one is there.
+    /// The next of the completions that were there when [`Ring::enter`] came back, if one is left. What is submitted meanwhile
+    /// completes after the next one, so a loop that submits for each completion ends, however much peers send.
     fn completion(&mut self) -> Option<Completion>;
 
     /// Bytes received: `length` as the completion's result said.

@@ -89,6 +89,15 @@ pub enum RingError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// Not for want of a feature.
+    #[error(
+        "a shard's ring could not be had: {cause}; raise RLIMIT_NOFILE (`ulimit -n`, LimitNOFILE= in a systemd unit) or the \
+         memory limit, or lower shards.count"
+    )]
+    Starved {
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// More slots than descriptors.
     #[error(
         "a ring of {slots} connections needs as many descriptors, and RLIMIT_NOFILE is {nofile}: raise it (`ulimit -n`, \
@@ -131,10 +140,12 @@ impl UringParts {
         }
         let ring = builder.build(SUBMISSION_ENTRIES).map_err(|cause| match cause.raw_os_error() {
             Some(libc::EINVAL) => RingError::Lacks { feature: "DEFER_TASKRUN or SINGLE_ISSUER (6.1)", cause },
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => RingError::Starved { cause },
             _ => RingError::Unavailable { cause },
         })?;
         ring.submitter().register_files_sparse(slots as u32).map_err(|cause| match cause.raw_os_error() {
             Some(libc::EMFILE) => RingError::FilesLimited { slots, nofile: crate::sys::nofile_limit().0 },
+            Some(libc::ENOMEM) => RingError::Starved { cause },
             _ => RingError::Lacks { feature: "sparse file tables (5.19)", cause },
         })?;
         Ok(UringParts { ring, bell, slots, features })
@@ -173,6 +184,12 @@ impl UringParts {
     }
 }
 
+/// Errors of io_uring_enter(2) that mean nothing for long. (EBADR is not one: a completion was lost, and with it the count of
+/// what is in flight.)
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN))
+}
+
 /// iovecs of one vectored send, and the msghdr that points at them where SEND takes none.
 struct Vectored {
     vectors: Vec<libc::iovec>,
@@ -188,6 +205,7 @@ pub struct UringRing {
     buffers: BufferRing,
     bell: Arc<Bell>,
     features: Features,
+    /// What the last enter found; handed out up to `next`.
     reaped: Vec<cqueue::Entry>,
     next: usize,
 }
@@ -205,21 +223,39 @@ impl UringRing {
         }
     }
 
+    /// Entries that fit before the kernel must be entered.
+    fn room(&mut self) -> usize {
+        let queue = self.ring.submission();
+        queue.capacity() - queue.len()
+    }
+
     fn submit(&mut self) {
         match self.ring.submit() {
             Ok(_) => {}
-            // The completion queue overflowed: reap, then go on. Interrupted: go on.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN)) => self.reap(),
+            // The completion queue overflowed: reap, then go on. Interrupted, or no memory for the moment: go on.
+            Err(e) if is_passing(&e) => self.reap(),
             Err(e) => panic!("io_uring_enter: {e}: the ring is broken, the process can't go on"),
         }
     }
 
+    /// Takes what has completed, so that the kernel has room for more.
     fn reap(&mut self) {
         if self.next == self.reaped.len() {
             self.reaped.clear();
             self.next = 0;
         }
         self.reaped.extend(self.ring.completion());
+    }
+
+    /// Submits, and waits for a completion for at most `left_ns`.
+    fn wait(&mut self, left_ns: u64) {
+        let timeout = types::Timespec::new().sec(left_ns / 1_000_000_000).nsec((left_ns % 1_000_000_000) as u32);
+        let arguments = types::SubmitArgs::new().timespec(&timeout);
+        match self.ring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => {}
+            Err(e) if e.raw_os_error() == Some(libc::ETIME) || is_passing(&e) => {}
+            Err(e) => panic!("io_uring_enter: {e}: the ring is broken, the process can't go on"),
+        }
     }
 
     fn arm_bell(&mut self) {
@@ -315,11 +351,7 @@ impl Ring for UringRing {
 
     fn close(&mut self, token: Token, poll: Option<Token>) {
         // The three must go in one submission, or the link breaks between them.
-        let room = {
-            let queue = self.ring.submission();
-            queue.capacity() - queue.len()
-        };
-        if room < 3 {
+        while self.room() < 3 {
             self.submit();
         }
         let (generation, slot) = (token.generation(), token.slot());
@@ -336,25 +368,19 @@ impl Ring for UringRing {
     }
 
     fn enter(&mut self, wait: Option<Time>) {
-        let Some(deadline) = wait else { return self.submit() };
-        let left = deadline.since_ns(Time::now());
-        if left == 0 {
-            return self.submit();
+        let left = wait.map_or(0, |deadline| deadline.since_ns(Time::now()));
+        // Reaped early, when the completion queue was full: the kernel does not know of them and would let us sleep.
+        let is_behind = self.next < self.reaped.len();
+        if left == 0 || is_behind {
+            self.submit();
+        } else {
+            self.wait(left);
         }
-        let timeout = types::Timespec::new().sec(left / 1_000_000_000).nsec((left % 1_000_000_000) as u32);
-        let arguments = types::SubmitArgs::new().timespec(&timeout);
-        match self.ring.submitter().submit_with_args(1, &arguments) {
-            Ok(_) => {}
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
-            Err(e) => panic!("io_uring_enter: {e}: the ring is broken, the process can't go on"),
-        }
+        self.reap();
     }
 
     fn completion(&mut self) -> Option<Completion> {
         loop {
-            if self.next == self.reaped.len() {
-                self.reap();
-            }
             let entry = self.reaped.get(self.next)?;
             self.next += 1;
             let token = Token(entry.user_data());

@@ -74,7 +74,10 @@ impl<R: Ring> Reactor<R> {
                 }
             }
         }
-        let is_over = self.tenants == 0 && self.departures.is_empty() && self.sockets.is_empty();
+        // A socket whose address never comes, since the accepting core has stopped, is closed with the ring.
+        let is_late = self.now >= deadline;
+        let is_tidy = self.departures.is_empty() && self.sockets.is_empty();
+        let is_over = self.tenants == 0 && (is_tidy || is_late);
         if is_over && self.ends.outbox.push(FromShard::Drained, 0).is_ok() {
             self.ends.outbox.ring();
             return true;

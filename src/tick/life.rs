@@ -9,6 +9,9 @@ use crate::shard::wheel::Tick;
 use crate::socket::{Kind, Ring, Token};
 use crate::websocket::frame;
 
+/// Deadlines looked at in one turn; after a long stall, or when many clients fall silent at once, the rest waits for the next.
+const DEADLINES_PER_TURN_MAX: usize = 4096;
+
 /// Why a connection ends; each has its counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -122,7 +125,8 @@ impl<R: Ring> Reactor<R> {
     }
 
     pub(super) fn fire_deadlines(&mut self) {
-        while let Some((slot, generation, tick)) = self.wheel.fire(self.now) {
+        for _ in 0..DEADLINES_PER_TURN_MAX {
+            let Some((slot, generation, tick)) = self.wheel.fire(self.now) else { return };
             let connection = &mut self.connections[slot.0 as usize];
             if connection.generation != generation || connection.timer != tick {
                 continue;
@@ -143,8 +147,7 @@ impl<R: Ring> Reactor<R> {
                     }
                 }
             } else if slow_deadline <= tick {
-                let owes_replies = connection.egress.push_bytes() == 0;
-                let cause = if owes_replies { Cause::Replies } else { Cause::SlowDeadline };
+                let cause = if connection.paused { Cause::Replies } else { Cause::SlowDeadline };
                 self.close(slot, cause, 1013, "slow consumer", false);
             }
             self.schedule(slot);
@@ -188,6 +191,7 @@ impl<R: Ring> Reactor<R> {
         if keep_pushes && let Some(patience_ms) = self.drain_deadline_ms() {
             let deadline = self.wheel.after(self.now, patience_ms);
             self.connections[index].deadline = deadline;
+            self.schedule(slot);
         }
     }
 
@@ -214,6 +218,7 @@ impl<R: Ring> Reactor<R> {
             return self.cut(slot, Cause::ByPeer);
         }
         connection.phase = Phase::Lingering;
+        connection.shutting = true;
         connection.in_flight += 1;
         self.ring.shutdown_write(Token::new(Kind::ShutdownWrite, connection.generation, slot));
         let deadline = self.wheel.after(self.now, self.settings.close_deadline_ms);
@@ -241,6 +246,23 @@ impl<R: Ring> Reactor<R> {
         connection.phase = Phase::Cut;
         connection.deadline = Tick::NEVER;
         connection.slow_deadline = Tick::NEVER;
+        if !connection.shutting {
+            self.close_slot(slot);
+        }
+    }
+
+    /// Our side is shut. If it was cut meanwhile, its slot can be closed only now: a shutdown is carried out by a kernel worker,
+    /// which looks at what the slot holds only then, and would shut the next tenant's socket (seen on 6.18).
+    pub(super) fn shut(&mut self, slot: Slot) {
+        let connection = &mut self.connections[slot.0 as usize];
+        connection.shutting = false;
+        if connection.phase == Phase::Cut {
+            self.close_slot(slot);
+        }
+    }
+
+    fn close_slot(&mut self, slot: Slot) {
+        let connection = &mut self.connections[slot.0 as usize];
         let (generation, polling) = (connection.generation, connection.polling);
         connection.in_flight += if polling { 3 } else { 2 };
         let poll = polling.then(|| Token::new(Kind::Poll, generation, slot));

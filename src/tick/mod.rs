@@ -15,6 +15,8 @@ mod inbox;
 mod life;
 mod reading;
 mod sending;
+#[cfg(test)]
+mod tests;
 
 use crate::clock::Time;
 use crate::dialect::Command;
@@ -191,10 +193,12 @@ impl<R: Ring> Reactor<R> {
         self.metrics.last_turn_ms.set(self.now.as_ms());
         self.take_inbox();
         self.pair_arrivals();
+        // Before the completions, among which are those that ask for buffers next: first come, first served.
+        self.feed_starved();
         self.take_completions();
         self.settle();
+        self.bound_owed_memory();
         self.fire_deadlines();
-        self.feed_starved();
         self.announce();
         self.report_departures();
         if self.advance_drain() {
@@ -290,12 +294,13 @@ impl<R: Ring> Reactor<R> {
             return;
         }
         if !more {
-            connection.in_flight -= 1;
+            connection.in_flight = connection.in_flight.checked_sub(1).expect("a completion belongs to a submission");
         }
         match token.kind() {
             Kind::Poll => self.polled(slot, result, more),
             Kind::Recv => self.received(slot, result, buffer, nonempty),
             Kind::Send => self.sent(slot, result, returned.expect("a send hands its bytes back")),
+            Kind::ShutdownWrite => self.shut(slot),
             _ => {}
         }
         let connection = &self.connections[slot.0 as usize];

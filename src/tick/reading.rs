@@ -15,6 +15,9 @@ use crate::websocket::handshake::{self, Rejection};
 use crate::websocket::{MessageKind, ViolationKind};
 use std::sync::Arc;
 
+/// Poll events after which a receive never says "nothing yet".
+const HUNG_UP: i32 = libc::POLLHUP as i32 | libc::POLLRDHUP as i32;
+
 impl<R: Ring> Reactor<R> {
     /// The poll says that there is something to read, or that it ended.
     pub(super) fn polled(&mut self, slot: Slot, result: i32, more: bool) {
@@ -30,6 +33,7 @@ impl<R: Ring> Reactor<R> {
             self.arm_poll(slot);
         }
         if result >= 0 {
+            self.connections[slot.0 as usize].hung_up |= result & HUNG_UP != 0;
             self.want_read(slot);
         }
     }
@@ -53,7 +57,8 @@ impl<R: Ring> Reactor<R> {
     pub(super) fn received(&mut self, slot: Slot, result: i32, buffer: Option<BufferId>, nonempty: bool) {
         let connection = &mut self.connections[slot.0 as usize];
         connection.receiving = false;
-        let again = std::mem::take(&mut connection.read_again) || nonempty;
+        // Behind the last bytes a reset may lie, which is no byte to be told of and was part of the event that these were.
+        let again = std::mem::take(&mut connection.read_again) || nonempty || connection.hung_up;
         let mut incoming = std::mem::take(&mut self.incoming);
         incoming.clear();
         if let Some(buffer) = buffer {
@@ -64,6 +69,7 @@ impl<R: Ring> Reactor<R> {
         match result {
             0 => self.peer_ended(slot),
             1.. => {
+                assert_eq!(incoming.len(), result as usize, "received bytes lie in a buffer");
                 self.metrics.bytes_received.add(result as u64);
                 match self.connections[slot.0 as usize].phase {
                     Phase::Handshake => self.handshake(slot, &incoming),
@@ -93,7 +99,7 @@ impl<R: Ring> Reactor<R> {
         self.incoming = incoming;
     }
 
-    /// Repeats the receives that found no buffer: those of this turn have been given back by now.
+    /// Repeats the receives that found no buffer, in their order: all buffers have been given back since.
     pub(super) fn feed_starved(&mut self) {
         for token in std::mem::take(&mut self.starved) {
             if self.connections[token.slot().0 as usize].generation == token.generation() {

@@ -21,9 +21,6 @@ use crate::socket::{Defect, Kind, Ring, Token};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// Sends submitted per enter: the cheapest size measured, and it bounds the time in the kernel to about a millisecond.
-const SENDS_PER_ENTER: usize = 256;
-
 /// A flush round under way.
 #[derive(Default)]
 pub(super) struct Round {
@@ -70,8 +67,10 @@ impl<R: Ring> Reactor<R> {
         if !self.round.is_active() && self.is_flush_due() {
             self.seal();
         }
-        let mut room = SENDS_PER_ENTER;
-        while room > 0
+        let mut room = self.settings.sends_per_enter;
+        // Clients that keep asking may not hold up what was published.
+        let reserve = if self.round.is_active() { self.settings.sends_per_enter / 2 } else { 0 };
+        while room > reserve
             && let Some(slot) = self.ready.pop_front()
         {
             self.connections[slot.0 as usize].ready = false;
@@ -117,7 +116,6 @@ impl<R: Ring> Reactor<R> {
         for sealed in self.round.sealed.drain(..) {
             self.pool.release(sealed.batch);
         }
-        self.bound_owed_memory();
     }
 
     /// Hands the next subscriber all it is owed of this round; returns how many sends that took: 0 or 1.
@@ -272,9 +270,11 @@ impl<R: Ring> Reactor<R> {
     }
 
     /// Above the bound on memory owed, the holders of the oldest buffer go. Their memory comes back with their completions, so
-    /// one buffer's holders at a time.
-    fn bound_owed_memory(&mut self) {
-        if self.pool.out_bytes() <= self.settings.owed_bytes_max || self.evictions_under_way > 0 {
+    /// one buffer's holders at a time. Between two rounds, when the last sends are settled: a round's own buffers are owed to
+    /// everyone for a moment.
+    pub(super) fn bound_owed_memory(&mut self) {
+        let is_above = self.pool.out_bytes() > self.settings.owed_bytes_max;
+        if !is_above || self.evictions_under_way > 0 || self.round.is_active() {
             return;
         }
         let oldest_of = |slot: &Slot, slow: &Slow| {

@@ -8,11 +8,14 @@ mod publisher;
 
 mod admin;
 mod delivery;
+mod denied;
 mod drain;
 mod frames;
 mod gpush;
 mod handshake;
+mod hostile;
 mod limits;
+mod operating;
 mod publish;
 mod readme;
 mod slow;

@@ -2,7 +2,7 @@
 
 use crate::client::Client;
 use crate::gateway::{Gateway, Start, fanwire, wait_until};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 #[test]
 fn it_prints_where_it_listens_and_two_lines_to_paste_that_work() {
@@ -35,27 +35,74 @@ fn a_signal_right_after_the_first_lines_is_a_drain_already() {
     }
 }
 
+/// Exit code 78 and one line that has all `parts`.
+fn is_refused(output: &Output, parts: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
+}
+
+/// The flags of the three ports.
+const PORTS: [&str; 3] = ["--listen", "--grpc-address", "--http-address"];
+
+/// `serve` with this address for `flag`, and free ports for the others.
+fn serve_at(flag: &str, address: &str) -> Output {
+    let addresses = PORTS.iter().flat_map(|port| [*port, if *port == flag { address } else { "127.0.0.1:0" }]);
+    fanwire(&["serve"]).args(addresses).output().unwrap()
+}
+
 #[test]
-fn a_taken_port_is_named() {
+fn a_taken_port_is_named_whichever_of_the_three_it_is() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for key in ["publish.grpc_address", "publish.http_address"] {
-        let ended = Start::new().set(key, &address).try_start().expect_err("the port is taken");
-        assert!(!ended.status.success());
-        assert!(ended.stderr.contains(&address), "{key}: {ended:?}");
+    let look = format!("ss -ltnp 'sport = :{}'", taken.local_addr().unwrap().port());
+    for (flag, key) in PORTS.into_iter().zip(["[[listen]]", "publish.grpc_address", "publish.http_address"]) {
+        is_refused(&serve_at(flag, &address), &[&address, key, "is taken", &look]);
     }
 }
 
 #[test]
-fn a_taken_subscriber_port_is_named() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let output = fanwire(&["serve", "--listen", &address])
-        .args(["--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"])
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && stderr.contains(&address), "{}: {stderr}", output.status);
+fn an_address_of_another_machine_is_named_whichever_of_the_three_it_is() {
+    for flag in PORTS {
+        // 192.0.2.0/24 is for documentation (RFC 5737): no interface has it.
+        let output = fanwire(&["serve"])
+            .args(PORTS.iter().flat_map(|port| [*port, if *port == flag { "192.0.2.1:0" } else { "127.0.0.1:0" }]))
+            .args(["--set", "publish.insecure=true", "--log-level", "error"])
+            .output()
+            .unwrap();
+        is_refused(&output, &["192.0.2.1:0", "of this machine"]);
+    }
+}
+
+#[test]
+fn publishing_off_loopback_without_tokens_is_refused() {
+    for flag in &PORTS[1..] {
+        is_refused(&serve_at(flag, "0.0.0.0:0"), &["publish.tokens_file", "publish.insecure = true"]);
+    }
+}
+
+#[test]
+fn a_tokens_file_that_can_not_be_used_is_told_with_its_path() {
+    let directory = std::env::temp_dir().join(format!("fanwire-tokens-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let comment = directory.join("comment");
+    std::fs::write(&comment, "# nobody\n").unwrap();
+    for (path, what) in [
+        (directory.join("none"), "let this user read the file"),
+        (directory.clone(), "let this user read the file"),
+        (comment, "no token in it"),
+    ] {
+        let setting = format!("publish.tokens_file={}", path.display());
+        let output = fanwire(&["serve", "--set", &setting])
+            .args(PORTS.iter().flat_map(|port| [*port, "127.0.0.1:0"]))
+            .output()
+            .unwrap();
+        is_refused(&output, &[&path.display().to_string(), what]);
+    }
+    std::fs::remove_dir_all(&directory).unwrap();
 }
 
 #[test]
@@ -68,13 +115,13 @@ fn a_wrong_setting_is_named_with_the_nearest_one_and_exit_code_78() {
 #[test]
 fn a_file_limit_that_is_too_small_is_said_in_one_sentence_with_exit_code_78() {
     let binary = env!("CARGO_BIN_EXE_fanwire");
-    let script = format!(
-        "ulimit -n 12; exec {binary} serve --listen 127.0.0.1:0 --grpc-address 127.0.0.1:0 --http-address 127.0.0.1:0"
-    );
-    let output = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(78), "{stderr}");
-    assert!(stderr.contains("RLIMIT_NOFILE") || stderr.contains("ulimit"), "what and how to fix it: {stderr}");
+    let ports = "--listen 127.0.0.1:0 --grpc-address 127.0.0.1:0 --http-address 127.0.0.1:0";
+    // Too small for anything, for a shard, for the accepting core, and for the descriptors of so many shards.
+    for (limit, more) in [(12, ""), (40, ""), (200, ""), (300, "--shards 1024 --set limits.refusals_max=0")] {
+        let script = format!("ulimit -n {limit}; exec {binary} serve {ports} {more}");
+        let output = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
+        is_refused(&output, &["raise", "ulimit -n", "LimitNOFILE="]);
+    }
 }
 
 #[test]

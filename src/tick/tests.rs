@@ -1,0 +1,337 @@
+//! One reactor on a ring that does nothing by itself: the test says what completes, and when.
+
+use super::*;
+use crate::config::Config;
+use crate::frame::Frame;
+use crate::ids::{Epoch, Generation, InterestId, InterestRef, Offset};
+use crate::queue::{Drain, channel};
+use crate::socket::BufferId;
+use std::net::Ipv4Addr;
+
+const HEAD: &[u8] = b"GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// What a reactor asked of its ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Poll(Token),
+    Recv(Token),
+    Send(Token, usize),
+    ShutdownWrite(Token),
+    Close(Token, bool),
+}
+
+#[derive(Default)]
+struct Script {
+    now: Time,
+    calls: Vec<Call>,
+    sending: BTreeMap<Slot, Outgoing>,
+    completions: VecDeque<Completion>,
+    /// By buffer.
+    bytes: BTreeMap<u16, Vec<u8>>,
+    buffers_given_back: usize,
+    slept_until: Option<Time>,
+}
+
+impl Ring for Script {
+    fn now(&self) -> Time {
+        self.now
+    }
+    fn poll_readable(&mut self, token: Token) {
+        self.calls.push(Call::Poll(token));
+    }
+    fn recv(&mut self, token: Token) {
+        self.calls.push(Call::Recv(token));
+    }
+    fn send(&mut self, token: Token, bytes: Outgoing) {
+        self.calls.push(Call::Send(token, bytes.len()));
+        assert!(self.sending.insert(token.slot(), bytes).is_none(), "two sends in flight");
+    }
+    fn shutdown_write(&mut self, token: Token) {
+        self.calls.push(Call::ShutdownWrite(token));
+    }
+    fn close(&mut self, token: Token, poll: Option<Token>) {
+        self.calls.push(Call::Close(token, poll.is_some()));
+    }
+    fn enter(&mut self, wait: Option<Time>) {
+        self.slept_until = wait;
+    }
+    fn completion(&mut self) -> Option<Completion> {
+        self.completions.pop_front()
+    }
+    fn received(&self, buffer: &BufferId, length: usize) -> &[u8] {
+        &self.bytes[&buffer.0][..length]
+    }
+    fn give_back(&mut self, _buffer: BufferId) {
+        self.buffers_given_back += 1;
+    }
+}
+
+/// A reactor and the far ends of its queues.
+struct World {
+    reactor: Reactor<Script>,
+    inbox: Sender<ToShard>,
+    outbox: Receiver<FromShard>,
+    arrivals: Sender<Arrival>,
+    departures: Receiver<Departure>,
+    hand_overs: u64,
+}
+
+impl World {
+    fn new(adjust: impl FnOnce(&mut ShardSettings)) -> World {
+        let bell = Bell::silent();
+        let (inbox, inbox_out) = channel(1024, 1 << 30, bell.clone());
+        let (outbox_in, outbox) = channel(1024, 0, Bell::silent());
+        let (arrivals, arrivals_out) = channel(2048, 0, bell.clone());
+        let (departures_in, departures) = channel(2048, 0, Bell::silent());
+        let ends =
+            Endpoints { inbox: inbox_out, outbox: outbox_in, arrivals: arrivals_out, departures: departures_in, bell };
+        let mut settings = ShardSettings::new(&Config::default(), 1, 1024);
+        adjust(&mut settings);
+        let ring = Script { now: Time(1_000_000_000), ..Script::default() };
+        let reactor = Reactor::new(ShardId(0), ring, ends, settings, Arc::default());
+        World { reactor, inbox, outbox, arrivals, departures, hand_overs: 0 }
+    }
+
+    /// One turn, and what it asked of the ring.
+    fn turn(&mut self) -> Vec<Call> {
+        assert_eq!(self.reactor.turn(), Turn::Again);
+        std::mem::take(&mut self.reactor.ring.calls)
+    }
+
+    fn pass_ms(&mut self, ms: u64) {
+        self.reactor.ring.now = self.reactor.ring.now.plus_ms(ms);
+    }
+
+    fn complete(&mut self, token: Token, result: i32) {
+        let returned = (token.kind() == Kind::Send).then(|| {
+            let bytes = self.reactor.ring.sending.remove(&token.slot());
+            bytes.expect("a send is in flight")
+        });
+        let more = token.kind() == Kind::Poll && result >= 0;
+        let completion = Completion { token, result, more, buffer: None, nonempty: false, returned };
+        self.reactor.ring.completions.push_back(completion);
+    }
+
+    /// The receive `token` brought `bytes`.
+    fn receive(&mut self, token: Token, bytes: &[u8]) {
+        let ring = &mut self.reactor.ring;
+        let id = ring.bytes.len() as u16;
+        ring.bytes.insert(id, bytes.to_vec());
+        let (result, buffer) = (bytes.len() as i32, Some(BufferId(id)));
+        ring.completions.push_back(Completion { token, result, more: false, buffer, nonempty: false, returned: None });
+    }
+
+    /// A socket's two halves; the connection's token of `kind` then is `token(kind, slot, generation)`.
+    fn arrive(&mut self, slot: u32) {
+        self.hand_overs += 1;
+        let (token, accepted) = (self.hand_overs, self.reactor.ring.now);
+        self.complete(Token::arrival(token), slot as i32);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, slot as u16));
+        self.arrivals.push(Arrival { token, address, listener: 0, accepted }, 0).unwrap();
+        self.turn(); // The address is looked at before the ring.
+        self.turn();
+    }
+
+    /// A connection that has had its handshake.
+    fn open(&mut self, slot: u32) {
+        self.arrive(slot);
+        self.complete(token(Kind::Poll, slot, 0), i32::from(libc::POLLIN));
+        self.turn();
+        self.receive(token(Kind::Recv, slot, 0), HEAD);
+        self.turn();
+        while let Some(message) = self.outbox.pop() {
+            let FromShard::Subscribe { interest, .. } = message else { panic!("{message:?}") };
+            self.inbox.push(ToShard::Subscribed { interest, epoch: Epoch(1), offset: Offset(0) }, 0).unwrap();
+            self.turn();
+        }
+        self.sent(slot);
+        self.turn();
+        assert_eq!(self.connection(slot).phase, Phase::Open);
+    }
+
+    /// The send in flight is done.
+    fn sent(&mut self, slot: u32) {
+        let length = self.reactor.ring.sending[&Slot(slot)].len();
+        self.complete(token(Kind::Send, slot, 0), length as i32);
+    }
+
+    fn connection(&self, slot: u32) -> &Connection {
+        &self.reactor.connections[slot as usize]
+    }
+
+    /// What every subscriber gets: the broadcast of gpush is a shard's first interest.
+    fn broadcast(&mut self, offset: u64, bytes: usize) {
+        let interest = InterestRef { id: InterestId(0), generation: 1 };
+        let frame: Frame = vec![b'x'; bytes].into();
+        let (offset, prev) = (Offset(offset), Offset(offset - 1));
+        let frame = ToShard::Frame { interest, offset, prev, frame, admitted: self.reactor.ring.now };
+        self.inbox.push(frame, bytes).unwrap();
+    }
+}
+
+fn token(kind: Kind, slot: u32, generation: u32) -> Token {
+    Token::new(kind, Generation(generation), Slot(slot))
+}
+
+#[test]
+fn a_slot_is_not_closed_under_a_shutdown_that_may_yet_meet_its_next_tenant() {
+    let mut world = World::new(|_| {});
+    world.arrive(3);
+    world.complete(token(Kind::Poll, 3, 0), 1);
+    assert!(world.turn().contains(&Call::Recv(token(Kind::Recv, 3, 0))));
+    world.receive(token(Kind::Recv, 3, 0), b"GET / HTTP/1.1\r\n\r\n");
+    world.turn();
+    world.sent(3);
+    let calls = world.turn();
+    assert!(calls.contains(&Call::ShutdownWrite(token(Kind::ShutdownWrite, 3, 0))), "{calls:?}");
+    world.complete(token(Kind::Recv, 3, 0), -libc::ECONNRESET);
+    assert_eq!(world.turn(), [], "cut, and the shutdown still on its way");
+    assert_eq!(world.connection(3).phase, Phase::Cut);
+    world.complete(token(Kind::ShutdownWrite, 3, 0), -libc::ENOTCONN);
+    assert_eq!(world.turn(), [Call::Close(token(Kind::Close, 3, 0), true)]);
+    for (kind, result) in
+        [(Kind::Close, 0), (Kind::Cancel, 0), (Kind::Shutdown, -libc::ENOTCONN), (Kind::Poll, -libc::ECANCELED)]
+    {
+        assert_eq!(world.reactor.audit().connections, 1, "a completion is still to come");
+        world.complete(token(kind, 3, 0), result);
+        world.turn();
+    }
+    assert_eq!(world.reactor.audit(), Audit::default());
+    assert!(world.departures.pop().is_some());
+}
+
+#[test]
+fn a_socket_in_a_slot_whose_last_tenant_has_completions_to_come_waits_for_them() {
+    let mut world = World::new(|_| {});
+    world.open(0);
+    world.complete(token(Kind::Poll, 0, 0), 1);
+    world.turn();
+    world.complete(token(Kind::Recv, 0, 0), 0);
+    assert_eq!(world.turn(), [Call::Close(token(Kind::Close, 0, 0), true)]);
+    world.complete(token(Kind::Close, 0, 0), 0);
+    world.arrive(0);
+    assert_eq!((world.reactor.audit().connections, world.reactor.audit().arrivals_unpaired), (1, 2));
+    world.complete(token(Kind::Shutdown, 0, 0), 0);
+    world.complete(token(Kind::Cancel, 0, 0), 0);
+    assert_eq!(world.turn(), []);
+    world.complete(token(Kind::Poll, 0, 0), -libc::ECANCELED);
+    assert_eq!(world.turn(), [Call::Poll(token(Kind::Poll, 0, 1))], "the next tenant's");
+    let audit = world.reactor.audit();
+    assert_eq!((audit.connections, audit.in_flight, audit.arrivals_unpaired), (1, 1, 0));
+}
+
+#[test]
+fn who_found_no_buffer_goes_before_who_comes_later() {
+    let mut world = World::new(|_| {});
+    (0..3).for_each(|slot| world.arrive(slot));
+    (0..2).for_each(|slot| world.complete(token(Kind::Poll, slot, 0), 1));
+    world.turn();
+    (0..2).for_each(|slot| world.complete(token(Kind::Recv, slot, 0), -libc::ENOBUFS));
+    world.turn();
+    assert_eq!(world.reactor.ring.slept_until, None, "who starves is not slept over");
+    world.complete(token(Kind::Poll, 2, 0), 1);
+    assert_eq!(world.turn(), [0, 1, 2].map(|slot| Call::Recv(token(Kind::Recv, slot, 0))));
+}
+
+#[test]
+fn clients_that_keep_asking_leave_the_round_its_share_of_each_enter() {
+    let mut world = World::new(|_| {});
+    const CLIENTS: u32 = 600;
+    const ASKING: u32 = 400;
+    (0..CLIENTS).for_each(|slot| world.open(slot));
+    world.pass_ms(10);
+    world.broadcast(1, 100);
+    (0..ASKING).for_each(|slot| world.complete(token(Kind::Poll, slot, 0), 1));
+    let sends = |calls: &[Call]| calls.iter().filter(|c| matches!(c, Call::Send(..))).count();
+    assert_eq!(sends(&world.turn()), 256);
+    let ping: &[u8] = &[0x89, 0x80, 0, 0, 0, 0];
+    let busy: Vec<u32> = world.reactor.ring.sending.keys().map(|s| s.0).collect();
+    (0..ASKING).for_each(|slot| world.receive(token(Kind::Recv, slot, 0), ping));
+    busy.into_iter().for_each(|slot| world.sent(slot));
+    let calls = world.turn();
+    let pushes = calls.iter().filter(|c| matches!(c, Call::Send(_, 100..))).count();
+    assert_eq!((sends(&calls), pushes), (256, 128), "half for 400 pongs, half for those who only listen");
+}
+
+#[test]
+fn memory_above_its_bound_comes_back_although_nothing_more_is_published() {
+    let mut world = World::new(|s| s.owed_bytes_max = 5000);
+    (0..2).for_each(|slot| world.open(slot));
+    for (offset, size) in [(1, 3000), (2, 4000)] {
+        world.pass_ms(10);
+        world.broadcast(offset, size);
+        world.turn();
+        if offset == 1 {
+            // Only client 1 reads.
+            world.sent(1);
+        }
+        world.turn();
+    }
+    world.sent(1);
+    world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Cut, "it held the oldest buffer");
+    assert_eq!(world.connection(1).phase, Phase::Open);
+    let metrics = world.reactor.metrics();
+    assert_eq!((metrics.closes_slow_owed.get(), metrics.drops_owed_full.get()), (1, 1));
+}
+
+#[test]
+fn a_drain_ends_although_the_address_of_a_socket_never_comes() {
+    let mut world = World::new(|_| {});
+    world.complete(Token::arrival(7), 0);
+    world.turn();
+    let order = Drain { close_code: 1001, window_ms: 10, rate_per_s: 1000, deadline_ms: 500 };
+    world.inbox.push(ToShard::Drain(order), 0).unwrap();
+    world.turn();
+    world.pass_ms(400);
+    world.turn();
+    assert!(world.reactor.ring.slept_until.is_some(), "nothing to do but wait");
+    world.pass_ms(101);
+    assert_eq!(world.reactor.turn(), Turn::Drained);
+    assert!(matches!(world.outbox.pop(), Some(FromShard::Drained)));
+}
+
+#[test]
+fn a_close_frame_waits_for_the_send_in_flight_and_the_cut_for_the_peers_end() {
+    let mut world = World::new(|s| s.slow_deadline_ms = 1000);
+    world.open(0);
+    world.pass_ms(10);
+    world.broadcast(1, 100);
+    assert!(world.turn().contains(&Call::Send(token(Kind::Send, 0, 0), 100)));
+    world.turn();
+    assert_eq!(world.reactor.audit().slow, 1);
+    world.pass_ms(1200);
+    world.broadcast(2, 100);
+    world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Flushing, "no progress");
+    world.sent(0);
+    let calls = world.turn();
+    assert!(matches!(calls[..], [Call::Send(_, 2..20)]), "the close frame, not the second message: {calls:?}");
+    world.sent(0);
+    assert_eq!(world.turn(), [Call::ShutdownWrite(token(Kind::ShutdownWrite, 0, 0))]);
+    world.complete(token(Kind::ShutdownWrite, 0, 0), 0);
+    assert_eq!(world.turn(), []);
+    world.complete(token(Kind::Recv, 0, 0), 0);
+    assert_eq!(world.turn(), [Call::Close(token(Kind::Close, 0, 0), true)]);
+    let metrics = world.reactor.metrics();
+    assert_eq!((metrics.closes_slow_deadline.get(), metrics.closes_by_peer.get()), (1, 0));
+    assert_eq!(world.reactor.audit().slow, 0);
+}
+
+#[test]
+fn whoever_never_answers_a_close_is_cut_at_its_deadline() {
+    let mut world = World::new(|s| s.close_deadline_ms = 1000);
+    world.open(0);
+    let close: &[u8] = &[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
+    world.complete(token(Kind::Poll, 0, 0), 1);
+    world.turn();
+    world.receive(token(Kind::Recv, 0, 0), close);
+    world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Flushing);
+    // Its answer never leaves.
+    world.pass_ms(1300);
+    let calls = world.turn();
+    assert!(calls.contains(&Call::Close(token(Kind::Close, 0, 0), true)), "{calls:?}");
+    assert_eq!(world.reactor.metrics().closes_cut.get(), 1);
+}
