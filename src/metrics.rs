@@ -274,6 +274,12 @@ cells! {
         refused_draining: Counter = "publications_refused" { reason: "draining" },
         /// Refused: no token or a wrong one.
         refused_unauthorized: Counter = "publications_refused" { reason: "unauthorized" },
+        /// Publishers connected by gRPC.
+        grpc_connections: Gauge = "publisher_connections" { protocol: "grpc" },
+        /// Publishers connected by HTTP.
+        http_connections: Gauge = "publisher_connections" { protocol: "http" },
+        /// Publishers cut for another, at `publish.connections_max`, never having called with a token that holds.
+        publishers_cut: Counter = "publishers_cut",
         /// Publications that had to wait for room.
         waited: Counter = "publications_waited",
         /// Frames encoded.

@@ -313,6 +313,12 @@ section! { "publish"
         publish_waiting_bytes_max: usize = 64 << 20 => Allowed::Integer(&[0..=TIB]),
         /// Largest batch of `PublishStream`, in messages.
         batch_messages_max: usize = 10_000 => Allowed::Integer(&[1..=1_000_000]),
+        /// Publishers connected at once, by gRPC and by HTTP each. One more takes the place of whoever is connected longest without having called with a token that holds; when all have, it waits.
+        connections_max: usize = 4096 => Allowed::Integer(&[1..=65_536]),
+        /// An HTTP connection without a complete request head for this long is cut.
+        idle_deadline_ms: u64 = 60_000 => Allowed::Integer(&[1..=DAY_MS]),
+        /// How long the body of an HTTP request may take to come.
+        body_deadline_ms: u64 = 10_000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// Largest gRPC or HTTP request.
         request_bytes_max: usize = 4 << 20 => Allowed::Integer(&[1024..=1 << 30]),
     }
