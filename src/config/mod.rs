@@ -233,7 +233,7 @@ section! { "limits"
         handshake_deadline_ms: u64 = 5000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// From our close frame to the cut.
         close_deadline_ms: u64 = 1000 => Allowed::Integer(&[1..=HOUR_MS]),
-        /// Messages (control frames included) a client may send a second, on average.
+        /// Messages a client may send a second, on average. Control frames and each fragment of a message count as one.
         client_messages_per_s_max: u32 = 100 => Allowed::Integer(&[1..=1_000_000]),
         /// How many it may send at once, saved up while it was quiet.
         client_messages_burst_max: u32 = 1000 => Allowed::Integer(&[1..=1_000_000]),

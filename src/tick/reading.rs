@@ -279,11 +279,11 @@ impl<R: Ring> Reactor<R> {
                 }
             };
             bytes = &bytes[decoded.consumed..];
-            let Some(event) = decoded.event else { continue };
             let (per_s, burst) = (self.settings.client_messages_per_s_max, self.settings.client_messages_burst_max);
-            if self.settings.is_rated(dialect) && !connection.allow_message(now_ms, per_s, burst) {
+            if self.settings.is_rated(dialect) && !connection.allow_frames(decoded.frames, now_ms, per_s, burst) {
                 return self.close(slot, Cause::Flood, 1008, "too many messages", false);
             }
+            let Some(event) = decoded.event else { continue };
             match event {
                 Event::Message(kind) => self.message(slot, dialect.get(), kind),
                 Event::Ping => {
