@@ -200,7 +200,7 @@ cells! {
         closes_send_failed: Counter = "closes" { reason: "send_failed" },
         /// Closes that were cut at `close_deadline_ms`, without the peer's answer.
         closes_cut: Counter = "closes_cut",
-        /// Topics refused: `topics_per_connection_max`.
+        /// Topics refused: `topics_per_connection_max` of the client, or `topics_max` of the shard.
         topics_refused: Counter = "topics_refused",
         /// Reads paused because replies were not read.
         reads_paused: Counter = "reads_paused",

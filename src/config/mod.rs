@@ -239,11 +239,13 @@ section! { "limits"
         client_messages_burst_max: u32 = 1000 => Allowed::Integer(&[1..=1_000_000]),
         /// Replies and control frames owed to one client, above which we stop reading from it.
         reply_bytes_max: usize = 16_384 => Allowed::Integer(&[256..=1 << 24]),
+        /// Memory of clients' incomplete messages, all shards together; above it, whoever adds to one is closed (1013).
+        partial_bytes_max: usize = 256 << 20 => Allowed::Integer(&[65_536..=TIB]),
         /// Clients being told 503 at once; more are cut without an answer.
         refusals_max: usize = 1024 => Allowed::Integer(&[0..=65_536]),
-        /// Topics known at once; the longest idle without subscribers is forgotten for a new one.
+        /// Topics known at once; the longest idle without subscribers is forgotten for a new one. A shard takes part in no more than that.
         topics_max: usize = 1_000_000 => Allowed::Integer(&[1..=1_000_000_000]),
-        /// A topic without subscribers and publications is forgotten after this.
+        /// A topic without subscribers and publications is forgotten after this; one that never had a publication after 10 s at most.
         topic_idle_ms: u64 = 600_000 => Allowed::Integer(&[1..=365 * DAY_MS]),
     }
 }

@@ -345,10 +345,10 @@ impl<R: Ring> Reactor<R> {
             let position = position.map_or((Epoch(0), Offset(0)), |everyone| (everyone.epoch, everyone.last));
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
-        let key = InterestKey::Topic(Arc::from(&*topic), connection.encoding);
         // The first subscription is everyone's; it is not the client's doing and does not count.
         let held = connection.subscriptions.len().saturating_sub(1);
-        if let Some(id) = self.interests.find(&topic, connection.encoding)
+        let known = self.interests.find(&topic, connection.encoding);
+        if let Some(id) = known
             && connection.subscriptions.contains(&id)
         {
             if !dialect.subscribes_twice() {
@@ -358,11 +358,16 @@ impl<R: Ring> Reactor<R> {
             let position = (interest.epoch, interest.last);
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
-        if held >= self.settings.topics_per_connection_max {
+        let is_one_too_many = known.is_none() && self.interests.topics() >= self.settings.topics_max;
+        if held >= self.settings.topics_per_connection_max || is_one_too_many {
             self.metrics.topics_refused.add(1);
             return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::TooManyTopics));
         }
-        let id = self.interests.find_or_add(key);
+        let encoding = connection.encoding;
+        let id = known.unwrap_or_else(|| {
+            let key = InterestKey::Topic(Arc::from(&*topic), encoding);
+            self.interests.find_or_add(key)
+        });
         let connection = &mut self.connections[slot.0 as usize];
         connection.subscriptions.push(id);
         let waiter = Waiter { slot, generation: connection.generation, request };
