@@ -184,11 +184,13 @@ cells! {
         closes_heartbeat: Counter = "closes" { reason: "heartbeat" },
         /// Closed: control-message flood (1008).
         closes_flood: Counter = "closes" { reason: "flood" },
+        /// Closed: incomplete messages took `partial_bytes_max` (1013).
+        closes_partial: Counter = "closes" { reason: "partial" },
         /// Closed: slow consumer, `pending_bytes_max` reached (1013).
         closes_slow_pending: Counter = "closes" { reason: "slow_pending" },
         /// Closed: slow consumer, no progress for `slow_deadline_ms` (1013).
         closes_slow_deadline: Counter = "closes" { reason: "slow_deadline" },
-        /// Closed: slow consumer, held the oldest buffer when owed memory reached its bound (1013).
+        /// Closed: slow consumer, held the oldest buffer when owed memory reached its bound (without a close frame).
         closes_slow_owed: Counter = "closes" { reason: "slow_owed" },
         /// Closed: replies it did not read.
         closes_replies: Counter = "closes" { reason: "replies" },
@@ -216,7 +218,9 @@ cells! {
         subscriptions: Gauge = "subscriptions",
         /// Interests held.
         interests: Gauge = "interests",
-        /// Bytes of buffers pinned by subscribers, by capacity, each once.
+        /// Memory of incomplete messages of clients.
+        partial_bytes: Gauge = "partial_bytes",
+        /// Bytes of buffers pinned by subscribers, by capacity, each once, with the queues they stand in.
         owed_bytes: Gauge = "owed_bytes",
         /// Most that was ever pinned.
         owed_bytes_peak: Gauge = "owed_bytes_peak",

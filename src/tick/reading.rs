@@ -267,7 +267,14 @@ impl<R: Ring> Reactor<R> {
             }
             let dialect = connection.dialect;
             let limits = DecoderLimits { message_bytes_max: self.settings.message_bytes_max(dialect) };
-            let decoded = match connection.decoder.decode(bytes, &mut self.scratch, &limits) {
+            let held_bytes = connection.decoder.heap_bytes();
+            let result = connection.decoder.decode(bytes, &mut self.scratch, &limits);
+            let holds_bytes = connection.decoder.heap_bytes();
+            self.partial_bytes = self.partial_bytes + holds_bytes - held_bytes;
+            let decoded = match result {
+                Ok(_) if holds_bytes > held_bytes && self.partial_bytes > self.settings.partial_bytes_max => {
+                    return self.close(slot, Cause::Partial, 1013, "too much is incomplete, try again", false);
+                }
                 Ok(decoded) => decoded,
                 Err(violation) => {
                     let cause = match violation.kind {

@@ -202,15 +202,20 @@ impl<R: Ring> Reactor<R> {
     }
 
     fn submit(&mut self, slot: Slot, outgoing: Outgoing, messages: usize) {
-        let sequence = match &outgoing {
-            Outgoing::Shared(piece) => piece.batch.sequence,
-            Outgoing::Pieces(pieces) => pieces[0].batch.sequence,
-            Outgoing::Private(_) => u64::MAX,
+        let (sequence, pinned_bytes) = match &outgoing {
+            Outgoing::Shared(piece) => (piece.batch.sequence, piece.batch.capacity()),
+            Outgoing::Pieces(pieces) => {
+                (pieces[0].batch.sequence, pieces.iter().map(|piece| piece.batch.capacity()).sum())
+            }
+            Outgoing::Private(buffer) => {
+                self.private_bytes += buffer.capacity();
+                (u64::MAX, buffer.capacity())
+            }
         };
         let connection = &mut self.connections[slot.0 as usize];
         connection.sending = true;
         connection.in_flight += 1;
-        self.unsettled.push((slot, sequence));
+        self.unsettled.push((slot, sequence, pinned_bytes));
         self.metrics.deliveries.add(messages as u64);
         self.ring.send(Token::new(Kind::Send, connection.generation, slot), outgoing);
     }
@@ -225,8 +230,8 @@ impl<R: Ring> Reactor<R> {
         connection.sending = false;
         if std::mem::take(&mut connection.slow) {
             connection.slow_deadline = crate::shard::wheel::Tick::NEVER;
-            if self.slow.get(&slot).is_some_and(|s| !s.evicted) {
-                self.slow.remove(&slot);
+            if let Some(slow) = self.slow.remove(&slot) {
+                self.evicted_bytes -= slow.evicted.unwrap_or(0);
             }
         }
         if connection.phase == Phase::Cut {
@@ -251,7 +256,7 @@ impl<R: Ring> Reactor<R> {
         }
         let patience = self.wheel.after(self.now, self.settings.slow_deadline_ms);
         let mut settled = 0;
-        for (slot, sequence) in std::mem::take(&mut self.unsettled) {
+        for (slot, sequence, pinned_bytes) in std::mem::take(&mut self.unsettled) {
             let connection = &mut self.connections[slot.0 as usize];
             if !connection.sending {
                 settled += u64::from(sequence != u64::MAX);
@@ -262,7 +267,7 @@ impl<R: Ring> Reactor<R> {
                 if connection.phase == Phase::Open {
                     connection.slow_deadline = patience;
                 }
-                self.slow.insert(slot, Slow { sequence, evicted: false });
+                self.slow.insert(slot, Slow { sequence, pinned_bytes, evicted: None });
                 self.schedule(slot);
             }
         }
@@ -271,25 +276,36 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
-    /// Above the bound on memory owed, the holders of the oldest buffer go. Their memory comes back with their completions, so
-    /// one buffer's holders at a time.
+    /// Above the bound on memory owed, the holders of the oldest buffers go, until what is left, and what their sends give back,
+    /// is within it. All of a round at once: laggards of many topics add as many buffers in the next.
     fn bound_owed_memory(&mut self) {
-        if self.pool.out_bytes() <= self.settings.owed_bytes_max || self.evictions_under_way > 0 {
+        let is_above = |this: &Self| this.owed_bytes() > this.settings.owed_bytes_max + this.evicted_bytes;
+        if !is_above(self) {
             return;
         }
         let oldest_of = |slot: &Slot, slow: &Slow| {
             let waiting = self.connections[slot.0 as usize].egress.oldest_sequence();
             waiting.map_or(slow.sequence, |s| s.min(slow.sequence))
         };
-        let holders: Vec<(u64, Slot)> =
-            self.slow.iter().filter(|(_, s)| !s.evicted).map(|(slot, s)| (oldest_of(slot, s), *slot)).collect();
-        let Some(oldest) = holders.iter().map(|(sequence, _)| *sequence).min() else { return };
-        for (_, slot) in holders.into_iter().filter(|(sequence, _)| *sequence == oldest) {
-            if let Some(slow) = self.slow.get_mut(&slot) {
-                slow.evicted = true;
-                self.evictions_under_way += 1;
+        let candidates = self.slow.iter().filter(|(_, s)| s.evicted.is_none());
+        let mut holders: Vec<(u64, Slot)> = candidates.map(|(slot, s)| (oldest_of(slot, s), *slot)).collect();
+        holders.sort_unstable();
+        for buffer in holders.chunk_by(|a, b| a.0 == b.0) {
+            if !is_above(self) {
+                break;
             }
-            self.cut(slot, Cause::SlowOwed);
+            // A buffer comes back with the last of its holders, and counts once.
+            let mut shared_bytes = 0;
+            for (_, slot) in buffer {
+                let slow = self.slow.get_mut(slot).expect("listed above");
+                let is_shared = slow.sequence != u64::MAX;
+                let counted = if is_shared { shared_bytes } else { 0 };
+                let returns = slow.pinned_bytes.saturating_sub(counted);
+                shared_bytes += if is_shared { returns } else { 0 };
+                slow.evicted = Some(returns);
+                self.evicted_bytes += returns;
+                self.cut(*slot, Cause::SlowOwed);
+            }
         }
     }
 }

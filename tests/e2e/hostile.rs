@@ -1,7 +1,17 @@
 //! Clients and publishers that mean harm: each costs itself, within a bound, and the others notice nothing.
 
-use crate::client::{Client, PONG, frame};
-use crate::gateway::{Gateway, wait_until};
+use crate::client::{CLOSE, CONTINUATION, Client, Event, PONG, SUBSCRIBED, TEXT, frame};
+use crate::gateway::{DEADLINE, Gateway, wait_until};
+use crate::http::request;
+use crate::publisher::{Publisher, message};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// It reads what it is sent and loses nothing.
+fn assert_served(gateway: &Gateway, bystander: &mut Client) {
+    gateway.push("t", "still served");
+    assert_eq!(bystander.text(), "still served");
+}
 
 #[test]
 fn a_client_that_sends_something_and_resets_the_connection_frees_its_slot() {
