@@ -88,9 +88,9 @@ impl Batch {
         &self.marks
     }
 
-    /// What it costs in memory: what the allocator gave, not what is used.
+    /// What it costs in memory: what the allocator gave, not what is used, and the batch itself.
     pub fn capacity(&self) -> usize {
-        self.bytes.capacity() + self.marks.capacity() * size_of::<Mark>()
+        self.bytes.capacity() + self.marks.capacity() * size_of::<Mark>() + size_of::<Batch>()
     }
 
     /// Bytes it can hold before it grows.

@@ -325,10 +325,12 @@ impl Gateway {
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
             }
-            // As it was called: run by cargo, it is not in the PATH.
-            let this = std::env::args().next().unwrap_or_else(|| "fanwire".into());
-            lines.push(format!("try          {this} sub --url ws://{address}{path} hello"));
-            lines.push(format!("             {this} pub --grpc {grpc} hello 'the first message'"));
+            // As this process was called: under `cargo run` there is no `fanwire` on the PATH.
+            let program = std::env::args_os().next().unwrap_or_else(|| "fanwire".into());
+            let program = program.display();
+            let token = if self.tokens.required() { " --token TOKEN" } else { "" };
+            lines.push(format!("try          {program} sub --url ws://{address}{path} hello"));
+            lines.push(format!("             {program} pub --grpc {grpc}{token} hello 'the first message'"));
         }
         Ok(lines.join("\n") + "\n")
     }

@@ -184,11 +184,13 @@ cells! {
         closes_heartbeat: Counter = "closes" { reason: "heartbeat" },
         /// Closed: control-message flood (1008).
         closes_flood: Counter = "closes" { reason: "flood" },
+        /// Closed: incomplete messages took `partial_bytes_max` (1013).
+        closes_partial: Counter = "closes" { reason: "partial" },
         /// Closed: slow consumer, `pending_bytes_max` reached (1013).
         closes_slow_pending: Counter = "closes" { reason: "slow_pending" },
         /// Closed: slow consumer, no progress for `slow_deadline_ms` (1013).
         closes_slow_deadline: Counter = "closes" { reason: "slow_deadline" },
-        /// Closed: slow consumer, held the oldest buffer when owed memory reached its bound (1013).
+        /// Closed: slow consumer, held the oldest buffer when owed memory reached its bound (without a close frame).
         closes_slow_owed: Counter = "closes" { reason: "slow_owed" },
         /// Closed: replies it did not read.
         closes_replies: Counter = "closes" { reason: "replies" },
@@ -200,7 +202,7 @@ cells! {
         closes_send_failed: Counter = "closes" { reason: "send_failed" },
         /// Closes that were cut at `close_deadline_ms`, without the peer's answer.
         closes_cut: Counter = "closes_cut",
-        /// Topics refused: `topics_per_connection_max`.
+        /// Topics refused: `topics_per_connection_max` of the client, or `topics_max` of the shard.
         topics_refused: Counter = "topics_refused",
         /// Reads paused because replies were not read.
         reads_paused: Counter = "reads_paused",
@@ -216,7 +218,9 @@ cells! {
         subscriptions: Gauge = "subscriptions",
         /// Topics that have a subscriber on this shard, in each encoding.
         interests: Gauge = "interests",
-        /// Bytes of buffers pinned by subscribers, by capacity, each once.
+        /// Memory of incomplete messages of clients.
+        partial_bytes: Gauge = "partial_bytes",
+        /// Bytes of buffers pinned by subscribers, by capacity, each once, with the queues they stand in.
         owed_bytes: Gauge = "owed_bytes",
         /// Most that was ever pinned.
         owed_bytes_peak: Gauge = "owed_bytes_peak",
@@ -276,6 +280,12 @@ cells! {
         refused_draining: Counter = "publications_refused" { reason: "draining" },
         /// Refused: no token or a wrong one.
         refused_unauthorized: Counter = "publications_refused" { reason: "unauthorized" },
+        /// Publishers connected by gRPC.
+        grpc_connections: Gauge = "publisher_connections" { protocol: "grpc" },
+        /// Publishers connected by HTTP.
+        http_connections: Gauge = "publisher_connections" { protocol: "http" },
+        /// Publishers cut for another, at `publish.connections_max`, never having called with a token that holds.
+        publishers_cut: Counter = "publishers_cut",
         /// Publications that had to wait for room.
         waited: Counter = "publications_waited",
         /// Frames encoded: one per publication and encoding that has subscribers.

@@ -24,7 +24,8 @@ Exit codes:
    2  wrong arguments
   78  the configuration, or what this machine offers, can't be used as it is; stderr says what to change
 
-Without a command, `fanwire` serves. All settings: `fanwire config default`, docs/CONFIGURATION.md.";
+Without a command, `fanwire` serves. Flags beat the environment (FANWIRE_SHARDS__COUNT=2), which beats the file. All
+settings: `fanwire config default`, docs/CONFIGURATION.md.";
 
 /// Push gateway: publish once over gRPC or HTTP, every WebSocket subscriber has it.
 #[derive(Debug, Parser)]

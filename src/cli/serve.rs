@@ -12,7 +12,7 @@ pub struct Args {
     /// Configuration file [default: fanwire.toml of the working directory, if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Serve /echo and other things for development
+    /// For development: serve /echo to subscribers, and /dev/stall on the HTTP port
     #[arg(long)]
     pub dev: bool,
     /// Any setting, repeatable, as `shards.count=2` or `listen.0.address=127.0.0.1:9992`

@@ -44,8 +44,9 @@ Blocks of a list are counted from 0: `--set listen.0.address=…`, `{ENVIRONMENT
 one adds a block. `[[listen]]` in a file replaces the default block.
 
 A key that is not known is an error that names the nearest known one and the place (`file:line` or the variable); so is a value that is
-not allowed. All errors are told at once, with exit code 78. `fanwire config check [FILE]` says them without starting,
-`fanwire config default` prints a file with every key at its default. Units are in the names: `_ms`, `_us`, `_bytes`, `_per_s`.
+not allowed. All of them are told at once, with exit code 78; what doesn't fit together is told when they are mended.
+`fanwire config check [FILE]` says both without starting, `fanwire config default` prints a file with every key at its default.
+Units are in the names: `_ms`, `_us`, `_bytes`, `_per_s`.
 
 ```toml
 [[listen]]

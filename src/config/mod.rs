@@ -233,17 +233,19 @@ section! { "limits"
         handshake_deadline_ms: u64 = 5000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// From our close frame to the cut.
         close_deadline_ms: u64 = 1000 => Allowed::Integer(&[1..=HOUR_MS]),
-        /// Messages (control frames included) a client may send a second, on average.
+        /// Messages a client may send a second, on average. Control frames and each fragment of a message count as one.
         client_messages_per_s_max: u32 = 100 => Allowed::Integer(&[1..=1_000_000]),
         /// How many it may send at once, saved up while it was quiet.
         client_messages_burst_max: u32 = 1000 => Allowed::Integer(&[1..=1_000_000]),
         /// Replies and control frames owed to one client, above which we stop reading from it.
         reply_bytes_max: usize = 16_384 => Allowed::Integer(&[256..=1 << 24]),
+        /// Memory of clients' incomplete messages, all shards together; above it, whoever adds to one is closed (1013).
+        partial_bytes_max: usize = 256 << 20 => Allowed::Integer(&[65_536..=TIB]),
         /// Clients being told 503 at once; more are cut without an answer.
         refusals_max: usize = 1024 => Allowed::Integer(&[0..=65_536]),
-        /// Topics known at once; the longest idle without subscribers is forgotten for a new one.
+        /// Topics known at once; the longest idle without subscribers is forgotten for a new one. A shard takes part in no more than that.
         topics_max: usize = 1_000_000 => Allowed::Integer(&[1..=1_000_000_000]),
-        /// A topic without subscribers and publications is forgotten after this.
+        /// A topic without subscribers and publications is forgotten after this; one that never had a publication after 10 s at most.
         topic_idle_ms: u64 = 600_000 => Allowed::Integer(&[1..=365 * DAY_MS]),
     }
 }
@@ -313,6 +315,12 @@ section! { "publish"
         publish_waiting_bytes_max: usize = 64 << 20 => Allowed::Integer(&[0..=TIB]),
         /// Largest batch of `PublishStream`, in messages.
         batch_messages_max: usize = 10_000 => Allowed::Integer(&[1..=1_000_000]),
+        /// Publishers connected at once, by gRPC and by HTTP each. One more takes the place of whoever is connected longest without having called with a token that holds; when all have, it waits.
+        connections_max: usize = 4096 => Allowed::Integer(&[1..=65_536]),
+        /// An HTTP connection without a complete request head for this long is cut.
+        idle_deadline_ms: u64 = 60_000 => Allowed::Integer(&[1..=DAY_MS]),
+        /// How long the body of an HTTP request may take to come.
+        body_deadline_ms: u64 = 10_000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// Largest gRPC or HTTP request.
         request_bytes_max: usize = 4 << 20 => Allowed::Integer(&[1024..=1 << 30]),
     }

@@ -10,6 +10,7 @@
 //! ```
 
 use super::push::{Problem, guarded, guarded_now, push};
+use super::visits::Visit;
 use super::{Admission, Control, Tokens, Waiting};
 use crate::config::Publish;
 use crate::frame::Publication;
@@ -78,6 +79,9 @@ struct Token {
 impl Interceptor for Token {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         if self.tokens.allow(request.metadata().get("authorization").map(|v| v.as_bytes())) {
+            if let Some(visit) = request.extensions().get::<Visit>() {
+                visit.make_known();
+            }
             return Ok(request);
         }
         self.control.metrics().refused_unauthorized.add(1);

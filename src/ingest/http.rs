@@ -11,6 +11,7 @@
 //! Errors have grpc-gateway's shape, `{"code":…,"message":"…","details":[]}`, code being gRPC's.
 
 use super::push::{Problem, guarded, guarded_now, push};
+use super::visits::Visit;
 use super::{Control, Hooks, StallError, Tokens, json};
 use crate::config::Publish;
 use crate::ids::ShardId;
@@ -22,12 +23,15 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
 
-/// How long a request's body may take to come.
-const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes of a body read for its answer's sake alone, and for how long: closing a connection with unread bytes in it is a reset,
+/// and a reset makes the client throw its 401 away.
+const DISCARDED_BYTES_MAX: usize = 65_536;
+const DISCARD_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Longest stall asked for by `/dev/stall`.
 const STALL_MS_MAX: u64 = 60_000;
@@ -43,6 +47,7 @@ struct App {
     tokens: Arc<Tokens>,
     hooks: Hooks,
     request_bytes_max: usize,
+    body_deadline: Duration,
 }
 
 /// All routes. `dev` adds `/dev/stall`.
@@ -59,23 +64,50 @@ pub(super) fn router(control: Arc<Control>, tokens: Arc<Tokens>, hooks: Hooks, p
     router
         .method_not_allowed_fallback(async || Problem::new(Code::Unimplemented, "Method Not Allowed"))
         .fallback(async || Problem::new(Code::NotFound, "Not Found"))
-        .with_state(Arc::new(App { control, tokens, hooks, request_bytes_max: publish.request_bytes_max }))
+        .with_state(Arc::new(App {
+            control,
+            tokens,
+            hooks,
+            request_bytes_max: publish.request_bytes_max,
+            body_deadline: Duration::from_millis(publish.body_deadline_ms),
+        }))
 }
 
 impl App {
-    fn authorize(&self, headers: &HeaderMap) -> Result<(), Problem> {
+    fn authorize(&self, headers: &HeaderMap, visit: Option<&Visit>) -> Result<(), Problem> {
         if self.tokens.allow(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes)) {
+            if let Some(visit) = visit {
+                visit.make_known();
+            }
             return Ok(());
         }
         self.control.metrics().refused_unauthorized.add(1);
         Err(Problem::unauthorized())
     }
+
+    async fn read_body(&self, body: Body) -> Result<Bytes, Problem> {
+        let (bytes_max, deadline) = (self.request_bytes_max, self.body_deadline);
+        let Ok(body) = tokio::time::timeout(deadline, to_bytes(body, bytes_max)).await else {
+            let ms = deadline.as_millis();
+            let message = format!("the body was not complete after {ms} ms (publish.body_deadline_ms): send it faster");
+            return Err(Problem::new(Code::InvalidArgument, message));
+        };
+        body.map_err(|e| {
+            let message = format!(
+                "the body could not be read: {e}; at most {bytes_max} bytes are taken (publish.request_bytes_max)"
+            );
+            Problem::new(Code::InvalidArgument, message)
+        })
+    }
 }
 
 async fn push_data(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    app.authorize(request.headers())?;
+    if let Err(problem) = app.authorize(request.headers(), request.extensions().get()) {
+        discard(request.into_body()).await;
+        return Err(problem);
+    }
     guarded(app.control.metrics(), async {
-        let body = read_body(request.into_body(), app.request_bytes_max).await?;
+        let body = app.read_body(request.into_body()).await?;
         let body = json::parse(&body).map_err(|e| Problem::new(Code::InvalidArgument, e))?;
         push(&app.control, &body.uid, &body.topic, body.data.into()).await
     })
@@ -83,21 +115,23 @@ async fn push_data(State(app): State<Arc<App>>, request: Request) -> Result<Resp
     Ok(answer(StatusCode::OK, JSON, Bytes::from_static(b"{}")))
 }
 
-async fn read_body(body: Body, request_bytes_max: usize) -> Result<Bytes, Problem> {
-    let Ok(body) = tokio::time::timeout(BODY_DEADLINE, to_bytes(body, request_bytes_max)).await else {
-        let message = format!("the body was not complete after {} s: send it faster", BODY_DEADLINE.as_secs());
-        return Err(Problem::new(Code::InvalidArgument, message));
+/// Reads on for a moment, so that the client is there for its answer.
+async fn discard(body: Body) {
+    let mut body = body.into_data_stream();
+    let mut bytes = 0;
+    let read = async {
+        while let Some(Ok(chunk)) = body.next().await {
+            bytes += chunk.len();
+            if bytes > DISCARDED_BYTES_MAX {
+                break;
+            }
+        }
     };
-    body.map_err(|e| {
-        let message = format!(
-            "the body could not be read: {e}; at most {request_bytes_max} bytes are taken (publish.request_bytes_max)"
-        );
-        Problem::new(Code::InvalidArgument, message)
-    })
+    let _ = tokio::time::timeout(DISCARD_DEADLINE, read).await;
 }
 
-async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Problem> {
-    app.authorize(&headers)?;
+async fn metrics(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    app.authorize(request.headers(), request.extensions().get())?;
     let text = guarded_now(app.control.metrics(), || (app.hooks.metrics)())?;
     // Only OpenMetrics ends so, and must.
     let kind = if text.ends_with("# EOF\n") { OPENMETRICS_TEXT } else { PROMETHEUS_TEXT };
@@ -122,7 +156,7 @@ async fn stall(
     headers: HeaderMap,
     stall: Result<Query<Stall>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
-    app.authorize(&headers)?;
+    app.authorize(&headers, None)?;
     let Query(Stall { shard, ms }) = stall.map_err(|e| Problem::new(Code::InvalidArgument, e.body_text()))?;
     if ms > STALL_MS_MAX {
         return Err(Problem::new(Code::InvalidArgument, format!("at most {STALL_MS_MAX} ms")));

@@ -16,6 +16,7 @@ mod json;
 mod push;
 mod server;
 mod tokens;
+mod visits;
 
 pub use control::{Admission, Control, Mind, ShardQueues, StallError, Waiting};
 pub use server::{BindError, Hooks, Server};

@@ -3,12 +3,18 @@
 //! One accept loop of our own for both rather than tonic's and axum's: connections are bounded, an idle or mute one is cut,
 //! running out of descriptors is waited out instead of spun on, and a graceful end has a deadline.
 
+use super::visits::{Strangers, Visit};
 use super::{Control, Tokens, grpc, http};
 use crate::config::Publish;
+use crate::metrics::{ControlMetrics, Gauge};
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -18,12 +24,6 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-
-/// Publishers connected at once, per protocol; more wait in the kernel's backlog.
-const CONNECTIONS_MAX: usize = 4096;
-
-/// An HTTP connection without a complete request head for this long is cut.
-const HTTP_IDLE: Duration = Duration::from_secs(60);
 
 /// A gRPC peer that is silent for this long is pinged, and cut if it stays silent as long again.
 const GRPC_SILENCE: Duration = Duration::from_secs(20);
@@ -144,14 +144,23 @@ impl Server {
     ) -> io::Result<()> {
         let (routes, reporter) = grpc::routes(&control, tokens.clone(), publish);
         let health = tokio::spawn(grpc::report_health(reporter, control.drain_begun()));
-        let http = http::router(control, tokens, hooks, publish, dev);
+        let http = http::router(control.clone(), tokens, hooks, publish, dev);
         let grpc = routes.prepare().into_axum_router();
 
         let stop = watch::Sender::new(false);
-        let grpc =
-            accept_all(listener(self.grpc)?, stop.subscribe(), |stream, stop| serve_http2(stream, grpc.clone(), stop));
-        let http =
-            accept_all(listener(self.http)?, stop.subscribe(), |stream, stop| serve_http1(stream, http.clone(), stop));
+        let metrics = control.metrics();
+        let port = |listener, connections| Port {
+            listener,
+            connections_max: publish.connections_max,
+            connections,
+            metrics,
+            stop: stop.subscribe(),
+        };
+        let grpc_port = port(listener(self.grpc)?, &metrics.grpc_connections);
+        let grpc = grpc_port.accept_all(|stream, visit, stop| serve_http2(stream, visit, grpc.clone(), stop));
+        let idle = Duration::from_millis(publish.idle_deadline_ms);
+        let http_port = port(listener(self.http)?, &metrics.http_connections);
+        let http = http_port.accept_all(|stream, visit, stop| serve_http1(stream, visit, http.clone(), idle, stop));
         tokio::join!(grpc, http, async {
             shutdown.await;
             stop.send_replace(true);
@@ -186,37 +195,66 @@ fn listener(listener: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-/// Accepts until told to stop, then waits for the connections, each of which ends within [`GRACE`].
-async fn accept_all<F>(
+/// One of the two ports, while it takes connections.
+struct Port<'a> {
     listener: TcpListener,
+    connections_max: usize,
+    connections: &'a Gauge,
+    metrics: &'a ControlMetrics,
     stop: watch::Receiver<bool>,
-    serve: impl Fn(TcpStream, watch::Receiver<bool>) -> F,
-) where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let mut connections = JoinSet::new();
-    let mut stopped = pin!(ordered(stop.clone()));
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut stopped => break,
-            Some(ended) = connections.join_next() => log_panic(ended),
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => {
-                    // An answer is one small write: it must not wait for the acknowledgement of the one before.
-                    let _ = stream.set_nodelay(true);
-                    connections.spawn(serve(stream, stop.clone()));
-                }
-                Err(error) => {
-                    tracing::warn!("accepting a publisher: {error}");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
+}
+
+impl Port<'_> {
+    /// Accepts until told to stop, then waits for the connections, each of which ends within [`GRACE`].
+    async fn accept_all<F>(self, serve: impl Fn(TcpStream, Visit, watch::Receiver<bool>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut connections = JoinSet::new();
+        let mut strangers = Strangers::default();
+        let mut stopped = pin!(ordered(self.stop.clone()));
+        loop {
+            self.connections.set(connections.len() as u64);
+            // One above the bound at a time: whoever makes room for it has ended before the next is taken.
+            let has_room = match connections.len() {
+                n if n < self.connections_max => true,
+                n => n == self.connections_max && strangers.any(),
+            };
+            tokio::select! {
+                biased;
+                () = &mut stopped => break,
+                Some(ended) = connections.join_next() => log_panic(ended),
+                accepted = self.listener.accept(), if has_room => match accepted {
+                    Ok((stream, _)) => {
+                        // An answer is one small write: it must not wait for the acknowledgement of the one before.
+                        let _ = stream.set_nodelay(true);
+                        if connections.len() >= self.connections_max && strangers.cut_oldest() {
+                            self.metrics.publishers_cut.add(1);
+                        }
+                        let visit = Visit::default();
+                        strangers.add(visit.clone(), connections.len());
+                        let service = serve(stream, visit.clone(), self.stop.clone());
+                        connections.spawn(async move {
+                            tokio::select! {
+                                biased;
+                                () = visit.cut() => {}
+                                () = service => {}
+                            }
+                            visit.end();
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!("accepting a publisher: {error}");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                },
+            }
         }
-    }
-    drop(listener);
-    while let Some(ended) = connections.join_next().await {
-        log_panic(ended);
+        drop(self.listener);
+        while let Some(ended) = connections.join_next().await {
+            log_panic(ended);
+        }
+        self.connections.set(0);
     }
 }
 
@@ -232,11 +270,25 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn serve_http1(stream: TcpStream, router: Router, stop: watch::Receiver<bool>) {
+/// `router`, whose requests carry the visit until it is known.
+fn visited(
+    router: Router,
+    visit: Visit,
+) -> impl Service<Request<Incoming>, Response = axum::response::Response, Error = Infallible, Future: Send> {
+    let router = TowerToHyperService::new(router);
+    service_fn(move |mut request: Request<Incoming>| {
+        if !visit.is_known() {
+            request.extensions_mut().insert(visit.clone());
+        }
+        router.call(request)
+    })
+}
+
+async fn serve_http1(stream: TcpStream, visit: Visit, router: Router, idle: Duration, stop: watch::Receiver<bool>) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HTTP_IDLE)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .header_read_timeout(idle)
+        .serve_connection(TokioIo::new(stream), visited(router, visit));
     let mut connection = pin!(connection);
     tokio::select! {
         biased;
@@ -246,7 +298,7 @@ async fn serve_http1(stream: TcpStream, router: Router, stop: watch::Receiver<bo
     let _ = tokio::time::timeout(GRACE, connection).await;
 }
 
-async fn serve_http2(stream: TcpStream, router: Router, stop: watch::Receiver<bool>) {
+async fn serve_http2(stream: TcpStream, visit: Visit, router: Router, stop: watch::Receiver<bool>) {
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(GRPC_SILENCE)
@@ -254,7 +306,7 @@ async fn serve_http2(stream: TcpStream, router: Router, stop: watch::Receiver<bo
         .max_concurrent_streams(GRPC_STREAMS_MAX)
         .initial_stream_window_size(GRPC_STREAM_WINDOW)
         .initial_connection_window_size(GRPC_CONNECTION_WINDOW)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), visited(router, visit));
     let mut connection = pin!(connection);
     tokio::select! {
         biased;

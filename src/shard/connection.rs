@@ -147,14 +147,14 @@ impl Connection {
         }
     }
 
-    /// Takes one message out of its allowance of `per_s` a second with `burst` saved up; `false`: it has none left.
-    pub fn allow_message(&mut self, now_ms: u32, per_s: u32, burst: u32) -> bool {
+    /// Takes `frames` out of its allowance of `per_s` a second with `burst` saved up; `false`: it has not as many left.
+    pub fn allow_frames(&mut self, frames: u32, now_ms: u32, per_s: u32, burst: u32) -> bool {
         let passed_ms = now_ms.wrapping_sub(self.allowance_at_ms);
         let earned_milli = u64::from(passed_ms) * u64::from(per_s);
         let full_milli = u64::from(burst) * 1000;
         self.allowance_milli = (u64::from(self.allowance_milli) + earned_milli).min(full_milli) as u32;
         self.allowance_at_ms = now_ms;
-        match self.allowance_milli.checked_sub(1000) {
+        match self.allowance_milli.checked_sub(frames.saturating_mul(1000)) {
             Some(left) => {
                 self.allowance_milli = left;
                 true
@@ -182,9 +182,11 @@ mod tests {
     fn a_connection_may_send_its_burst_and_then_its_rate() {
         let mut c = Connection::free(Generation(0));
         c.allowance_milli = 3000;
-        assert_eq!((0..5).filter(|_| c.allow_message(0, 2, 3)).count(), 3);
-        assert!(!c.allow_message(499, 2, 3) && c.allow_message(500, 2, 3));
-        assert_eq!((0..9).filter(|_| c.allow_message(1_000_000, 2, 3)).count(), 3);
+        assert_eq!((0..5).filter(|_| c.allow_frames(1, 0, 2, 3)).count(), 3);
+        assert!(!c.allow_frames(1, 499, 2, 3) && c.allow_frames(1, 500, 2, 3));
+        assert_eq!((0..9).filter(|_| c.allow_frames(1, 1_000_000, 2, 3)).count(), 3);
+        assert!(!c.allow_frames(4, 2_000_000, 2, 3) && c.allow_frames(3, 2_000_000, 2, 3));
+        assert!(!c.allow_frames(u32::MAX, 3_000_000, 2, 3));
     }
 
     #[test]

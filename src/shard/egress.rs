@@ -29,12 +29,13 @@ pub struct Egress {
     reply_bytes: u32,
 }
 
-/// Emptied queues and buffers of a shard, for reuse.
+/// Emptied queues and buffers of a shard, for reuse; and how much memory the queues in use have.
 #[derive(Default)]
 pub struct Spares {
     #[expect(clippy::vec_box, reason = "moved as they are between here and a connection")]
     queues: Vec<Box<Queue>>,
     buffers: Vec<Vec<u8>>,
+    queued_bytes: usize,
 }
 
 impl Spares {
@@ -44,13 +45,21 @@ impl Spares {
     const BUFFER_BYTES_MAX: usize = 16 << 10;
 
     fn queue(&mut self) -> Box<Queue> {
-        self.queues.pop().unwrap_or_default()
+        let queue = self.queues.pop().unwrap_or_default();
+        self.queued_bytes += memory(&queue);
+        queue
     }
 
     fn return_queue(&mut self, queue: Box<Queue>) {
+        self.queued_bytes -= memory(&queue);
         if self.queues.len() < Self::QUEUES_MAX && queue.capacity() <= 64 {
             self.queues.push(queue);
         }
+    }
+
+    /// Memory of the queues in use, by capacity. Where messages are small it is more than that of what stands in them.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
     }
 
     /// An empty buffer.
@@ -65,6 +74,10 @@ impl Spares {
             self.buffers.push(buffer);
         }
     }
+}
+
+fn memory(queue: &Queue) -> usize {
+    queue.capacity() * size_of::<Item>()
 }
 
 /// Pieces whose bytes together are at most this are joined by copy: cheaper than a vectored send.
@@ -113,7 +126,10 @@ impl Egress {
         if self.front.is_none() {
             self.front = Some(item);
         } else {
-            self.rest.get_or_insert_with(|| spares.queue()).push_back(item);
+            let rest = self.rest.get_or_insert_with(|| spares.queue());
+            let before = memory(rest);
+            rest.push_back(item);
+            spares.queued_bytes += memory(rest) - before;
         }
     }
 
@@ -230,7 +246,7 @@ impl Egress {
     /// connection must be cut: the rest of a frame is missing.
     pub fn drop_pushes(&mut self, spares: &mut Spares, pool: &mut Pool) -> usize {
         let mut dropped = 0;
-        let mut kept = spares.queue();
+        let mut kept = Queue::new(); // Not a spare: replies owed behind pushes are few and rare.
         while let Some(item) = self.pop(spares) {
             match item {
                 Item::Push(piece) => {
@@ -240,13 +256,12 @@ impl Egress {
                 reply => kept.push_back(reply),
             }
         }
-        for item in kept.drain(..) {
+        for item in kept {
             if let Item::Reply(bytes) = &item {
                 self.reply_bytes += bytes.len() as u32;
             }
             self.append(item, spares);
         }
-        spares.return_queue(kept);
         dropped
     }
 
@@ -268,10 +283,10 @@ impl Egress {
         }
     }
 
-    /// Sequence of the oldest batch held here; the smaller, the older.
+    /// Sequence of the oldest batch held here; the smaller, the older. What was appended first is the oldest.
     pub fn oldest_sequence(&self) -> Option<u64> {
-        let items = self.front.iter().chain(self.rest.iter().flat_map(|r| r.iter()));
-        items.filter_map(|i| if let Item::Push(p) = i { Some(p.batch.sequence) } else { None }).min()
+        let mut items = self.front.iter().chain(self.rest.iter().flat_map(|r| r.iter()));
+        items.find_map(|i| if let Item::Push(p) = i { Some(p.batch.sequence) } else { None })
     }
 
     /// Whether nothing is owed.
@@ -386,6 +401,25 @@ mod tests {
         lone.reply(b"pong", &mut spares);
         assert_eq!(lone.drop_pushes(&mut spares, &mut pool), 1);
         assert_eq!((lone.push_bytes(), lone.reply_bytes(), lone.is_empty()), (0, 4, false));
+    }
+
+    #[test]
+    fn the_memory_of_queues_is_counted_and_comes_back() {
+        let (mut pool, mut spares, mut egress) = (Pool::default(), Spares::default(), Egress::default());
+        let b = batch(&mut pool, &[5]);
+        for _ in 0..1000 {
+            egress.push(whole(&b), usize::MAX, &mut spares).unwrap();
+        }
+        assert!((999..=2048).contains(&(spares.queued_bytes() / size_of::<Item>())), "{}", spares.queued_bytes());
+        egress.reply(b"pong", &mut spares);
+        egress.drop_pushes(&mut spares, &mut pool);
+        assert_eq!(spares.queued_bytes(), 0, "one reply needs no queue");
+        for _ in 0..9 {
+            egress.reply(b"pong", &mut spares);
+        }
+        assert!(spares.queued_bytes() >= 9 * size_of::<Item>());
+        egress.clear(&mut spares, &mut pool);
+        assert_eq!(spares.queued_bytes(), 0);
     }
 
     #[test]

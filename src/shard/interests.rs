@@ -244,6 +244,10 @@ impl Interests {
             InterestKey::Topic(topic, encoding) => drop(self.by_topic.remove(&(topic.clone(), *encoding))),
             InterestKey::Broadcast(encoding) => self.by_broadcast[encoding.0 as usize] = None,
         }
+        // A number keeps no memory of whom it was for: names are long, and numbers as many as there ever were at once.
+        it.key = InterestKey::Broadcast(it.key.encoding());
+        it.waiters = Vec::new();
+        it.fresh = Vec::new();
         self.free.push(interest.id);
     }
 
@@ -362,6 +366,11 @@ impl Interests {
     /// Subscriptions held.
     pub fn members(&self) -> usize {
         self.members
+    }
+
+    /// Interests in topics held, those being given up included.
+    pub fn topics(&self) -> usize {
+        self.by_topic.len()
     }
 
     /// Interests held.

@@ -18,6 +18,10 @@ pub struct ShardSettings {
     pub message_bytes_max: usize,
     /// Topics one connection may hold.
     pub topics_per_connection_max: usize,
+    /// Topics this shard takes part in, each encoding counted apart.
+    pub topics_max: usize,
+    /// This shard's part of `limits.partial_bytes_max`.
+    pub partial_bytes_max: usize,
     /// Request head of a handshake.
     pub handshake_bytes_max: usize,
     /// From accept to the end of the request head.
@@ -87,6 +91,10 @@ impl ShardSettings {
             sends_per_enter: 256,
             message_bytes_max: config.limits.message_bytes_max,
             topics_per_connection_max: config.limits.topics_per_connection_max,
+            topics_max: config.limits.topics_max,
+            // One client's longest message fits in any case; its buffer grows by doubling.
+            partial_bytes_max: (config.limits.partial_bytes_max / shards.max(1))
+                .max(2 * config.limits.message_bytes_max),
             handshake_bytes_max: config.limits.handshake_bytes_max,
             handshake_deadline_ms: config.limits.handshake_deadline_ms,
             close_deadline_ms: config.limits.close_deadline_ms,

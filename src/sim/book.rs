@@ -110,14 +110,14 @@ impl Book {
     /// What is wrong with it.
     pub fn read(&self, payload: &[u8]) -> Result<(usize, u32), String> {
         let shown = || String::from_utf8_lossy(&payload[..payload.len().min(40)]).into_owned();
-        let split = payload.iter().position(|b| *b == b';').ok_or_else(|| format!("not a message: {}", shown()))?;
+        let split = payload.iter().position(|b| *b == b';').ok_or_else(|| format!("not a message: {:?}", shown()))?;
         let number: u32 = std::str::from_utf8(&payload[1..split])
             .ok()
             .and_then(|digits| digits.parse().ok())
-            .ok_or_else(|| format!("not a message: {}", shown()))?;
-        let message = self.messages.get(number as usize).ok_or_else(|| format!("nobody published {}", shown()))?;
+            .ok_or_else(|| format!("not a message: {:?}", shown()))?;
+        let message = self.messages.get(number as usize).ok_or_else(|| format!("nobody published {:?}", shown()))?;
         if payload.len() != message.length || payload[split + 1..].iter().any(|b| *b != letter(number)) {
-            return Err(format!("message {number} arrived with other bytes: {}", shown()));
+            return Err(format!("message {number} arrived with other bytes: {:?}", shown()));
         }
         let place = message.place.ok_or_else(|| format!("message {number} arrived and was never admitted"))?;
         Ok((message.topic, place))

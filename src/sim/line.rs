@@ -51,7 +51,7 @@ pub struct Line {
     pub reset_by_gateway: bool,
     /// The network or the kernel cut it: frames may be incomplete, and nobody of ours is to blame.
     pub cut: bool,
-    /// The gateway closed while a send was in flight: no close frame could follow.
+    /// No close frame could come: the gateway closed while a send was in flight, or its shard stood still past the deadline.
     pub cut_short: bool,
     /// Messages in sends that ended short.
     pub broken: u64,

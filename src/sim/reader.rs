@@ -123,11 +123,6 @@ impl Reader {
         self.asked.front().map(|asked| asked.at)
     }
 
-    /// How many questions wait.
-    pub fn questions(&self) -> usize {
-        self.asked.len()
-    }
-
     /// Whether the stream stands between two frames.
     pub fn is_whole(&self) -> bool {
         self.partial.is_empty()
@@ -241,7 +236,7 @@ impl Reader {
                 self.heard.push_back((self.position, Heard::Refusal(status)));
                 Ok(bytes.len())
             }
-            _ => Err(format!("not a response: {}", String::from_utf8_lossy(&head[..head.len().min(40)]))),
+            _ => Err(format!("not a response: {:?}", String::from_utf8_lossy(&head[..head.len().min(40)]))),
         }
     }
 
@@ -292,7 +287,7 @@ impl Reader {
     fn text(&mut self, payload: &[u8], now: Time, book: &mut Book) -> Result<(), String> {
         if !self.welcomed {
             if payload != WELCOME.as_bytes() {
-                return Err(format!("the first frame is {}", String::from_utf8_lossy(payload)));
+                return Err(format!("the first frame is {:?}", String::from_utf8_lossy(payload)));
             }
             self.welcomed = true;
             self.heard.push_back((self.position, Heard::Welcome));
@@ -303,7 +298,7 @@ impl Reader {
             return self.message(payload, book);
         }
         let Some(asked) = self.asked.pop_front() else {
-            return Err(format!("an answer to no question: {}", String::from_utf8_lossy(payload)));
+            return Err(format!("an answer to no question: {:?}", String::from_utf8_lossy(payload)));
         };
         let expected = match asked.question {
             Question::Subscribe(_) => SUBSCRIBED,
@@ -312,7 +307,7 @@ impl Reader {
             Question::Nonsense => NONSENSE,
         };
         if payload != expected.as_bytes() {
-            return Err(format!("{:?} was answered with {}", asked.question, String::from_utf8_lossy(payload)));
+            return Err(format!("{:?} was answered with {:?}", asked.question, String::from_utf8_lossy(payload)));
         }
         let waited_ms = now.since_ns(asked.at) / 1_000_000;
         if self.misses_nothing && waited_ms > ANSWER_MS_MAX {

@@ -7,6 +7,7 @@ use crate::queue::{Arrival, Departure};
 use crate::shard::connection::{Connection, Phase};
 use crate::shard::wheel::Tick;
 use crate::socket::{Kind, Ring, Token};
+use crate::websocket::decoder::Decoder;
 use crate::websocket::frame;
 
 /// Deadlines looked at in one turn; after a long stall, or when many clients fall silent at once, the rest waits for the next.
@@ -19,6 +20,7 @@ pub(super) enum Cause {
     Protocol,
     Utf8,
     TooBig,
+    Partial,
     Heartbeat,
     Flood,
     SlowPending,
@@ -37,6 +39,7 @@ impl Cause {
             Cause::Protocol => &m.closes_protocol,
             Cause::Utf8 => &m.closes_utf8,
             Cause::TooBig => &m.closes_too_big,
+            Cause::Partial => &m.closes_partial,
             Cause::Heartbeat => &m.closes_heartbeat,
             Cause::Flood => &m.closes_flood,
             Cause::SlowPending => &m.closes_slow_pending,
@@ -201,6 +204,8 @@ impl<R: Ring> Reactor<R> {
         let connection = &mut self.connections[slot.0 as usize];
         connection.phase = Phase::Flushing;
         connection.held = None;
+        self.partial_bytes -= connection.decoder.heap_bytes();
+        connection.decoder = Decoder::new(false);
         connection.paused = false;
         connection.deadline = deadline;
         connection.slow_deadline = Tick::NEVER;
@@ -243,6 +248,8 @@ impl<R: Ring> Reactor<R> {
         let dropped = connection.egress.clear(&mut self.spares, &mut self.pool);
         cause.drops(&self.metrics).add(dropped as u64);
         connection.held = None;
+        self.partial_bytes -= connection.decoder.heap_bytes();
+        connection.decoder = Decoder::new(false);
         connection.phase = Phase::Cut;
         connection.deadline = Tick::NEVER;
         connection.slow_deadline = Tick::NEVER;
@@ -286,8 +293,8 @@ impl<R: Ring> Reactor<R> {
     pub(super) fn retire(&mut self, slot: Slot) {
         let index = slot.0 as usize;
         let next = self.connections[index].generation.next();
-        if self.slow.remove(&slot).is_some_and(|s| s.evicted) {
-            self.evictions_under_way -= 1;
+        if let Some(slow) = self.slow.remove(&slot) {
+            self.evicted_bytes -= slow.evicted.unwrap_or(0);
         }
         self.connections[index] = Connection::free(next);
         self.tenants -= 1;

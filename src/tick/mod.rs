@@ -69,8 +69,10 @@ pub struct Audit {
     pub in_flight: usize,
     /// Sealed batches somebody still owes.
     pub buffers_out: usize,
-    /// Their bytes, by capacity.
+    /// Their bytes and those of queues and joined copies, by capacity.
     pub owed_bytes: usize,
+    /// Memory of incomplete messages.
+    pub partial_bytes: usize,
     /// Subscriptions.
     pub subscriptions: usize,
     /// Slow connections.
@@ -90,8 +92,10 @@ const RETRY_MS: u64 = 1;
 struct Slow {
     /// Oldest batch its send pins; `u64::MAX` if it pins none.
     sequence: u64,
-    /// It was cut for the memory it holds.
-    evicted: bool,
+    /// Memory its send pins: its own, or shared with others.
+    pinned_bytes: usize,
+    /// It was cut for the memory it holds; this much comes back with its send.
+    evicted: Option<usize>,
 }
 
 /// One shard: its ring, its connections, its turn.
@@ -122,11 +126,15 @@ pub struct Reactor<R: Ring> {
     round: sending::Round,
     /// Connections with something to send and no send in flight.
     ready: VecDeque<Slot>,
-    /// Sends of the last chunk, with the oldest batch each pins: those that don't complete by themselves are slow.
-    unsettled: Vec<(Slot, u64)>,
+    /// Sends of the last chunk, with the oldest batch and the bytes each pins: those that don't complete by themselves are slow.
+    unsettled: Vec<(Slot, u64, usize)>,
     slow: BTreeMap<Slot, Slow>,
-    /// Slow consumers cut for their memory, which comes back with their last completion.
-    evictions_under_way: usize,
+    /// Memory that comes back with the sends of slow consumers cut for it.
+    evicted_bytes: usize,
+    /// Memory of incomplete messages, as their decoders say.
+    partial_bytes: usize,
+    /// Memory of sends that share nothing: replies, and small pieces joined by copy.
+    private_bytes: usize,
     next_flush: Time,
     /// Receives that found no buffer.
     starved: Vec<Token>,
@@ -173,7 +181,9 @@ impl<R: Ring> Reactor<R> {
             ready: VecDeque::new(),
             unsettled: Vec::new(),
             slow: BTreeMap::new(),
-            evictions_under_way: 0,
+            evicted_bytes: 0,
+            private_bytes: 0,
+            partial_bytes: 0,
             next_flush: now,
             starved: Vec::new(),
             drain: None,
@@ -230,7 +240,8 @@ impl<R: Ring> Reactor<R> {
             connections: self.tenants,
             in_flight: self.connections.iter().map(|c| usize::from(c.in_flight)).sum(),
             buffers_out: self.pool.out(),
-            owed_bytes: self.pool.out_bytes(),
+            owed_bytes: self.owed_bytes(),
+            partial_bytes: self.partial_bytes,
             subscriptions: self.interests.members(),
             slow: self.slow.len(),
             arrivals_unpaired: self.sockets.len() + self.arrivals.len() + self.next_tenants.len(),
@@ -315,8 +326,16 @@ impl<R: Ring> Reactor<R> {
         match bytes {
             Outgoing::Shared(piece) => self.pool.release(piece.batch),
             Outgoing::Pieces(pieces) => pieces.into_iter().for_each(|p| self.pool.release(p.batch)),
-            Outgoing::Private(buffer) => self.spares.return_buffer(buffer),
+            Outgoing::Private(buffer) => {
+                self.private_bytes -= buffer.capacity();
+                self.spares.return_buffer(buffer);
+            }
         }
+    }
+
+    /// Memory pinned by what subscribers have not taken yet: batches, each once, their own copies, and the queues they stand in.
+    fn owed_bytes(&self) -> usize {
+        self.pool.out_bytes() + self.private_bytes + self.spares.queued_bytes()
     }
 
     fn gauge(&self) {
@@ -325,7 +344,8 @@ impl<R: Ring> Reactor<R> {
         m.subscriptions.set(self.interests.members() as u64);
         m.interests.set(self.interests.len() as u64);
         m.slow_connections.set(self.slow.len() as u64);
-        let owed = self.pool.out_bytes() as u64;
+        m.partial_bytes.set(self.partial_bytes as u64);
+        let owed = self.owed_bytes() as u64;
         m.owed_bytes.set(owed);
         if owed > m.owed_bytes_peak.get() {
             m.owed_bytes_peak.set(owed);

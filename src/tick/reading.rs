@@ -268,7 +268,14 @@ impl<R: Ring> Reactor<R> {
             }
             let dialect = connection.dialect;
             let limits = DecoderLimits { message_bytes_max: self.settings.message_bytes_max(dialect) };
-            let decoded = match connection.decoder.decode(bytes, &mut self.scratch, &limits) {
+            let held_bytes = connection.decoder.heap_bytes();
+            let result = connection.decoder.decode(bytes, &mut self.scratch, &limits);
+            let holds_bytes = connection.decoder.heap_bytes();
+            self.partial_bytes = self.partial_bytes + holds_bytes - held_bytes;
+            let decoded = match result {
+                Ok(_) if holds_bytes > held_bytes && self.partial_bytes > self.settings.partial_bytes_max => {
+                    return self.close(slot, Cause::Partial, 1013, "too much is incomplete, try again", false);
+                }
                 Ok(decoded) => decoded,
                 Err(violation) => {
                     let cause = match violation.kind {
@@ -280,11 +287,11 @@ impl<R: Ring> Reactor<R> {
                 }
             };
             bytes = &bytes[decoded.consumed..];
-            let Some(event) = decoded.event else { continue };
             let (per_s, burst) = (self.settings.client_messages_per_s_max, self.settings.client_messages_burst_max);
-            if self.settings.is_rated(dialect) && !connection.allow_message(now_ms, per_s, burst) {
+            if self.settings.is_rated(dialect) && !connection.allow_frames(decoded.frames, now_ms, per_s, burst) {
                 return self.close(slot, Cause::Flood, 1008, "too many messages", false);
             }
+            let Some(event) = decoded.event else { continue };
             match event {
                 Event::Message(kind) => self.message(slot, dialect.get(), kind),
                 Event::Ping => {
@@ -346,10 +353,10 @@ impl<R: Ring> Reactor<R> {
             let position = position.map_or((Epoch(0), Offset(0)), |everyone| (everyone.epoch, everyone.last));
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
-        let key = InterestKey::Topic(Arc::from(&*topic), connection.encoding);
         // The first subscription is everyone's; it is not the client's doing and does not count.
         let held = connection.subscriptions.len().saturating_sub(1);
-        if let Some(id) = self.interests.find(&topic, connection.encoding)
+        let known = self.interests.find(&topic, connection.encoding);
+        if let Some(id) = known
             && connection.subscriptions.contains(&id)
         {
             if !dialect.subscribes_twice() {
@@ -359,11 +366,16 @@ impl<R: Ring> Reactor<R> {
             let position = (interest.epoch, interest.last);
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
-        if held >= self.settings.topics_per_connection_max {
+        let is_one_too_many = known.is_none() && self.interests.topics() >= self.settings.topics_max;
+        if held >= self.settings.topics_per_connection_max || is_one_too_many {
             self.metrics.topics_refused.add(1);
             return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::TooManyTopics));
         }
-        let id = self.interests.find_or_add(key);
+        let encoding = connection.encoding;
+        let id = known.unwrap_or_else(|| {
+            let key = InterestKey::Topic(Arc::from(&*topic), encoding);
+            self.interests.find_or_add(key)
+        });
         let connection = &mut self.connections[slot.0 as usize];
         connection.subscriptions.push(id);
         let waiter = Waiter { slot, generation: connection.generation, request };

@@ -200,15 +200,20 @@ impl<R: Ring> Reactor<R> {
     }
 
     fn submit(&mut self, slot: Slot, outgoing: Outgoing, messages: usize) {
-        let sequence = match &outgoing {
-            Outgoing::Shared(piece) => piece.batch.sequence,
-            Outgoing::Pieces(pieces) => pieces[0].batch.sequence,
-            Outgoing::Private(_) => u64::MAX,
+        let (sequence, pinned_bytes) = match &outgoing {
+            Outgoing::Shared(piece) => (piece.batch.sequence, piece.batch.capacity()),
+            Outgoing::Pieces(pieces) => {
+                (pieces[0].batch.sequence, pieces.iter().map(|piece| piece.batch.capacity()).sum())
+            }
+            Outgoing::Private(buffer) => {
+                self.private_bytes += buffer.capacity();
+                (u64::MAX, buffer.capacity())
+            }
         };
         let connection = &mut self.connections[slot.0 as usize];
         connection.sending = true;
         connection.in_flight += 1;
-        self.unsettled.push((slot, sequence));
+        self.unsettled.push((slot, sequence, pinned_bytes));
         self.metrics.deliveries.add(messages as u64);
         self.ring.send(Token::new(Kind::Send, connection.generation, slot), outgoing);
     }
@@ -223,8 +228,8 @@ impl<R: Ring> Reactor<R> {
         connection.sending = false;
         if std::mem::take(&mut connection.slow) {
             connection.slow_deadline = crate::shard::wheel::Tick::NEVER;
-            if self.slow.get(&slot).is_some_and(|s| !s.evicted) {
-                self.slow.remove(&slot);
+            if let Some(slow) = self.slow.remove(&slot) {
+                self.evicted_bytes -= slow.evicted.unwrap_or(0);
             }
         }
         if connection.phase == Phase::Cut {
@@ -249,7 +254,8 @@ impl<R: Ring> Reactor<R> {
         }
         let patience = self.wheel.after(self.now, self.settings.slow_deadline_ms);
         let mut settled = 0;
-        for (slot, sequence) in std::mem::take(&mut self.unsettled) {
+        let mut unsettled = std::mem::take(&mut self.unsettled);
+        for (slot, sequence, pinned_bytes) in unsettled.drain(..) {
             let connection = &mut self.connections[slot.0 as usize];
             if !connection.sending {
                 settled += u64::from(sequence != u64::MAX);
@@ -260,36 +266,47 @@ impl<R: Ring> Reactor<R> {
                 if connection.phase == Phase::Open {
                     connection.slow_deadline = patience;
                 }
-                self.slow.insert(slot, Slow { sequence, evicted: false });
+                self.slow.insert(slot, Slow { sequence, pinned_bytes, evicted: None });
                 self.schedule(slot);
             }
         }
+        self.unsettled = unsettled; // Kept for its capacity.
         if settled > 0 && self.round.oldest != Time::default() {
             self.metrics.publish_to_send.record_many_ns(self.now.since_ns(self.round.oldest), settled);
         }
     }
 
-    /// Above the bound on memory owed, the holders of the oldest buffer go. Their memory comes back with their completions, so
-    /// one buffer's holders at a time. Between two rounds, when the last sends are settled: a round's own buffers are owed to
-    /// everyone for a moment.
+    /// Above the bound on memory owed, the holders of the oldest buffers go, until what is left, and what their sends give back,
+    /// is within it. All at once: laggards of many topics add as many buffers in the next round. Between two rounds, when the
+    /// last sends are settled: a round's own buffers are owed to everyone for a moment.
     pub(super) fn bound_owed_memory(&mut self) {
-        let is_above = self.pool.out_bytes() > self.settings.owed_bytes_max;
-        if !is_above || self.evictions_under_way > 0 || self.round.is_active() {
+        let is_above = |this: &Self| this.owed_bytes() > this.settings.owed_bytes_max + this.evicted_bytes;
+        if self.round.is_active() || !is_above(self) {
             return;
         }
         let oldest_of = |slot: &Slot, slow: &Slow| {
             let waiting = self.connections[slot.0 as usize].egress.oldest_sequence();
             waiting.map_or(slow.sequence, |s| s.min(slow.sequence))
         };
-        let holders: Vec<(u64, Slot)> =
-            self.slow.iter().filter(|(_, s)| !s.evicted).map(|(slot, s)| (oldest_of(slot, s), *slot)).collect();
-        let Some(oldest) = holders.iter().map(|(sequence, _)| *sequence).min() else { return };
-        for (_, slot) in holders.into_iter().filter(|(sequence, _)| *sequence == oldest) {
-            if let Some(slow) = self.slow.get_mut(&slot) {
-                slow.evicted = true;
-                self.evictions_under_way += 1;
+        let candidates = self.slow.iter().filter(|(_, s)| s.evicted.is_none());
+        let mut holders: Vec<(u64, Slot)> = candidates.map(|(slot, s)| (oldest_of(slot, s), *slot)).collect();
+        holders.sort_unstable();
+        for buffer in holders.chunk_by(|a, b| a.0 == b.0) {
+            if !is_above(self) {
+                break;
             }
-            self.cut(slot, Cause::SlowOwed);
+            // A buffer comes back with the last of its holders, and counts once.
+            let mut shared_bytes = 0;
+            for (_, slot) in buffer {
+                let slow = self.slow.get_mut(slot).expect("listed above");
+                let is_shared = slow.sequence != u64::MAX;
+                let counted = if is_shared { shared_bytes } else { 0 };
+                let returns = slow.pinned_bytes.saturating_sub(counted);
+                shared_bytes += if is_shared { returns } else { 0 };
+                slow.evicted = Some(returns);
+                self.evicted_bytes += returns;
+                self.cut(*slot, Cause::SlowOwed);
+            }
         }
     }
 }

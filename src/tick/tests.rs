@@ -222,6 +222,29 @@ fn a_socket_in_a_slot_whose_last_tenant_has_completions_to_come_waits_for_them()
 }
 
 #[test]
+fn a_late_completion_finds_its_slot_with_another_tenant_and_changes_nothing() {
+    let mut world = World::new(|_| {});
+    world.arrive(0);
+    world.complete(token(Kind::Poll, 0, 0), 1);
+    world.turn();
+    world.complete(token(Kind::Recv, 0, 0), 0);
+    world.turn();
+    for (kind, result) in [(Kind::Cancel, 0), (Kind::Shutdown, 0), (Kind::Close, 0), (Kind::Poll, -libc::ECANCELED)] {
+        world.complete(token(kind, 0, 0), result);
+    }
+    world.turn();
+    world.arrive(0);
+    assert_eq!(world.connection(0).generation, Generation(1));
+    let (before, given_back) = (world.reactor.audit(), world.reactor.ring.buffers_given_back);
+    world.receive(token(Kind::Recv, 0, 0), HEAD);
+    world.complete(token(Kind::Poll, 0, 0), 1);
+    world.complete(token(Kind::Close, 0, 0), 0);
+    assert_eq!(world.turn(), []);
+    assert_eq!((world.reactor.audit(), world.connection(0).phase), (before, Phase::Handshake));
+    assert_eq!(world.reactor.ring.buffers_given_back, given_back + 1, "what the kernel had borrowed");
+}
+
+#[test]
 fn who_found_no_buffer_goes_before_who_comes_later() {
     let mut world = World::new(|_| {});
     (0..3).for_each(|slot| world.arrive(slot));

@@ -18,8 +18,9 @@
 //! with such a list joins it even if there is room: those who wait would never see any. So a shard that stands still holds up
 //! the topics with interest there, and nobody else's.
 //!
-//! A topic without interest and without a line is idle: it may be forgotten, and begins a new epoch when it comes back. A topic
-//! with interest never is, so a shard sees one epoch per interest, told by [`ToShard::Subscribed`].
+//! A topic without interest and without a line is idle: it may be forgotten, and begins a new epoch when it comes back. One that
+//! nobody ever published to goes before any other, and soon: clients choose names, and must not push out those in use. A topic
+//! with interest is never idle, so a shard sees one epoch per interest, told by [`ToShard::Subscribed`].
 
 mod sequencer;
 mod slab;
@@ -42,6 +43,8 @@ const ADMISSIONS_PER_TURN_MAX: usize = 4096;
 const REFUSALS_PER_TURN_MAX: usize = 4096;
 /// Idle topics forgotten in one turn.
 const FORGOTTEN_PER_TURN_MAX: usize = 1024;
+/// A topic that nobody ever published to is forgotten after this, or `topic_idle_ms` if that is less: time for who wanted it to come back.
+const UNUSED_MS_MAX: u64 = 10_000;
 /// A shard does not say when it has room again: while somebody waits for it, a turn is due this often.
 const RETRY_MS: u64 = 1;
 /// The stream to everyone, a topic without a name that is always there.
@@ -178,6 +181,8 @@ enum Place {
     Settled,
     /// No interest, no line: it may be forgotten.
     Idle,
+    /// Idle, and nothing was published to it in this life: there is nothing to forget.
+    Unused,
     /// Its line waits for this shard.
     Blocked(ShardId),
     /// Its line waited for this shard, where it no longer has an interest.
@@ -284,6 +289,7 @@ pub struct Topics {
     names: HashMap<Arc<str>, u32>, // Keyed hash: clients choose the names.
     topics: Slab<Topic>,
     idle: List,
+    unused: List,
     freed: List,
     shards: Vec<Shard>,
     shards_owed: usize, // Those with an answer owed, so that a publication asks one integer.
@@ -314,6 +320,7 @@ impl Topics {
             names: HashMap::new(),
             topics,
             idle: List::EMPTY,
+            unused: List::EMPTY,
             freed: List::EMPTY,
             shards: std::iter::repeat_with(shard).take(shards).collect(),
             shards_owed: 0,
@@ -353,11 +360,11 @@ impl Topics {
         let blocked = match topic.place {
             // Nothing of a topic overtakes what waits in its line.
             Place::Blocked(shard) | Place::Freed(shard) => Blocked { shard, need: Need::LEAST },
-            Place::Settled | Place::Idle => {
+            Place::Settled | Place::Idle | Place::Unused => {
                 match self.overtakes_none(index).and_then(|()| self.admit(now, index, &publication, outlet)) {
                     Ok(ack) => {
                         self.built.frames.clear();
-                        if self.topics[index].place == Place::Idle {
+                        if self.is_idle(index) {
                             self.put(index, Place::Idle); // The youngest again.
                         }
                         return Outcome::Admitted(ack);
@@ -423,8 +430,10 @@ impl Topics {
         if self.waiting.len() > 0 || self.shards_owed > 0 {
             next = next.min(now.plus_ms(RETRY_MS));
         }
-        if let Some(oldest) = self.idle.first() {
-            next = next.min(self.topics[oldest].last_used.plus_ms(self.limits.topic_idle_ms));
+        for (list, patience_ms) in self.idlers() {
+            if let Some(oldest) = list.first() {
+                next = next.min(self.topics[oldest].last_used.plus_ms(patience_ms));
+            }
         }
         next
     }
@@ -485,7 +494,7 @@ impl Topics {
     /// the number of topics beyond its bound, and each topic once.
     fn make_room(&mut self) -> bool {
         while self.names.len() >= self.limits.topics_max {
-            let Some(oldest) = self.idle.first() else { return false };
+            let Some(oldest) = self.unused.first().or(self.idle.first()) else { return false };
             self.forget(oldest);
             self.evicted += 1;
         }
@@ -493,16 +502,16 @@ impl Topics {
     }
 
     fn create(&mut self, now: Time, name: Arc<str>) -> u32 {
-        let topic = Topic::new(name.clone(), self.sequencer.begin(), now, Place::Idle);
+        let topic = Topic::new(name.clone(), self.sequencer.begin(), now, Place::Unused);
         let index = self.topics.insert(topic);
-        self.idle.push_back(&mut self.topics, index);
+        self.unused.push_back(&mut self.topics, index);
         self.names.insert(name, index);
         index
     }
 
     fn forget(&mut self, index: u32) {
-        debug_assert!(self.topics[index].place == Place::Idle);
-        self.idle.unlink(&mut self.topics, index);
+        debug_assert!(self.is_idle(index));
+        self.put(index, Place::Settled); // In no list.
         let topic = self.topics.remove(index);
         self.names.remove(&topic.name);
     }
@@ -510,29 +519,41 @@ impl Topics {
     /// Returns whether more are due than one turn forgets.
     fn forget_idle(&mut self, now: Time) -> bool {
         for _ in 0..FORGOTTEN_PER_TURN_MAX {
-            match self.idle.first() {
-                Some(oldest) if self.topics[oldest].last_used.plus_ms(self.limits.topic_idle_ms) <= now => {
-                    self.forget(oldest);
-                }
-                _ => return false,
+            let due = self.idlers().into_iter().find_map(|(list, patience_ms)| {
+                list.first().filter(|oldest| self.topics[*oldest].last_used.plus_ms(patience_ms) <= now)
+            });
+            match due {
+                Some(oldest) => self.forget(oldest),
+                None => return false,
             }
         }
         true
     }
 
+    /// Who may be forgotten, oldest first, and after which time.
+    fn idlers(&self) -> [(&List, u64); 2] {
+        let idle_ms = self.limits.topic_idle_ms;
+        [(&self.unused, idle_ms.min(UNUSED_MS_MAX)), (&self.idle, idle_ms)]
+    }
+
+    fn is_idle(&self, index: u32) -> bool {
+        matches!(self.topics[index].place, Place::Idle | Place::Unused)
+    }
+
     /// Moves a topic to the end of the list it belongs in.
     fn put(&mut self, index: u32, to: Place) {
         let from = std::mem::replace(&mut self.topics[index].place, to);
-        if let Some(list) = Self::list(&mut self.idle, &mut self.freed, &mut self.shards, from) {
+        if let Some(list) = Self::list(&mut self.idle, &mut self.unused, &mut self.freed, &mut self.shards, from) {
             list.unlink(&mut self.topics, index);
         }
-        if let Some(list) = Self::list(&mut self.idle, &mut self.freed, &mut self.shards, to) {
+        if let Some(list) = Self::list(&mut self.idle, &mut self.unused, &mut self.freed, &mut self.shards, to) {
             list.push_back(&mut self.topics, index);
         }
     }
 
     fn list<'a>(
         idle: &'a mut List,
+        unused: &'a mut List,
         freed: &'a mut List,
         shards: &'a mut [Shard],
         place: Place,
@@ -540,6 +561,7 @@ impl Topics {
         match place {
             Place::Settled => None,
             Place::Idle => Some(idle),
+            Place::Unused => Some(unused),
             Place::Blocked(shard) => Some(&mut shards[usize::from(shard.0)].blocked),
             Place::Freed(_) => Some(freed),
         }
@@ -550,8 +572,12 @@ impl Topics {
         let topic = &mut self.topics[index];
         debug_assert!(topic.line_head == NIL);
         topic.last_used = now;
-        let idle = topic.interests.is_empty() && index != BROADCAST;
-        self.put(index, if idle { Place::Idle } else { Place::Settled });
+        let place = match topic.last {
+            _ if index == BROADCAST || !topic.interests.is_empty() => Place::Settled,
+            Offset(0) => Place::Unused,
+            _ => Place::Idle,
+        };
+        self.put(index, place);
     }
 
     // Interest.
@@ -613,7 +639,7 @@ impl Topics {
         let at = topic.interests.partition_point(|i| (i.encoding, i.shard) <= (encoding, shard));
         topic.interests.insert(at, Interest { encoding, shard, interest });
         let position = (topic.epoch, topic.last);
-        if topic.place == Place::Idle {
+        if self.is_idle(index) {
             self.put(index, Place::Settled);
         }
         let registered = Registered { generation: interest.generation, topic: index, encoding };

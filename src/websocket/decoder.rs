@@ -53,6 +53,8 @@ pub enum Event {
 pub struct Decoded {
     /// Bytes of input used up. All of them, if there is no event.
     pub consumed: usize,
+    /// Frames whose headers they complete: what a flood of fragments that never become a message is measured by.
+    pub frames: u32,
     /// The first event they complete.
     pub event: Option<Event>,
 }
@@ -151,7 +153,7 @@ impl Decoder {
         limits: &DecoderLimits,
     ) -> Result<Decoded, Violation> {
         if self.done {
-            return Ok(Decoded { consumed: input.len(), event: None });
+            return Ok(Decoded { consumed: input.len(), frames: 0, event: None });
         }
         let result = self.advance(input, scratch, limits);
         if matches!(result, Err(_) | Ok(Decoded { event: Some(Event::Close { .. }), .. })) {
@@ -163,21 +165,25 @@ impl Decoder {
 
     fn advance(&mut self, input: &[u8], scratch: &mut Scratch, limits: &DecoderLimits) -> Result<Decoded, Violation> {
         let mut rest = input;
+        let mut frames = 0;
         // Ends: every turn uses up a byte or returns.
         while !rest.is_empty() {
             let frame = match self.partial.as_mut().and_then(|partial| partial.frame.take()) {
                 Some(frame) => frame,
                 None => match self.read_header(&mut rest, limits)? {
-                    Some(frame) => frame,
+                    Some(frame) => {
+                        frames += 1;
+                        frame
+                    }
                     None => break,
                 },
             };
             if let Some(event) = self.read_payload(frame, &mut rest, scratch, limits)? {
                 self.partial.take_if(|partial| partial.is_empty());
-                return Ok(Decoded { consumed: input.len() - rest.len(), event: Some(event) });
+                return Ok(Decoded { consumed: input.len() - rest.len(), frames, event: Some(event) });
             }
         }
-        Ok(Decoded { consumed: input.len(), event: None })
+        Ok(Decoded { consumed: input.len(), frames, event: None })
     }
 
     /// Takes a header off `rest`, or keeps what there is of it.
@@ -421,7 +427,7 @@ mod tests {
         while !input.is_empty() {
             match decoder.decode(input, &mut scratch, &LIMITS) {
                 Err(violation) => return (events, Some(violation)),
-                Ok(Decoded { consumed, event }) => {
+                Ok(Decoded { consumed, event, .. }) => {
                     assert!(consumed > 0 && (event.is_some() || consumed == input.len()));
                     input = &input[consumed..];
                     events.extend(event.map(|event| (event, scratch.payload().to_vec())));

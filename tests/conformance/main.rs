@@ -20,7 +20,7 @@ pub fn decode(deflate: bool, mut input: &[u8]) -> (Vec<(Event, Vec<u8>)>, Option
     while !input.is_empty() {
         match decoder.decode(input, &mut scratch, &LIMITS) {
             Err(violation) => return (events, Some(violation.code)),
-            Ok(Decoded { consumed, event }) => {
+            Ok(Decoded { consumed, event, .. }) => {
                 input = &input[consumed..];
                 events.extend(event.map(|event| (event, scratch.payload().to_vec())));
             }

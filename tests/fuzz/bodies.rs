@@ -65,7 +65,7 @@ pub fn decode(deflate: bool, stream: &[u8], piece: usize) -> Outcome {
                     assert_eq!(heap_bytes, 0);
                     return (events, Some(violation));
                 }
-                Ok(Decoded { consumed, event }) => {
+                Ok(Decoded { consumed, event, .. }) => {
                     assert!(consumed <= rest.len() && (event.is_some() || consumed == rest.len()));
                     assert!(consumed > 0, "a call that uses up nothing would be repeated for ever");
                     rest = &rest[consumed..];

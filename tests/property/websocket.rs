@@ -79,7 +79,7 @@ fn decode_cut(deflate: bool, wire: &[u8], cuts: &[u16]) -> bodies::Outcome {
         while !rest.is_empty() {
             match decoder.decode(rest, &mut scratch, &LIMITS) {
                 Err(violation) => return (events, Some(violation)),
-                Ok(Decoded { consumed, event }) => {
+                Ok(Decoded { consumed, event, .. }) => {
                     rest = &rest[consumed..];
                     events.extend(event.map(|event| (event, scratch.payload().to_vec())));
                 }

@@ -498,6 +498,15 @@ impl Client {
         self.frame().unwrap().expect("a frame, not the end").1
     }
 
+    /// The next frame, which stays.
+    pub fn peek(&mut self) -> (Opcode, Vec<u8>) {
+        let (opcode, payload) = self.frame().unwrap().expect("a frame, not the end");
+        let mut again = Vec::new();
+        write_frame(&mut again, opcode, &payload);
+        self.bytes.splice(..0, again);
+        (opcode, payload)
+    }
+
     /// Expects a close frame with this code, and then the end of the stream: not a reset.
     pub fn closed(&mut self, code: u16) {
         let (opcode, payload) = self.frame().unwrap().expect("a close frame before the end");
