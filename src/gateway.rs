@@ -430,7 +430,9 @@ impl Running {
         let (mut terminate, mut interrupt, mut hangup) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
         // Only now: whoever reads it may send a signal at once. Nobody reading it is no reason to end.
-        let _ = std::io::stdout().write_all(self.announcement.as_bytes());
+        if let Err(error) = std::io::stdout().write_all(self.announcement.as_bytes()) {
+            tracing::warn!("nobody reads stdout, where the addresses are told: {error}");
+        }
 
         let mut driver = {
             let control = self.control.clone();
