@@ -75,6 +75,8 @@ pub struct Connection {
     pub receiving: bool,
     /// More came while we did not read.
     pub read_again: bool,
+    /// The poll said that the peer's end is in the socket: read until it comes.
+    pub hung_up: bool,
     /// A send is in flight: never a second one.
     pub sending: bool,
     /// It is in the list of those with something to send.
@@ -122,6 +124,7 @@ impl Connection {
             polling: false,
             receiving: false,
             read_again: false,
+            hung_up: false,
             sending: false,
             ready: false,
             slow: false,

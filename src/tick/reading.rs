@@ -15,6 +15,9 @@ use crate::websocket::handshake::{self, Rejection};
 use crate::websocket::{MessageKind, ViolationKind};
 use std::sync::Arc;
 
+/// Events of a poll after which the end, or an error, is in the socket.
+const HUNG_UP: i32 = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as i32;
+
 impl<R: Ring> Reactor<R> {
     /// The poll says that there is something to read, or that it ended.
     pub(super) fn polled(&mut self, slot: Slot, result: i32, more: bool) {
@@ -30,6 +33,8 @@ impl<R: Ring> Reactor<R> {
             self.arm_poll(slot);
         }
         if result >= 0 {
+            // What came and the end after it may be one event: there is no second one to wait for.
+            self.connections[slot.0 as usize].hung_up |= result & HUNG_UP != 0;
             self.want_read(slot);
         }
     }
@@ -72,7 +77,7 @@ impl<R: Ring> Reactor<R> {
                     Phase::Free | Phase::Flushing | Phase::Lingering | Phase::Cut => {}
                 }
                 // The poll reports new arrivals only: what is there already must be asked for.
-                if again {
+                if again || self.connections[slot.0 as usize].hung_up {
                     self.want_read(slot);
                 }
             }
