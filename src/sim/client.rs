@@ -511,6 +511,9 @@ impl Client {
                     [&[0x81, 0x02, b'h', b'i'], &[0x83, 0x80, 0, 0, 0, 0], &[0xa1, 0x80, 0, 0, 0, 0]];
                 let bytes = self.machine.draw(|dice| dice.pick(&broken));
                 self.say(bytes);
+                // It need not stop there. What the gateway leaves unread when it closes resets the connection.
+                let more = self.machine.draw(|dice| dice.magnitude(1..=2_000)) as usize;
+                self.say(&vec![b'!'; more]);
             }
             Manner::Resets => {
                 line.borrow_mut().reset();

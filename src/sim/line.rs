@@ -155,11 +155,11 @@ impl Line {
         }
     }
 
-    /// The client reads up to `limit` bytes and says how many there were.
-    pub fn take(&mut self, limit: u64) -> u64 {
-        let taken = (self.sent - self.read).min(limit);
-        self.read += taken;
-        taken
+    /// The client reads up to `limit` bytes; after a reset nothing is there any more.
+    pub fn take(&mut self, limit: u64) {
+        if !self.reset_by_gateway {
+            self.read += (self.sent - self.read).min(limit);
+        }
     }
 
     /// Whether the client has read everything up to the end.

@@ -392,7 +392,9 @@ impl SimRing {
         for (place, byte) in self.buffers[id as usize].iter_mut().zip(line.to_gateway.drain(..length)) {
             *place = byte;
         }
-        (length as i32, Some(id), !line.to_gateway.is_empty())
+        // Linux says so of an end that is next, too; nobody should have to rely on it.
+        let nonempty = !line.to_gateway.is_empty() || (line.far == Far::HalfClosed && self.machine.chance(500));
+        (length as i32, Some(id), nonempty)
     }
 
     fn start_send(&mut self, token: Token, overlap: usize) {

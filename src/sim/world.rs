@@ -536,6 +536,10 @@ impl World {
     fn last_words(&mut self) {
         trace!(self.machine, "--- last words");
         self.control.borrow_mut().publish_everywhere();
+        // Once more before the next tick: that one has to come by itself.
+        let now = self.machine.now();
+        self.run_until(Time(now.0 + 200_000));
+        self.control.borrow_mut().publish_everywhere();
         let now = self.machine.now();
         self.run_until(now.plus_ms(self.settings.tick_interval_us / 1000 + PROMPT_MS));
         self.clients.iter().for_each(Client::must_be_content);
