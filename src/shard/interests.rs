@@ -310,12 +310,10 @@ impl Interests {
         self.batch_bytes = 0;
     }
 
-    /// Gives up what nobody has wanted for long enough.
-    pub fn linger(&mut self, now: Time) {
-        while let Some((interest, until)) = self.lingering.front().copied() {
-            if until > now {
-                break;
-            }
+    /// Gives up what nobody has wanted for long enough, looking at no more than `at_once`.
+    pub fn linger(&mut self, now: Time, at_once: usize) {
+        for _ in 0..at_once {
+            let Some((interest, _)) = self.lingering.front().copied().filter(|(_, until)| *until <= now) else { break };
             self.lingering.pop_front();
             let it = &self.all[interest.id.0 as usize];
             if it.generation == interest.generation && it.is_unwanted() && it.standing == Standing::On {
@@ -448,7 +446,7 @@ mod tests {
         interests.frame(first, Offset(1), Offset(0), b"theirs", Time(0), &mut pool);
         interests.leave(Time(0), id, Slot(1), 0);
         assert!(!interests.has_news() && interests.batch_bytes() == 0);
-        interests.linger(Time(0));
+        interests.linger(Time(0), 9);
         assert_eq!(announced(&mut interests), Some((first, false)));
         assert_eq!(interests.join(id, waiter(2)), Joined::Waiting);
         let (second, _) = announced(&mut interests).unwrap();
@@ -465,7 +463,7 @@ mod tests {
         let (id, first) = on(&mut interests, 0);
         interests.join(id, waiter(1));
         interests.leave(Time(0), id, Slot(1), 1000);
-        interests.linger(Time(0).plus_ms(1000));
+        interests.linger(Time(0).plus_ms(1000), 9);
         assert_eq!(announced(&mut interests), Some((first, false)));
         assert_eq!(interests.join(id, waiter(2)), Joined::Waiting);
         let (second, wants) = announced(&mut interests).unwrap();
@@ -486,7 +484,7 @@ mod tests {
         interests.join(id, waiter(1));
         interests.leave(Time(0), id, Slot(1), 1000);
         assert_eq!(interests.join(id, waiter(2)), Joined::From(Epoch(1), Offset(0)));
-        interests.linger(Time(0).plus_ms(1000));
+        interests.linger(Time(0).plus_ms(1000), 9);
         assert_eq!(announced(&mut interests), None);
         assert_eq!(interests.get(id).generation, interest.generation);
     }
@@ -497,9 +495,9 @@ mod tests {
         let (id, interest) = on(&mut interests, 0);
         interests.join(id, waiter(1));
         interests.leave(Time(0), id, Slot(1), 1000);
-        interests.linger(Time(0).plus_ms(999));
+        interests.linger(Time(0).plus_ms(999), 9);
         assert_eq!(announced(&mut interests), None);
-        interests.linger(Time(0).plus_ms(1000));
+        interests.linger(Time(0).plus_ms(1000), 9);
         announced(&mut interests).unwrap();
         interests.let_go(interest, false);
         assert!(interests.is_empty());

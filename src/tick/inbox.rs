@@ -7,6 +7,9 @@ use crate::socket::{Defect, Ring};
 /// Items taken in one turn, so that completions are looked at between.
 const INBOX_ITEMS_PER_TURN: usize = 4096;
 
+/// Announcements in one turn: thousands of clients with thousands of topics may leave at once. The rest follows in a millisecond.
+const ANNOUNCEMENTS_PER_TURN: usize = 4096;
+
 /// Bytes that may wait for the tick in batches. Above it the inbox is left alone, fills, and the control core says "no room".
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
@@ -57,9 +60,9 @@ impl<R: Ring> Reactor<R> {
 
     /// Tells control what is wanted and what no longer is; what finds no room waits as it is, and is decided anew then.
     pub(super) fn announce(&mut self) {
-        self.interests.linger(self.now);
+        self.interests.linger(self.now, ANNOUNCEMENTS_PER_TURN);
         let mut told = false;
-        loop {
+        for _ in 0..ANNOUNCEMENTS_PER_TURN {
             self.interests.settle_announcements();
             let Some((interest, key)) = self.interests.announcement() else { break };
             let message = match key {
