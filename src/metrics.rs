@@ -286,6 +286,8 @@ cells! {
         http_connections: Gauge = "publisher_connections" { protocol: "http" },
         /// Publishers cut for another, at `publish.connections_max`, never having called with a token that holds.
         publishers_cut: Counter = "publishers_cut",
+        /// Calls refused: too many without a token open on one connection.
+        stranger_calls_refused: Counter = "stranger_calls_refused",
         /// Publications that had to wait for room.
         waited: Counter = "publications_waited",
         /// Frames encoded: one per publication and encoding that has subscribers.

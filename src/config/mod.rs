@@ -315,7 +315,7 @@ section! { "publish"
         publish_waiting_bytes_max: usize = 64 << 20 => Allowed::Integer(&[0..=TIB]),
         /// Largest batch of `PublishStream`, in messages.
         batch_messages_max: usize = 10_000 => Allowed::Integer(&[1..=1_000_000]),
-        /// Publishers connected at once, by gRPC and by HTTP each. One more takes the place of whoever is connected longest without having called with a token that holds; when all have, it waits.
+        /// Publishers connected at once, by gRPC and by HTTP each. One more takes the place of whoever is connected longest without having called with a token that holds (any call, where none is asked for); when all have, it waits.
         connections_max: usize = 4096 => Allowed::Integer(&[1..=65_536]),
         /// An HTTP connection without a complete request head for this long is cut.
         idle_deadline_ms: u64 = 60_000 => Allowed::Integer(&[1..=DAY_MS]),

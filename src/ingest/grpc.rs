@@ -10,7 +10,6 @@
 //! ```
 
 use super::push::{Problem, guarded, guarded_now, push};
-use super::visits::Visit;
 use super::{Admission, Control, Tokens, Waiting};
 use crate::config::Publish;
 use crate::frame::Publication;
@@ -36,6 +35,9 @@ use tonic_health::server::HealthReporter;
 /// Batches of one stream that wait for room at once; then no more are read, and HTTP/2 flow control reaches the publisher.
 const BATCHES_PENDING_MAX: usize = 16;
 
+/// Largest request of health and reflection, which ask for no token: names of services and symbols.
+const OPEN_REQUEST_BYTES_MAX: usize = 4096;
+
 /// Every service, and what tells health watchers about a drain.
 pub(super) fn routes(control: &Arc<Control>, tokens: Arc<Tokens>, publish: &Publish) -> (Routes, HealthReporter) {
     let bytes_max = publish.request_bytes_max;
@@ -53,9 +55,9 @@ pub(super) fn routes(control: &Arc<Control>, tokens: Arc<Tokens>, publish: &Publ
     let ours = "our own descriptors are well formed";
     let routes = Routes::new(InterceptedService::new(proxy, token.clone()))
         .add_service(InterceptedService::new(publisher, token))
-        .add_service(health)
-        .add_service(reflection().build_v1().expect(ours))
-        .add_service(reflection().build_v1alpha().expect(ours));
+        .add_service(health.max_decoding_message_size(OPEN_REQUEST_BYTES_MAX))
+        .add_service(reflection().build_v1().expect(ours).max_decoding_message_size(OPEN_REQUEST_BYTES_MAX))
+        .add_service(reflection().build_v1alpha().expect(ours).max_decoding_message_size(OPEN_REQUEST_BYTES_MAX));
     (routes, reporter)
 }
 
@@ -79,9 +81,6 @@ struct Token {
 impl Interceptor for Token {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         if self.tokens.allow(request.metadata().get("authorization").map(|v| v.as_bytes())) {
-            if let Some(visit) = request.extensions().get::<Visit>() {
-                visit.make_known();
-            }
             return Ok(request);
         }
         self.control.metrics().refused_unauthorized.add(1);

@@ -11,7 +11,6 @@
 //! Errors have grpc-gateway's shape, `{"code":…,"message":"…","details":[]}`, code being gRPC's.
 
 use super::push::{Problem, guarded, guarded_now, push};
-use super::visits::Visit;
 use super::{Control, Hooks, StallError, Tokens, json};
 use crate::config::Publish;
 use crate::ids::ShardId;
@@ -74,11 +73,8 @@ pub(super) fn router(control: Arc<Control>, tokens: Arc<Tokens>, hooks: Hooks, p
 }
 
 impl App {
-    fn authorize(&self, headers: &HeaderMap, visit: Option<&Visit>) -> Result<(), Problem> {
+    fn authorize(&self, headers: &HeaderMap) -> Result<(), Problem> {
         if self.tokens.allow(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes)) {
-            if let Some(visit) = visit {
-                visit.make_known();
-            }
             return Ok(());
         }
         self.control.metrics().refused_unauthorized.add(1);
@@ -102,7 +98,7 @@ impl App {
 }
 
 async fn push_data(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    if let Err(problem) = app.authorize(request.headers(), request.extensions().get()) {
+    if let Err(problem) = app.authorize(request.headers()) {
         discard(request.into_body()).await;
         return Err(problem);
     }
@@ -130,8 +126,8 @@ async fn discard(body: Body) {
     let _ = tokio::time::timeout(DISCARD_DEADLINE, read).await;
 }
 
-async fn metrics(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    app.authorize(request.headers(), request.extensions().get())?;
+async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Problem> {
+    app.authorize(&headers)?;
     let text = guarded_now(app.control.metrics(), || (app.hooks.metrics)())?;
     // Only OpenMetrics ends so, and must.
     let kind = if text.ends_with("# EOF\n") { OPENMETRICS_TEXT } else { PROMETHEUS_TEXT };
@@ -156,7 +152,7 @@ async fn stall(
     headers: HeaderMap,
     stall: Result<Query<Stall>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
-    app.authorize(&headers, None)?;
+    app.authorize(&headers)?;
     let Query(Stall { shard, ms }) = stall.map_err(|e| Problem::new(Code::InvalidArgument, e.body_text()))?;
     if ms > STALL_MS_MAX {
         return Err(Problem::new(Code::InvalidArgument, format!("at most {STALL_MS_MAX} ms")));

@@ -3,11 +3,14 @@
 //! One accept loop of our own for both rather than tonic's and axum's: connections are bounded, an idle or mute one is cut,
 //! running out of descriptors is waited out instead of spun on, and a graceful end has a deadline.
 
-use super::visits::{Strangers, Visit};
+use super::visits::{Held, STRANGER_CALLS_MAX, Strangers, Visit};
 use super::{Control, Tokens, grpc, http};
 use crate::config::Publish;
 use crate::metrics::{ControlMetrics, Gauge};
 use axum::Router;
+use axum::body::Body;
+use axum::http::header::AUTHORIZATION;
+use axum::response::Response;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -24,6 +27,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+/// Head of a request, and answers not yet read, that one HTTP connection may hold.
+const HTTP_BUFFER_BYTES_MAX: usize = 65_536;
 
 /// A gRPC peer that is silent for this long is pinged, and cut if it stays silent as long again.
 const GRPC_SILENCE: Duration = Duration::from_secs(20);
@@ -144,7 +150,7 @@ impl Server {
     ) -> io::Result<()> {
         let (routes, reporter) = grpc::routes(&control, tokens.clone(), publish);
         let health = tokio::spawn(grpc::report_health(reporter, control.drain_begun()));
-        let http = http::router(control.clone(), tokens, hooks, publish, dev);
+        let http = http::router(control.clone(), tokens.clone(), hooks, publish, dev);
         let grpc = routes.prepare().into_axum_router();
 
         let stop = watch::Sender::new(false);
@@ -157,10 +163,16 @@ impl Server {
             stop: stop.subscribe(),
         };
         let grpc_port = port(listener(self.grpc)?, &metrics.grpc_connections);
-        let grpc = grpc_port.accept_all(|stream, visit, stop| serve_http2(stream, visit, grpc.clone(), stop));
+        let reception = |router: &Router, visit| Reception {
+            router: router.clone(),
+            tokens: tokens.clone(),
+            control: control.clone(),
+            visit,
+        };
+        let grpc = grpc_port.accept_all(|stream, visit, stop| serve_http2(stream, reception(&grpc, visit), stop));
         let idle = Duration::from_millis(publish.idle_deadline_ms);
         let http_port = port(listener(self.http)?, &metrics.http_connections);
-        let http = http_port.accept_all(|stream, visit, stop| serve_http1(stream, visit, http.clone(), idle, stop));
+        let http = http_port.accept_all(|stream, visit, stop| serve_http1(stream, reception(&http, visit), idle, stop));
         tokio::join!(grpc, http, async {
             shutdown.await;
             stop.send_replace(true);
@@ -270,25 +282,50 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// `router`, whose requests carry the visit until it is known.
-fn visited(
+/// What a request meets first: who is there, and how much a stranger may ask at once.
+struct Reception {
     router: Router,
+    tokens: Arc<Tokens>,
+    control: Arc<Control>,
     visit: Visit,
-) -> impl Service<Request<Incoming>, Response = axum::response::Response, Error = Infallible, Future: Send> {
-    let router = TowerToHyperService::new(router);
-    service_fn(move |mut request: Request<Incoming>| {
-        if !visit.is_known() {
-            request.extensions_mut().insert(visit.clone());
-        }
-        router.call(request)
-    })
 }
 
-async fn serve_http1(stream: TcpStream, visit: Visit, router: Router, idle: Duration, stop: watch::Receiver<bool>) {
+impl Reception {
+    fn service(self) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> {
+        let Reception { router, tokens, control, visit } = self;
+        let router = TowerToHyperService::new(router);
+        service_fn(move |request: Request<Incoming>| {
+            if !visit.is_known() && tokens.allow(request.headers().get(AUTHORIZATION).map(|value| value.as_bytes())) {
+                visit.make_known();
+            }
+            let call = if visit.is_known() { Ok(None) } else { visit.begin_call().map(Some).ok_or(()) };
+            let response = call.map(|call| (call, router.call(request)));
+            if response.is_err() {
+                control.metrics().stranger_calls_refused.add(1);
+            }
+            async move {
+                match response {
+                    Ok((None, response)) => response.await,
+                    Ok((Some(call), response)) => Ok(response.await?.map(|body| Body::new(Held::new(body, call)))),
+                    Err(()) => Ok(too_many_calls().into_http()),
+                }
+            }
+        })
+    }
+}
+
+fn too_many_calls() -> tonic::Status {
+    tonic::Status::resource_exhausted(format!(
+        "{STRANGER_CALLS_MAX} calls without a token are open on this connection: send one, or end some"
+    ))
+}
+
+async fn serve_http1(stream: TcpStream, reception: Reception, idle: Duration, stop: watch::Receiver<bool>) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
-        .serve_connection(TokioIo::new(stream), visited(router, visit));
+        .max_buf_size(HTTP_BUFFER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), reception.service());
     let mut connection = pin!(connection);
     tokio::select! {
         biased;
@@ -298,7 +335,7 @@ async fn serve_http1(stream: TcpStream, visit: Visit, router: Router, idle: Dura
     let _ = tokio::time::timeout(GRACE, connection).await;
 }
 
-async fn serve_http2(stream: TcpStream, visit: Visit, router: Router, stop: watch::Receiver<bool>) {
+async fn serve_http2(stream: TcpStream, reception: Reception, stop: watch::Receiver<bool>) {
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(GRPC_SILENCE)
@@ -306,7 +343,7 @@ async fn serve_http2(stream: TcpStream, visit: Visit, router: Router, stop: watc
         .max_concurrent_streams(GRPC_STREAMS_MAX)
         .initial_stream_window_size(GRPC_STREAM_WINDOW)
         .initial_connection_window_size(GRPC_CONNECTION_WINDOW)
-        .serve_connection(TokioIo::new(stream), visited(router, visit));
+        .serve_connection(TokioIo::new(stream), reception.service());
     let mut connection = pin!(connection);
     tokio::select! {
         biased;

@@ -1,13 +1,20 @@
 //! Who is connected to a publishing port, and who goes when it is full.
 //!
 //! Anybody who reaches the port can connect and say nothing. So a connection is a stranger's until a call with a token that
-//! holds came over it (without tokens: any call that would ask for one), and when the port is full the stranger who is there
-//! longest makes room for the next: holding every place takes as many connections again and again, and publishers keep theirs.
+//! holds came over it (without tokens: any call), and when the port is full the stranger who is there longest makes room for
+//! the next: holding every place takes as many connections again and again, and publishers keep theirs. Strangers may ask for
+//! health, and how the services look, few things at once.
 
+use axum::body::{Body, Bytes, HttpBody};
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use tokio::sync::Notify;
+
+/// Calls a stranger may have open at once on one connection: a health watch or two, and reflection.
+pub(super) const STRANGER_CALLS_MAX: usize = 8;
 
 /// One connection, as its task, its requests and the accept loop see it.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +24,7 @@ pub(super) struct Visit(Arc<State>);
 struct State {
     known: AtomicBool,
     ended: AtomicBool,
+    calls: AtomicUsize,
     cut: Notify,
 }
 
@@ -31,6 +39,13 @@ impl Visit {
         self.0.known.store(true, Ordering::Relaxed);
     }
 
+    /// A stranger's call begins; `None`: it has too many open.
+    pub(super) fn begin_call(&self) -> Option<Call> {
+        let begun = self.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let call = Call(self.0.clone());
+        (begun <= STRANGER_CALLS_MAX).then_some(call)
+    }
+
     /// Completes when it has to make room.
     pub(super) async fn cut(&self) {
         self.0.cut.notified().await;
@@ -43,6 +58,48 @@ impl Visit {
 
     fn is_stranger(&self) -> bool {
         !self.is_known() && !self.0.ended.load(Ordering::Relaxed)
+    }
+}
+
+/// An open call of a stranger; counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct Call(Arc<State>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The body of an answer that keeps its call open until it is sent or given up.
+pub(super) struct Held {
+    body: Body,
+    _call: Call,
+}
+
+impl Held {
+    pub(super) fn new(body: Body, call: Call) -> Held {
+        Held { body, _call: call }
+    }
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -105,6 +162,15 @@ mod tests {
             std::task::Poll::Ready(value) => Some(value),
             std::task::Poll::Pending => None,
         }
+    }
+
+    #[test]
+    fn a_stranger_has_few_calls_open_at_once() {
+        let visit = Visit::default();
+        let mut calls: Vec<Call> = std::iter::from_fn(|| visit.begin_call()).collect();
+        assert_eq!(calls.len(), STRANGER_CALLS_MAX);
+        calls.pop();
+        assert!(visit.begin_call().is_some() && visit.begin_call().is_some(), "one place, and it is given back");
     }
 
     #[test]

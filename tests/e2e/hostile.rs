@@ -6,6 +6,11 @@ use crate::http::request;
 use crate::publisher::{Publisher, message};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
+use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 /// It reads what it is sent and loses nothing.
 fn assert_served(gateway: &Gateway, bystander: &mut Client) {
@@ -197,4 +202,50 @@ fn a_publisher_without_a_token_gets_its_401_whatever_it_sends() {
         }
     }
     assert!(gateway.rss_bytes() < before + (8 << 20), "the bodies of strangers are kept");
+}
+
+#[test]
+fn strangers_have_few_and_small_calls_open_by_grpc() {
+    let file = token_file("calls");
+    let gateway = Gateway::start(&[("publish.tokens_file", file.to_str().unwrap())]);
+    std::fs::remove_file(&file).unwrap();
+    let stranger = Publisher::new(&gateway);
+    stranger.block_on(async |channel| {
+        let mut health = HealthClient::new(channel.clone());
+        let mut watches = Vec::new();
+        let refused = loop {
+            assert!(watches.len() < 100, "a stranger has any number of calls open");
+            match health.watch(HealthCheckRequest::default()).await {
+                Ok(watch) => watches.push(watch),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!((refused.code(), watches.len()), (Code::ResourceExhausted, 8), "{refused:?}");
+        // One ends, and there is room for a probe.
+        watches.pop();
+        let probed = async || health.clone().check(HealthCheckRequest::default()).await.is_ok();
+        while !probed().await {}
+
+        drop(watches);
+        let question = MessageRequest::FileContainingSymbol("x".repeat(100_000));
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+        let mut reflection = ServerReflectionClient::new(channel);
+        let answers = reflection.server_reflection_info(tokio_stream::once(request)).await;
+        let answer = match answers {
+            Ok(answers) => answers.into_inner().message().await,
+            Err(status) => Err(status),
+        };
+        assert!(!matches!(answer, Ok(Some(_))), "100 kB of a stranger's are taken");
+    });
+    let known = Publisher::new(&gateway).with_token("a-token-of-the-right-kind");
+    known.publish("t", "x").unwrap();
+    let shown = known.block_on(async |channel| {
+        let mut health = HealthClient::new(channel);
+        let mut watches = Vec::new();
+        for _ in 0..20 {
+            watches.push(health.watch(HealthCheckRequest::default()).await);
+        }
+        watches.iter().filter(|watch| watch.is_ok()).count()
+    });
+    assert_eq!(shown, 20, "who has shown a token may watch more");
 }

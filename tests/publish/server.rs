@@ -16,9 +16,15 @@ fn a_taken_port_is_named_with_its_setting() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let error = Server::bind(&publish(&address, "127.0.0.1:0")).err().unwrap().to_string();
-    assert!(error.starts_with(&format!("publish.grpc_address = \"{address}\": another process listens")), "{error}");
+    assert!(
+        error.starts_with(&format!("publish.grpc_address = \"{address}\" is taken: another process listens")),
+        "{error}"
+    );
     let error = Server::bind(&publish("127.0.0.1:0", &address)).err().unwrap().to_string();
-    assert!(error.starts_with(&format!("publish.http_address = \"{address}\": another process listens")), "{error}");
+    assert!(
+        error.starts_with(&format!("publish.http_address = \"{address}\" is taken: another process listens")),
+        "{error}"
+    );
 }
 
 #[test]
