@@ -171,7 +171,7 @@ pub enum Outgoing {
 }
 
 impl Outgoing {
-    /// Most pieces of one vectored send; more cost more than joining them (docs/PERFORMANCE.md).
+    /// Most pieces of one vectored send; beyond it joining them by copy is cheaper.
     pub const PIECES_MAX: usize = 16;
 
     /// Bytes in all.

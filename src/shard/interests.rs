@@ -185,6 +185,17 @@ impl Interests {
         }
     }
 
+    /// Messages of the present batch that are `slot`'s.
+    pub fn collected(&self, id: InterestId, slot: Slot) -> usize {
+        let interest = &self.all[id.0 as usize];
+        if interest.batch.is_empty() || !interest.members.contains(&slot) {
+            return 0;
+        }
+        let from = interest.fresh.iter().find(|(s, _)| *s == slot).map_or(Offset(0), |(_, from)| *from);
+        let marks = interest.batch.marks();
+        marks.len() - marks.partition_point(|m| m.offset <= from)
+    }
+
     /// Ends a connection's part, whether it takes part or waits.
     pub fn leave(&mut self, now: Time, id: InterestId, slot: Slot, linger_ms: u64) {
         let interest = &mut self.all[id.0 as usize];

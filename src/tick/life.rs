@@ -172,7 +172,7 @@ impl<R: Ring> Reactor<R> {
             Phase::Free | Phase::Flushing | Phase::Lingering | Phase::Cut => return,
         }
         let mid_frame = self.connections[index].egress.is_mid_frame();
-        self.leave_all(slot);
+        self.leave_all(slot, cause);
         if !keep_pushes {
             let egress = &mut self.connections[index].egress;
             let dropped = egress.drop_pushes(&mut self.spares, &mut self.pool);
@@ -242,7 +242,7 @@ impl<R: Ring> Reactor<R> {
             if phase == Phase::Open {
                 cause.closes(&self.metrics).add(1);
             }
-            self.leave_all(slot);
+            self.leave_all(slot, cause);
         }
         let connection = &mut self.connections[index];
         let dropped = connection.egress.clear(&mut self.spares, &mut self.pool);
@@ -276,12 +276,15 @@ impl<R: Ring> Reactor<R> {
         self.ring.close(Token::new(Kind::Close, generation, slot), poll);
     }
 
-    /// Ends its part in everything, the round under way included.
-    fn leave_all(&mut self, slot: Slot) {
+    /// Ends its part in everything, the round under way included; what was collected for it is not delivered, and counted.
+    fn leave_all(&mut self, slot: Slot, cause: Cause) {
         let subscriptions = std::mem::take(&mut self.connections[slot.0 as usize].subscriptions);
+        let mut missed = self.round.pending(slot);
         for id in subscriptions {
+            missed += self.interests.collected(id, slot);
             self.leave(slot, id);
         }
+        cause.drops(&self.metrics).add(missed as u64);
     }
 
     pub(super) fn leave(&mut self, slot: Slot, id: crate::ids::InterestId) {

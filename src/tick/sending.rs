@@ -46,6 +46,14 @@ impl Round {
         }
     }
 
+    /// Messages of the round that `slot` has not been handed yet.
+    pub(super) fn pending(&self, slot: Slot) -> usize {
+        let rest = &self.targets[self.cursor..];
+        let from = rest.partition_point(|t| t >> 32 < u64::from(slot.0));
+        let its = rest[from..].iter().take_while(|t| *t >> 32 == u64::from(slot.0));
+        its.filter_map(|t| self.piece(slot, *t as u32 as usize)).map(|piece| piece.messages()).sum()
+    }
+
     /// The piece of `sealed[index]` that is `slot`'s, if any.
     fn piece(&self, slot: Slot, index: usize) -> Option<Piece> {
         let sealed = &self.sealed[index];

@@ -300,6 +300,24 @@ fn memory_above_its_bound_comes_back_although_nothing_more_is_published() {
 }
 
 #[test]
+fn what_was_collected_for_who_leaves_is_counted_as_not_delivered() {
+    let mut world = World::new(|_| {});
+    (0..300).for_each(|slot| world.open(slot));
+    world.pass_ms(10);
+    // A round of 300 takes two turns. In between, when two more messages wait for the next round, one leaves that has been
+    // served and one that has not.
+    (1..=3).for_each(|offset| world.broadcast(offset, 100));
+    [10, 299].into_iter().for_each(|slot| world.complete(token(Kind::Poll, slot, 0), 1));
+    world.turn();
+    assert!(world.connection(10).sending && !world.connection(299).sending);
+    (4..=5).for_each(|offset| world.broadcast(offset, 100));
+    [10, 299].into_iter().for_each(|slot| world.complete(token(Kind::Recv, slot, 0), -libc::ECONNRESET));
+    world.turn();
+    let metrics = world.reactor.metrics();
+    assert_eq!((metrics.deliveries.get(), metrics.drops_left.get()), (3 * 299, 2 + 5));
+}
+
+#[test]
 fn a_drain_ends_although_the_address_of_a_socket_never_comes() {
     let mut world = World::new(|_| {});
     world.complete(Token::arrival(7), 0);
