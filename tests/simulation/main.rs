@@ -1,6 +1,6 @@
 //! Shards, control core and clients on a fake kernel, one seed each: what clients see, and what is held when all is over.
 //!
-//! `FANWIRE_SEEDS` says how many seeds (200), `FANWIRE_SHARDS__RING_FEATURES=6.1` how old the simulated kernel is. A failure
+//! `SIMULATION_SEEDS` says how many seeds (200), `FANWIRE_SHARDS__RING_FEATURES=6.1` how old the simulated kernel is. A failure
 //! names its seed and the command that runs it again with everything it says.
 
 use fanwire::sim::{self, DEFECTS, Features, Options, Summary};
@@ -16,8 +16,8 @@ fn features() -> Features {
 }
 
 fn seeds() -> u64 {
-    let seeds = std::env::var("FANWIRE_SEEDS").ok();
-    seeds.map_or(200, |seeds| seeds.parse().expect("FANWIRE_SEEDS is a number"))
+    let seeds = std::env::var("SIMULATION_SEEDS").ok();
+    seeds.map_or(200, |seeds| seeds.parse().expect("SIMULATION_SEEDS is a number"))
 }
 
 fn hold(first: u64, count: u64) -> Summary {
