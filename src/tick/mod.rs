@@ -98,6 +98,18 @@ struct Slow {
     evicted: Option<usize>,
 }
 
+/// A send just submitted.
+#[derive(Clone, Copy, Debug)]
+struct Unsettled {
+    slot: Slot,
+    /// A message ends in it.
+    delivers: bool,
+    /// As in [`Slow`].
+    sequence: u64,
+    /// As in [`Slow`].
+    pinned_bytes: usize,
+}
+
 /// One shard: its ring, its connections, its turn.
 pub struct Reactor<R: Ring> {
     id: ShardId,
@@ -126,8 +138,8 @@ pub struct Reactor<R: Ring> {
     round: sending::Round,
     /// Connections with something to send and no send in flight.
     ready: VecDeque<Slot>,
-    /// Sends of the last chunk, with the oldest batch and the bytes each pins: those that don't complete by themselves are slow.
-    unsettled: Vec<(Slot, u64, usize)>,
+    /// Sends of the last chunk: those that don't complete by themselves are slow.
+    unsettled: Vec<Unsettled>,
     slow: BTreeMap<Slot, Slow>,
     /// Memory that comes back with the sends of slow consumers cut for it.
     evicted_bytes: usize,

@@ -11,7 +11,7 @@
 //! are looked at, so that a round over many connections does not hold up commands and closes.
 
 use super::life::Cause;
-use super::{Reactor, Slow};
+use super::{Reactor, Slow, Unsettled};
 use crate::clock::Time;
 use crate::frame::{Outgoing, Piece};
 use crate::ids::{InterestId, Slot};
@@ -221,7 +221,7 @@ impl<R: Ring> Reactor<R> {
         let connection = &mut self.connections[slot.0 as usize];
         connection.sending = true;
         connection.in_flight += 1;
-        self.unsettled.push((slot, sequence, pinned_bytes));
+        self.unsettled.push(Unsettled { slot, delivers: messages > 0, sequence, pinned_bytes });
         self.metrics.deliveries.add(messages as u64);
         self.ring.send(Token::new(Kind::Send, connection.generation, slot), outgoing);
     }
@@ -263,10 +263,10 @@ impl<R: Ring> Reactor<R> {
         let patience = self.wheel.after(self.now, self.settings.slow_deadline_ms);
         let mut settled = 0;
         let mut unsettled = std::mem::take(&mut self.unsettled);
-        for (slot, sequence, pinned_bytes) in unsettled.drain(..) {
+        for Unsettled { slot, delivers, sequence, pinned_bytes } in unsettled.drain(..) {
             let connection = &mut self.connections[slot.0 as usize];
             if !connection.sending {
-                settled += u64::from(sequence != u64::MAX);
+                settled += u64::from(delivers);
                 continue;
             }
             if !connection.slow && !matches!(connection.phase, Phase::Free | Phase::Cut) {
