@@ -13,13 +13,49 @@ use crate::ids::Offset;
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// Whom a publication is for. Order is kept within everyone, within a topic and within a user; not between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Every connection, subscribed to anything or not.
+    Everyone,
+    /// A topic's subscribers.
+    Topic(Arc<str>),
+    /// Connections logged in as `uid` that take part in `topic`.
+    User {
+        /// Who.
+        uid: Arc<str>,
+        /// What about.
+        topic: Arc<str>,
+    },
+}
+
+impl Target {
+    /// As publishers without users name it: an empty topic is everyone.
+    pub fn topic(topic: impl Into<Arc<str>>) -> Target {
+        let topic = topic.into();
+        if topic.is_empty() { Target::Everyone } else { Target::Topic(topic) }
+    }
+
+    /// As gpush's publishers name it: a uid goes before the topic, and no topic is everyone.
+    pub fn user_or_topic(uid: &str, topic: &str) -> Target {
+        if uid.is_empty() { Target::topic(topic) } else { Target::User { uid: uid.into(), topic: topic.into() } }
+    }
+}
+
 /// A message as its publisher gave it. The engine does not look into `data`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
-    /// What it is published to; empty = everyone, subscribed to anything or not.
-    pub topic: Arc<str>,
+    /// Whom it is for.
+    pub target: Target,
     /// The payload, verbatim.
     pub data: bytes::Bytes,
+}
+
+impl Publication {
+    /// `data` for the subscribers of `topic`, or for everyone if that is empty.
+    pub fn new(topic: impl Into<Arc<str>>, data: impl Into<bytes::Bytes>) -> Publication {
+        Publication { target: Target::topic(topic), data: data.into() }
+    }
 }
 
 /// Wire bytes of one WebSocket message in one encoding: immutable, built once, shared by all shards.

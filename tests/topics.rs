@@ -251,7 +251,7 @@ impl Model {
     fn publish(&mut self, topic: u8, bytes: usize) {
         self.published += 1;
         let data = Bytes::from(format!("{:0>bytes$}", self.published));
-        let publication = Publication { topic: Model::name(topic).into(), data };
+        let publication = Publication::new(Model::name(topic), data);
         let bytes = publication.data.len();
         let known = self.topics.topics();
         let outcome = self.topics.publish(self.now, publication.clone(), &mut self.queues);

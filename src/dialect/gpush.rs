@@ -397,7 +397,7 @@ mod tests {
     #[test]
     fn a_push_is_its_data_verbatim() {
         let mut out = b"x".to_vec();
-        let publication = Publication { topic: "t".into(), data: bytes::Bytes::from_static(b"{\"a\": 1}\n") };
+        let publication = Publication::new("t", &b"{\"a\": 1}\n"[..]);
         let position = Position { epoch: Epoch(1), offset: Offset(2), prev: Offset(1) };
         Gpush.payload(&publication, position, &mut out);
         assert_eq!(out, b"x{\"a\": 1}\n");

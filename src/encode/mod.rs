@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn publication(data: impl Into<bytes::Bytes>) -> Publication {
-        Publication { topic: "t".into(), data: data.into() }
+        Publication::new("t", data)
     }
 
     /// RFC 7692 §7.2.2: four bytes back on, then raw deflate.

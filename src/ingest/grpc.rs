@@ -110,7 +110,7 @@ pub(super) struct PublisherService {
 impl Publisher for PublisherService {
     async fn publish(&self, request: Request<PublishRequest>) -> Result<Response<PublishResponse>, Status> {
         let PublishRequest { topic, data } = request.into_inner();
-        let publication = Publication { topic: topic.into(), data };
+        let publication = Publication::new(topic, data);
         let ack = guarded(self.control.metrics(), async { Ok(self.control.publish(publication).await?) }).await?;
         Ok(Response::new(PublishResponse { offset: ack.offset.0, epoch: ack.epoch.0 }))
     }
@@ -231,7 +231,7 @@ fn publication(last: &mut Arc<str>, topic: &str, data: Bytes) -> Publication {
     if **last != *topic {
         *last = topic.into();
     }
-    Publication { topic: last.clone(), data }
+    Publication::new(last.clone(), data)
 }
 
 fn result(outcome: Result<Ack, Refusal>) -> PublishResult {

@@ -1,7 +1,7 @@
 //! What gRPC and HTTP have in common: one push of `order.Proxy`, problems as a code and a sentence, and panics caught.
 
 use super::Control;
-use crate::frame::Publication;
+use crate::frame::{Publication, Target};
 use crate::metrics::ControlMetrics;
 use crate::topics::Refusal;
 use bytes::Bytes;
@@ -53,19 +53,13 @@ impl From<Problem> for Status {
 /// # Errors
 /// Nobody has any of it. A push without any field is refused: gpush would send everyone an empty message.
 pub(super) async fn push(control: &Control, uid: &str, topic: &str, data: Bytes) -> Result<(), Problem> {
-    if !uid.is_empty() {
-        return Err(Problem::new(
-            Code::Unimplemented,
-            "pushes to a uid come with login, in a later version: leave uid empty and push to a topic",
-        ));
-    }
-    if topic.is_empty() && data.is_empty() {
+    if uid.is_empty() && topic.is_empty() && data.is_empty() {
         return Err(Problem::new(
             Code::InvalidArgument,
-            "the push has no topic and no data, it would send everyone an empty message: set at least one",
+            "the push has no uid, no topic and no data, it would send everyone an empty message: set at least one",
         ));
     }
-    control.publish(Publication { topic: topic.into(), data }).await?;
+    control.publish(Publication { target: Target::user_or_topic(uid, topic), data }).await?;
     Ok(())
 }
 

@@ -259,7 +259,7 @@ impl Control {
     fn publish(&mut self, now: Time, topic: usize) {
         let length = self.machine.draw(|dice| dice.magnitude(1..=self.plan.bytes_max)) as usize;
         let (number, payload) = self.machine.book.borrow_mut().write(topic, length);
-        let publication = Publication { topic: topic_name(topic).into(), data: payload.into() };
+        let publication = Publication::new(topic_name(topic), payload);
         match self.topics.publish(now, publication, &mut self.spy) {
             Outcome::Admitted(ack) => {
                 trace!(self.machine, "control admits message {number} to topic {topic} at {}", ack.offset);

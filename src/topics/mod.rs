@@ -30,7 +30,7 @@ pub use sequencer::{LocalSequencer, Sequencer};
 use crate::clock::Time;
 use crate::dialect::{Position, TOPIC_BYTES_MAX};
 use crate::encode::Encoder;
-use crate::frame::{Frame, Publication};
+use crate::frame::{Frame, Publication, Target};
 use crate::ids::{Encoding, Epoch, InterestId, InterestRef, Offset, ShardId};
 use crate::queue::{FromShard, InterestKey, ToShard};
 use slab::{Linked, Links, List, NIL, Slab};
@@ -49,6 +49,8 @@ const UNUSED_MS_MAX: u64 = 10_000;
 const RETRY_MS: u64 = 1;
 /// The stream to everyone, a topic without a name that is always there.
 const BROADCAST: u32 = 0;
+/// The stream of what goes to single users, likewise.
+const USERS: u32 = 1;
 
 /// The queues towards the shards, as `topics` needs them.
 pub trait Outlet {
@@ -105,7 +107,7 @@ pub enum Refusal {
         message_bytes_max: usize,
     },
     /// Shorten the name.
-    #[error("the topic's name has {bytes} bytes, at most 255 are allowed: shorten it")]
+    #[error("the name of the topic or user has {bytes} bytes, at most 255 are allowed: shorten it")]
     NameTooLong {
         /// Its size.
         bytes: usize,
@@ -310,8 +312,10 @@ impl Topics {
     pub fn new(limits: TopicsLimits, encoder: Encoder, shards: usize, seed: u64) -> Topics {
         let mut sequencer = Box::new(LocalSequencer::new(seed));
         let mut topics = Slab::new();
-        let broadcast = topics.insert(Topic::new("".into(), sequencer.begin(), Time::default(), Place::Settled));
-        assert_eq!(broadcast, BROADCAST);
+        for stream in [BROADCAST, USERS] {
+            let index = topics.insert(Topic::new("".into(), sequencer.begin(), Time::default(), Place::Settled));
+            assert_eq!(index, stream);
+        }
         let shard = || Shard { numbers: Vec::new(), owed: VecDeque::new(), blocked: List::EMPTY, full_since: None };
         Topics {
             limits,
@@ -346,14 +350,14 @@ impl Topics {
         if self.shards_owed > 0 {
             self.answer_all(now, outlet);
         }
-        let known = match &*publication.topic {
-            "" => Some(BROADCAST),
-            name => self.names.get(name).copied(),
-        };
-        let index = match known {
-            Some(index) => index,
-            None if self.make_room() => self.create(now, publication.topic.clone()),
-            None => return Outcome::Refused(Refusal::TooManyTopics { topics_max: self.limits.topics_max }),
+        let index = match &publication.target {
+            Target::Everyone => BROADCAST,
+            Target::User { .. } => USERS,
+            Target::Topic(name) => match self.names.get(name).copied() {
+                Some(index) => index,
+                None if self.make_room() => self.create(now, name.clone()),
+                None => return Outcome::Refused(Refusal::TooManyTopics { topics_max: self.limits.topics_max }),
+            },
         };
         let topic = &mut self.topics[index];
         topic.last_used = now;
@@ -479,7 +483,12 @@ impl Topics {
 
     fn check(&self, publication: &Publication) -> Result<(), Refusal> {
         let message_bytes_max = self.limits.message_bytes_max;
-        match (publication.topic.len(), publication.data.len()) {
+        let name_bytes = match &publication.target {
+            Target::Everyone => 0,
+            Target::Topic(topic) => topic.len(),
+            Target::User { uid, topic } => uid.len().max(topic.len()),
+        };
+        match (name_bytes, publication.data.len()) {
             _ if self.draining => Err(Refusal::Draining),
             (bytes, _) if bytes > TOPIC_BYTES_MAX => Err(Refusal::NameTooLong { bytes }),
             (_, bytes) if bytes > message_bytes_max => Err(Refusal::TooLarge { bytes, message_bytes_max }),
@@ -573,7 +582,7 @@ impl Topics {
         debug_assert!(topic.line_head == NIL);
         topic.last_used = now;
         let place = match topic.last {
-            _ if index == BROADCAST || !topic.interests.is_empty() => Place::Settled,
+            _ if index <= USERS || !topic.interests.is_empty() => Place::Settled,
             Offset(0) => Place::Unused,
             _ => Place::Idle,
         };
@@ -979,7 +988,7 @@ mod tests {
         }
 
         fn publish(&mut self, topic: &str, data: &str) -> Outcome {
-            let publication = Publication { topic: topic.into(), data: data.to_owned().into() };
+            let publication = Publication::new(topic, data.to_owned());
             self.topics.publish(self.now, publication, &mut self.queues)
         }
 
@@ -1105,7 +1114,7 @@ mod tests {
         let mut w = World::new(10);
         assert_eq!(w.refused(&"n".repeat(256), "x"), Refusal::NameTooLong { bytes: 256 });
         assert_eq!(w.refused("a", &"x".repeat(501)), Refusal::TooLarge { bytes: 501, message_bytes_max: 500 });
-        let publication = Publication { topic: "a".into(), data: bytes::Bytes::from_static(b"\xFF") };
+        let publication = Publication::new("a", &b"\xFF"[..]);
         let outcome = w.topics.publish(T0, publication, &mut w.queues);
         assert_eq!(outcome, Outcome::Refused(Refusal::NotUtf8));
         assert_eq!(w.topics.topics(), 0, "a refused publication makes no topic");
@@ -1259,7 +1268,7 @@ mod tests {
         let mut w = World::new(1);
         w.subscribe(S0, 0, 1, "a");
         let batch = bytes::Bytes::from(vec![b'x'; 400]);
-        let publication = Publication { topic: "a".into(), data: batch.slice(..1) };
+        let publication = Publication::new("a", batch.slice(..1));
         assert!(matches!(w.topics.publish(T0, publication, &mut w.queues), Outcome::Waiting(_)));
         assert!(batch.is_unique());
     }
@@ -1533,7 +1542,7 @@ mod tests {
             let mut topics = Topics::new(limits(), encoder, 0, seed);
             let mut queues = Queues { shards: Vec::new(), items_max: 0, bytes_max: 0 };
             ["", "a", "b"].map(|name| {
-                let publication = Publication { topic: name.into(), data: bytes::Bytes::new() };
+                let publication = Publication::new(name, bytes::Bytes::new());
                 epoch(topics.publish(T0, publication, &mut queues))
             })
         };

@@ -8,7 +8,7 @@ use fanwire::topics::Refusal;
 const DRAIN: Drain = Drain { close_code: 1001, window_ms: 0, rate_per_s: 1000, deadline_ms: 1000 };
 
 fn publication(data: &str) -> Publication {
-    Publication { topic: "t".into(), data: data.to_owned().into() }
+    Publication::new("t", data.to_owned())
 }
 
 /// A task that runs the driver.

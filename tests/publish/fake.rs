@@ -1,7 +1,7 @@
 //! A stand-in for `topics`: everybody wants everything, one line for all who wait, and a panic on request.
 
 use fanwire::clock::Time;
-use fanwire::frame::Publication;
+use fanwire::frame::{Publication, Target};
 use fanwire::ids::{Epoch, InterestId, InterestRef, Offset, ShardId};
 use fanwire::ingest::Mind;
 use fanwire::queue::{FromShard, ToShard};
@@ -52,8 +52,10 @@ impl Mind for FakeTopics {
             Refusal::Draining
         } else if bytes > self.message_bytes_max {
             Refusal::TooLarge { bytes, message_bytes_max: self.message_bytes_max }
-        } else if publication.topic.len() > 255 {
-            Refusal::NameTooLong { bytes: publication.topic.len() }
+        } else if let Target::Topic(topic) = &publication.target
+            && topic.len() > 255
+        {
+            Refusal::NameTooLong { bytes: topic.len() }
         } else if std::str::from_utf8(&publication.data).is_err() {
             Refusal::NotUtf8
         } else if self.line.is_empty() && self.first_full(&publication, outlet).is_none() {
