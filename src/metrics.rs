@@ -282,6 +282,10 @@ cells! {
         refused_draining: Counter = "publications_refused" { reason: "draining" },
         /// Refused: no token or a wrong one.
         refused_unauthorized: Counter = "publications_refused" { reason: "unauthorized" },
+        /// Streams of `PullData` open now.
+        pullers: Gauge = "pullers",
+        /// Streams of `PullData` ended because they were `puller_bytes_max` behind.
+        pullers_late: Counter = "pullers_late",
         /// Publishers connected by gRPC.
         grpc_connections: Gauge = "publisher_connections" { protocol: "grpc" },
         /// Publishers connected by HTTP.

@@ -357,6 +357,12 @@ section! { "publish"
         publish_waiting_bytes_max: usize = 64 << 20 => Allowed::Integer(&[0..=TIB]),
         /// Largest batch of `PublishStream`, in messages.
         batch_messages_max: usize = 10_000 => Allowed::Integer(&[1..=1_000_000]),
+        /// Topics of one message that goes to several.
+        multicast_topics_max: usize = 1000 => Allowed::Integer(&[1..=1_000_000]),
+        /// Streams of `PullData` open at once, by gRPC and HTTP together.
+        pullers_max: usize = 64 => Allowed::Integer(&[0..=65_536]),
+        /// Bytes of pushes that one stream of `PullData` may be behind; above it, it is ended.
+        puller_bytes_max: usize = 16 << 20 => Allowed::Integer(&[65_536..=TIB]),
         /// Publishers connected at once, by gRPC and by HTTP each. One more takes the place of whoever is connected longest without having called with a token that holds (any call, where none is asked for); when all have, it waits.
         connections_max: usize = 4096 => Allowed::Integer(&[1..=65_536]),
         /// An HTTP connection without a complete request head for this long is cut.

@@ -11,6 +11,8 @@
 //! Everything happens on one thread, so the lock is never contended; it is a lock because the servers' futures must be `Send`.
 //! It is never held across an await.
 
+use super::pull::{Pull, Pulled, Pullers};
+use super::push::Problem;
 use crate::clock::Time;
 use crate::frame::Publication;
 use crate::ids::{ClientRef, Encoding, ShardId};
@@ -217,11 +219,14 @@ struct Core {
     /// Shards that still have to be given the drain order; at most one order a shard.
     orders: Vec<(ShardId, Drain)>,
     drain_ordered: bool,
+    pullers: Pullers,
 }
 
 struct Waiter {
     sender: oneshot::Sender<Result<Ack, Refusal>>,
     bytes: usize,
+    /// For those who pull.
+    copy: Option<Pulled>,
 }
 
 struct Outbox {
@@ -286,6 +291,7 @@ impl Control {
                 done: Vec::new(),
                 orders: Vec::new(),
                 drain_ordered: false,
+                pullers: Pullers::default(),
             }),
             bell,
             nudge: Notify::new(),
@@ -345,6 +351,7 @@ impl Control {
 
     fn admit(&self, core: &mut Core, now: Time, publication: Publication) -> Admission {
         let bytes = publication.data.len();
+        let copy = core.pullers.copy(&publication);
         let outcome = match core.mind.publish(now, publication, &mut core.shards) {
             Outcome::Admitted(ack) => Ok(ack),
             Outcome::Refused(refusal) => Err(refusal),
@@ -354,7 +361,7 @@ impl Control {
                     self.nudge.notify_one();
                 }
                 let (sender, receiver) = oneshot::channel();
-                let previous = core.waiting.insert(ticket, Waiter { sender, bytes });
+                let previous = core.waiting.insert(ticket, Waiter { sender, bytes, copy });
                 assert!(previous.is_none(), "{ticket:?} was given out twice");
                 self.metrics.waited.add(1);
                 self.metrics.waiting.set(core.waiting.len() as u64);
@@ -362,7 +369,24 @@ impl Control {
             }
         };
         self.count(&outcome, bytes);
+        if outcome.is_ok() {
+            self.hand_on(&mut core.pullers, copy);
+        }
         Admission::Done(outcome)
+    }
+
+    /// Gives those who pull what was accepted.
+    fn hand_on(&self, pullers: &mut Pullers, copy: Option<Pulled>) {
+        let ended = copy.map_or(0, |push| pullers.give(&push));
+        self.metrics.pullers_late.add(ended as u64);
+    }
+
+    /// Every publication accepted from now on, in the order of acceptance, until a drain.
+    ///
+    /// # Errors
+    /// There are `pullers_max` streams already.
+    pub(super) fn pull(&self, pullers_max: usize, bytes_max: usize) -> Result<Pull, Problem> {
+        self.core().pullers.add(pullers_max, bytes_max, self.drain_begun())
     }
 
     fn count(&self, outcome: &Result<Ack, Refusal>, bytes: usize) {
@@ -498,9 +522,14 @@ impl Control {
             // Nobody's: the call that took the ticket panicked before it could say so.
             let Some(waiter) = core.waiting.remove(&ticket) else { continue };
             self.count(&outcome, waiter.bytes);
+            if outcome.is_ok() {
+                self.hand_on(&mut core.pullers, waiter.copy);
+            }
             let _ = waiter.sender.send(outcome); // Its publisher may have left; the message went its way all the same.
         }
         self.metrics.waiting.set(core.waiting.len() as u64);
+        core.pullers.forget_gone();
+        self.metrics.pullers.set(core.pullers.len() as u64);
         core.mind.report(&self.metrics);
         core.shards.ring_touched();
 

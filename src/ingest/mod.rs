@@ -13,6 +13,7 @@ mod control;
 mod grpc;
 mod http;
 mod json;
+mod pull;
 mod push;
 mod server;
 mod tokens;

@@ -120,7 +120,8 @@ fn speed_of_publish_stream() {
             let (sender, batches) = tokio::sync::mpsc::channel(BATCHES_UNDER_WAY);
             let mut client = PublisherClient::connect(url).await.unwrap();
             let mut results = client.publish_stream(ReceiverStream::new(batches)).await.unwrap().into_inner();
-            let message = PublishRequest { topic: "prices".into(), data: vec![b'x'; MESSAGE_BYTES].into() };
+            let message =
+                PublishRequest { topic: "prices".into(), data: vec![b'x'; MESSAGE_BYTES].into(), ..Default::default() };
             let (mut sent, mut answered) = (0, 0);
             while answered < BATCHES {
                 while sent < BATCHES && sent - answered < BATCHES_UNDER_WAY {
