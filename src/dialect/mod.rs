@@ -4,9 +4,12 @@
 //! A publication reaches subscribers of every dialect: room `x`, public topic `x` and channel `x` are one topic.
 
 mod echo;
+mod gopush;
 mod gpush;
+pub mod json;
 
 pub use echo::Echo;
+pub use gopush::Gopush;
 pub use gpush::Gpush;
 
 use crate::frame::Publication;
@@ -59,6 +62,8 @@ pub enum Command {
         /// At most 123 bytes.
         reason: &'static str,
     },
+    /// End the connection without a close frame.
+    Cut,
 }
 
 /// Longest topic name, in bytes.
@@ -91,6 +96,9 @@ pub struct Negotiated {
 pub enum Heartbeat {
     /// The client must send something the dialect calls a heartbeat within the configured time.
     FromClient,
+    /// As [`Heartbeat::FromClient`], looked at only once in each interval since the connection opened: who falls silent is cut after
+    /// one to two of them.
+    FromClientAtIntervals,
     /// Nobody watches.
     None,
 }
@@ -125,6 +133,17 @@ pub trait Dialect: Sync {
     /// Appends the payload (not the frame) of a publication as this dialect's clients see it.
     fn payload(&self, publication: &Publication, position: Position, out: &mut Vec<u8>);
 
+    /// Appends the payload of several publications in one message: `items` is each as [`json::append`] writes it, joined by commas.
+    /// Called only if it [merges](Dialect::merges).
+    fn merged(&self, _items: &[u8], _out: &mut Vec<u8>) {
+        unreachable!("{} takes each publication by itself", self.name());
+    }
+
+    /// Whether what goes to a topic or to everyone is collected in merge windows for its clients.
+    fn merges(&self) -> bool {
+        false
+    }
+
     /// How its clients show that they are alive.
     fn heartbeat(&self) -> Heartbeat;
 
@@ -144,7 +163,7 @@ pub trait Dialect: Sync {
     }
 }
 
-/// Which family of clients a path serves. The number is its place in [`ALL`].
+/// Which family of clients a path serves. The number makes its encodings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum DialectId {
@@ -152,15 +171,18 @@ pub enum DialectId {
     Gpush = 0,
     /// Sends back what it gets: `/echo`, for conformance tests, only with `--dev`.
     Echo = 1,
+    /// go-push: `/connect`.
+    Gopush = 3,
 }
-
-/// Every dialect, in the order of [`DialectId`].
-pub static ALL: [&dyn Dialect; 2] = [&Gpush, &Echo];
 
 impl DialectId {
     /// The dialect itself.
     pub fn get(self) -> &'static dyn Dialect {
-        ALL[self as usize]
+        match self {
+            DialectId::Gpush => &Gpush,
+            DialectId::Echo => &Echo,
+            DialectId::Gopush => &Gopush,
+        }
     }
 
     /// The dialect of an encoding, and whether it is compressed.
@@ -168,6 +190,7 @@ impl DialectId {
         let id = match encoding.0 / 2 {
             0 => DialectId::Gpush,
             1 => DialectId::Echo,
+            3 => DialectId::Gopush,
             other => unreachable!("no encoding is built from dialect {other}"),
         };
         (id, encoding.0 % 2 == 1)
@@ -185,7 +208,7 @@ mod tests {
 
     #[test]
     fn an_encoding_names_its_dialect_and_compression() {
-        for id in [DialectId::Gpush, DialectId::Echo] {
+        for id in [DialectId::Gpush, DialectId::Echo, DialectId::Gopush] {
             for deflated in [false, true] {
                 let encoding = id.encoding(deflated);
                 assert_eq!(DialectId::of(encoding), (id, deflated));
@@ -194,5 +217,6 @@ mod tests {
         }
         assert_eq!(DialectId::Gpush.get().name(), "gpush");
         assert_eq!(DialectId::Echo.get().name(), "echo");
+        assert_eq!(DialectId::Gopush.get().name(), "gopush");
     }
 }

@@ -48,6 +48,10 @@ pub struct ShardSettings {
     pub deflate_level: u32,
     /// Heartbeat of gpush clients.
     pub gpush_heartbeat_timeout_ms: u64,
+    /// Heartbeat interval of go-push clients: `compat.gopush.heartbeat_interval_ms`.
+    pub gopush_heartbeat_interval_ms: u64,
+    /// Rooms one go-push connection may be in: `compat.gopush.max_join_room`.
+    pub max_join_room: usize,
     /// How long an interest is kept after its last subscriber.
     pub interest_linger_ms: u64,
     /// What is served where.
@@ -80,6 +84,7 @@ impl ShardSettings {
                 }
             };
             route(&listen.gpush_path, DialectId::Gpush);
+            route(&listen.gopush_path, DialectId::Gopush);
             if config.dev {
                 route("/echo", DialectId::Echo);
             }
@@ -109,6 +114,8 @@ impl ShardSettings {
             deflate: config.websocket.deflate,
             deflate_level: config.websocket.deflate_level,
             gpush_heartbeat_timeout_ms: config.gpush.heartbeat_timeout_ms,
+            gopush_heartbeat_interval_ms: config.compat.gopush.heartbeat_interval_ms,
+            max_join_room: config.compat.gopush.max_join_room,
             interest_linger_ms: 1000,
             routes,
         }
@@ -124,7 +131,7 @@ impl ShardSettings {
         match self.policy {
             SlowPolicy::Drop => true,
             SlowPolicy::Disconnect => false,
-            SlowPolicy::Dialect => dialect == DialectId::Gpush,
+            SlowPolicy::Dialect => matches!(dialect, DialectId::Gpush | DialectId::Gopush),
         }
     }
 
@@ -142,7 +149,16 @@ impl ShardSettings {
     pub fn heartbeat_timeout_ms(&self, dialect: DialectId) -> Option<u64> {
         match dialect {
             DialectId::Gpush => Some(self.gpush_heartbeat_timeout_ms),
+            DialectId::Gopush => Some(self.gopush_heartbeat_interval_ms),
             DialectId::Echo => None,
+        }
+    }
+
+    /// Topics one connection of this dialect may hold.
+    pub fn topics_per_connection_max(&self, dialect: DialectId) -> usize {
+        match dialect {
+            DialectId::Gopush => self.max_join_room.min(self.topics_per_connection_max),
+            _ => self.topics_per_connection_max,
         }
     }
 }
