@@ -141,7 +141,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn build(config: Config) -> Result<Gateway, StartError> {
+    fn build(mut config: Config) -> Result<Gateway, StartError> {
         let text = |e: &dyn std::fmt::Display| StartError::Text(e.to_string());
         let nofile = crate::sys::raise_nofile_limit();
         let cores = core_affinity::get_core_ids().unwrap_or_default();
@@ -159,6 +159,7 @@ impl Gateway {
             send_buffer_bytes: config.shards.socket_send_buffer_bytes,
             backlog: config.shards.listen_backlog,
         };
+        config.listen = config.listeners();
         let mut listeners = Vec::new();
         for block in &config.listen {
             let address = block
@@ -319,6 +320,9 @@ impl Gateway {
             }
             if !block.centrifugo_path.is_empty() {
                 lines.push(format!("subscribers  ws://{address}{} (centrifugo)", block.centrifugo_path));
+            }
+            if !block.gopush_path.is_empty() {
+                lines.push(format!("subscribers  ws://{address}{} (go-push)", block.gopush_path));
             }
             if self.config.dev {
                 lines.push(format!("subscribers  ws://{address}/echo (echo, for development)"));

@@ -1,7 +1,7 @@
 //! Where values come from: flags beat environment beats file beats defaults. Whatever is not known or not allowed is an
 //! error that names its place, and all errors are told at once.
 
-use super::{Allowed, Config, Listen, Section, Setting, sections};
+use super::{Allowed, Config, Listen, Section, Setting, section_of_mut, sections};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -160,6 +160,10 @@ impl Sources {
         entries.sort_by_key(|(name, _)| name.span().start);
         for (name, value) in entries {
             let place_of_name = place(name.span().start);
+            if let (Some(group), DeValue::Table(table)) = (group(name.get_ref()), value.get_ref()) {
+                self.add_group(group, table, &place);
+                continue;
+            }
             let Some(section) = sections().iter().find(|s| s.name == name.get_ref().as_ref()) else {
                 let message = match value.get_ref() {
                     DeValue::Table(_) | DeValue::Array(_) => unknown_section(name.get_ref()),
@@ -180,6 +184,23 @@ impl Sources {
                     }
                 }
                 _ => self.problem(section.name, Some(place_of_name), wants(section)),
+            }
+        }
+    }
+
+    /// Sections within `[group]`.
+    fn add_group(&mut self, group: &str, table: &DeTable<'_>, place: &impl Fn(usize) -> String) {
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(name, _)| name.span().start);
+        for (name, value) in entries {
+            let full_name = format!("{group}.{}", name.get_ref());
+            let section = sections().iter().find(|s| s.name == full_name);
+            match (section, value.get_ref()) {
+                (Some(section), DeValue::Table(table)) => self.add_table(section, None, table, place),
+                (section, _) => {
+                    let message = section.map_or_else(|| unknown_section(&full_name), wants);
+                    self.problem(&full_name, Some(place(name.span().start)), message);
+                }
             }
         }
     }
@@ -213,7 +234,7 @@ impl Sources {
         }
         let known = |s: &Setting| {
             let index = if is_list(s.section) { "0__" } else { "" };
-            format!("{ENVIRONMENT_PREFIX}{}__{index}{}", s.section, s.key).to_ascii_uppercase()
+            format!("{ENVIRONMENT_PREFIX}{}__{index}{}", s.section.replace('.', "__"), s.key).to_ascii_uppercase()
         };
         let (nearest, similarity) = nearest(settings().map(known), name);
         // Kubernetes gives every container variables like FANWIRE_PORT_9992_TCP if a service is called fanwire. Without
@@ -282,7 +303,7 @@ impl Sources {
         }
         let mut table = toml::Value::try_from(&config).expect("a default configuration is TOML");
         for ((section, index, key), (value, _)) in &self.values {
-            let section = &mut table[*section];
+            let section = section_of_mut(&mut table, section);
             let section = if let Some(index) = index { &mut section[*index] } else { section };
             section[*key] = value.clone();
         }
@@ -337,6 +358,11 @@ fn settings() -> impl Iterator<Item = &'static Setting> {
     sections().iter().flat_map(|s| &s.settings)
 }
 
+/// What stands before the dot in the name of some section, if `name` does.
+fn group(name: &str) -> Option<&'static str> {
+    sections().iter().find_map(|s| s.name.split_once('.').map(|(group, _)| group).filter(|group| *group == name))
+}
+
 fn is_list(section: &str) -> bool {
     sections().iter().any(|s| s.name == section && s.is_list)
 }
@@ -344,11 +370,12 @@ fn is_list(section: &str) -> bool {
 /// The setting that `section, key` or `section, index, key` names.
 fn find(parts: &[&str]) -> Option<(&'static Setting, Option<usize>)> {
     let (section, index, key) = match parts {
-        [section, key] => (section, None, key),
-        [section, index, key] => (section, Some(index.parse().ok()?), key),
+        [section, key] => (section.to_string(), None, key),
+        [group, section, key] if self::group(group).is_some() => (format!("{group}.{section}"), None, key),
+        [section, index, key] => (section.to_string(), Some(index.parse().ok()?), key),
         _ => return None,
     };
-    let section = sections().iter().find(|s| s.name == *section && s.is_list == index.is_some())?;
+    let section = sections().iter().find(|s| s.name == section && s.is_list == index.is_some())?;
     Some((section.settings.iter().find(|s| s.key == *key)?, index))
 }
 
@@ -546,6 +573,29 @@ mod tests {
         assert!(said_of_a_gap.starts_with("FANWIRE_LISTEN__2__ADDRESS: listen.2.address is block 2 of a list of 1"));
         assert!(said("listen = []\n", &[], &[]).contains("give at least one"));
         assert!(said("", &[], &[("listen.address", "127.0.0.1:1")]).contains("`listen.0.address`"));
+    }
+
+    #[test]
+    fn a_section_may_stand_within_another() {
+        let file = "[compat.gopush]\nmax_join_room = 7\nenabled = true\n";
+        let environment = [("FANWIRE_COMPAT__GOPUSH__MAX_JOIN_ROOM", "8")];
+        let (config, _) = from(file, &environment, &[("compat.gopush.max_merge_items", "9")]).unwrap();
+        let gopush = &config.compat.gopush;
+        assert_eq!((gopush.enabled, gopush.max_join_room, gopush.max_merge_items), (true, 8, 9));
+        assert_eq!(
+            said("[compat.gopush]\nmax_join_rooms = 7\n", &[], &[]),
+            "f.toml:2: no setting is called `compat.gopush.max_join_rooms`; the nearest is `compat.gopush.max_join_room`"
+        );
+        assert_eq!(
+            said("[compat.gopsh]\n", &[], &[]),
+            "f.toml:1: no section is called `compat.gopsh`; the nearest is `compat.gopush`"
+        );
+        assert!(
+            said("compat.gopush = 1\n", &[], &[])
+                .ends_with("`compat.gopush` is a section: begin it with [compat.gopush]")
+        );
+        assert!(said("", &[("FANWIRE_COMPAT__GOPUSH__ENABLD", "1")], &[]).ends_with("FANWIRE_COMPAT__GOPUSH__ENABLED"));
+        assert!(said("", &[], &[("compat.gopush.enabld", "1")]).ends_with("`compat.gopush.enabled`"));
     }
 
     #[test]

@@ -137,6 +137,10 @@ const ADDRESS: Allowed = Allowed::Text {
     what: "an IP address and a port, as in `127.0.0.1:9992` or `[::1]:9992`",
     holds: |text| text.parse::<SocketAddr>().is_ok(),
 };
+const ADDRESS_OR_NONE: Allowed = Allowed::Text {
+    what: "empty, or an IP address and a port, as in `127.0.0.1:7788`",
+    holds: |text| text.is_empty() || text.parse::<SocketAddr>().is_ok(),
+};
 const PATH: Allowed = Allowed::Text {
     what: "empty, or a path of visible ASCII characters that begins with `/`, without `?` and `#`",
     holds: |text| {
@@ -352,6 +356,41 @@ section! { "centrifugo"
     }
 }
 
+section! { "compat.gopush"
+    /// go-push's clients and publishers. `/connect` of each `[[listen]]` block serves its clients in any case; `enabled` adds the ports of
+    /// go-push's gateway and logic. Anyone who reaches those two may publish: go-push has no authentication.
+    GopushSettings {
+        /// Open the three addresses below.
+        enabled: bool = false => Allowed::Bool,
+        /// go-push's gateway, for clients: `/connect`. Empty = not opened.
+        connect_address: String = "0.0.0.0:7777".into() => ADDRESS_OR_NONE,
+        /// go-push's gateway, for publishers: `/push/all`, `/push/room`, `/stats` by HTTPS, HTTP/2 or HTTP/1.1. Empty = not opened.
+        gateway_address: String = "127.0.0.1:7788".into() => ADDRESS_OR_NONE,
+        /// go-push's logic: the same paths by HTTP/1.1, and its own `/stats`. Empty = not opened.
+        logic_address: String = "127.0.0.1:7799".into() => ADDRESS_OR_NONE,
+        /// Allow `gateway_address` and `logic_address` off loopback, where whoever reaches them may publish.
+        insecure: bool = false => Allowed::Bool,
+        /// Certificate chain of `gateway_address`, PEM; empty = a self-signed one, made at each start.
+        certificate_file: String = String::new() => FILE,
+        /// Its private key, PEM.
+        certificate_key_file: String = String::new() => FILE,
+        /// A client is looked at once in each interval, counted from its handshake, and cut if its last PING is older than one.
+        heartbeat_interval_ms: u64 = 60_000 => Allowed::Integer(&[100..=DAY_MS]),
+        /// Rooms one connection may be in, besides `limits.topics_per_connection_max`; a JOIN beyond is ignored.
+        max_join_room: usize = 5 => Allowed::Integer(&[0..=1_000_000]),
+        /// What goes to one room, or to everyone, is collected for its go-push clients for this long from the first item on.
+        max_merge_delay_ms: u64 = 1000 => Allowed::Integer(&[0..=HOUR_MS]),
+        /// It leaves earlier once it is this many items.
+        max_merge_items: usize = 100 => Allowed::Integer(&[1..=100_000]),
+        /// Or this many bytes; never more than half of `slow.pending_bytes_max`, but for a single item.
+        max_merge_bytes: usize = 262_144 => Allowed::Integer(&[1..=1 << 28]),
+        /// Items being collected, all rooms together. Above it the oldest leave early; if they find no room, publishing waits.
+        merge_pending_items_max: usize = 100_000 => Allowed::Integer(&[1..=1 << 30]),
+        /// Their bytes, with 512 a room.
+        merge_pending_bytes_max: usize = 64 << 20 => Allowed::Integer(&[1..=TIB]),
+    }
+}
+
 section! { "publish"
     /// The publishing side.
     Publish {
@@ -423,6 +462,8 @@ section! { "listen"
         gpush_path: String = "/ws".into() => PATH,
         /// Path of the Centrifugo dialect; empty = not served here.
         centrifugo_path: String = "/connection/websocket".into() => PATH,
+        /// Path of the go-push dialect; empty = not served here.
+        gopush_path: String = "/connect".into() => PATH,
     }
 }
 
@@ -443,7 +484,7 @@ macro_rules! config {
                 let default = toml::Value::try_from(Config::default()).expect("defaults are TOML");
                 vec![$(Section {
                     name: $of::NAME,
-                    is_list: default[stringify!($section)].is_array(),
+                    is_list: section_of(&default, $of::NAME).is_array(),
                     doc: joined($of::DOC),
                     settings: $of::settings(),
                 }),*]
@@ -471,10 +512,44 @@ config! {
     gpush: GpushSettings = GpushSettings,
     /// `[centrifugo]`
     centrifugo: CentrifugoSettings = CentrifugoSettings,
+    /// `[compat.gopush]`
+    compat: Compat = GopushSettings,
     /// `[drain]`
     drain: DrainSettings = DrainSettings,
     /// `[log]`
     log: Log = Log,
+}
+
+/// What stands in for other systems.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compat {
+    /// `[compat.gopush]`
+    pub gopush: GopushSettings,
+}
+
+impl Config {
+    /// Every `[[listen]]` block, and what `[compat.gopush]` adds to them.
+    pub fn listeners(&self) -> Vec<Listen> {
+        let gopush = &self.compat.gopush;
+        let connect = (gopush.enabled && !gopush.connect_address.is_empty()).then(|| Listen {
+            address: gopush.connect_address.clone(),
+            gpush_path: String::new(),
+            centrifugo_path: String::new(),
+            gopush_path: "/connect".into(),
+        });
+        self.listen.iter().cloned().chain(connect).collect()
+    }
+}
+
+/// The table of a section whose name may have a dot in it.
+fn section_of<'a>(config: &'a toml::Value, name: &str) -> &'a toml::Value {
+    name.split('.').fold(config, |table, part| &table[part])
+}
+
+/// As [`section_of`].
+fn section_of_mut<'a>(config: &'a mut toml::Value, name: &str) -> &'a mut toml::Value {
+    name.split('.').fold(config, |table, part| &mut table[part])
 }
 
 impl Default for Config {
@@ -487,6 +562,7 @@ impl Default for Config {
             auth: Auth::default(),
             gpush: GpushSettings::default(),
             centrifugo: CentrifugoSettings::default(),
+            compat: Compat::default(),
             publish: Publish::default(),
             drain: DrainSettings::default(),
             log: Log::default(),
@@ -511,9 +587,11 @@ mod tests {
 
     #[test]
     fn every_key_of_the_configuration_is_in_the_table() {
-        let config = toml::Table::try_from(Config::default()).unwrap();
+        let mut config = toml::Table::try_from(Config::default()).unwrap();
         let mut keys = Vec::new();
-        for (section, value) in &config {
+        let nested = config.remove("compat").unwrap();
+        let nested = nested.as_table().unwrap().iter().map(|(name, value)| (format!("compat.{name}"), value));
+        for (section, value) in config.iter().map(|(name, value)| (name.clone(), value)).chain(nested) {
             let table = value.as_table().or_else(|| value[0].as_table()).expect("a section or a list of blocks");
             keys.extend(table.keys().map(|key| format!("{section}.{key}")));
         }
@@ -531,7 +609,8 @@ mod tests {
         for setting in sections().iter().flat_map(|s| &s.settings) {
             if let Allowed::Integer(ranges) = setting.allowed {
                 let largest = ranges.iter().map(|r| *r.end()).max().expect("a range");
-                config[setting.section][setting.key] = toml::Value::Integer(i64::try_from(largest).unwrap());
+                section_of_mut(&mut config, setting.section)[setting.key] =
+                    toml::Value::Integer(i64::try_from(largest).unwrap());
             }
         }
         let config: Config = config.try_into().expect("each type holds what its setting accepts");

@@ -1,7 +1,7 @@
 //! What one value may be says its setting; here is what holds between values, and what is allowed but worth a word.
 
 use super::load::refusal;
-use super::{Config, ConfigError, LoginMode, Problem, sections};
+use super::{Config, ConfigError, LoginMode, Problem, section_of, sections};
 use std::net::{IpAddr, SocketAddr};
 
 /// Most that framing adds to a payload: WebSocket header (RFC 6455 §5.2), a dialect's envelope with a name of 255 bytes,
@@ -21,6 +21,7 @@ impl Config {
             self.check_dialects(&mut problems);
             self.check_addresses(&mut problems);
             self.check_auth(&mut problems);
+            self.check_gopush(&mut problems);
         }
         if problems.is_empty() { Ok(self.warnings()) } else { Err(ConfigError { problems }) }
     }
@@ -32,7 +33,7 @@ impl Config {
         };
         let mut problems = Vec::new();
         for section in sections() {
-            let of_section = &table[section.name];
+            let of_section = section_of(&table, section.name);
             let blocks: Vec<_> = match of_section.as_array() {
                 Some(blocks) => blocks.iter().enumerate().map(|(i, b)| (format!("{}.{i}", section.name), b)).collect(),
                 None => vec![(section.name.to_owned(), of_section)],
@@ -120,7 +121,10 @@ impl Config {
     fn check_addresses(&self, problems: &mut Vec<Problem>) {
         let mut taken: Vec<(String, SocketAddr)> = Vec::new();
         let addresses = self.listen.iter().enumerate().map(|(i, l)| (format!("listen.{i}.address"), &l.address));
-        for (key, address) in addresses.chain(self.publishing().map(|(key, address)| (key.to_owned(), address))) {
+        let connect = ("compat.gopush.connect_address", &self.compat.gopush.connect_address);
+        let gopush = self.gopush_publishing().chain(self.of_gopush(connect));
+        let publishing = self.publishing().chain(gopush).map(|(key, address)| (key.to_owned(), address));
+        for (key, address) in addresses.chain(publishing) {
             let address: SocketAddr = address.parse().expect("its setting accepts only addresses");
             if let Some((other, at)) = taken.iter().find(|(_, a)| collide(*a, address)) {
                 problems.push(problem(
@@ -161,13 +165,51 @@ impl Config {
         }
     }
 
+    /// Where go-push's publishers are heard, if they are.
+    fn gopush_publishing(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let gopush = &self.compat.gopush;
+        [
+            ("compat.gopush.gateway_address", &gopush.gateway_address),
+            ("compat.gopush.logic_address", &gopush.logic_address),
+        ]
+        .into_iter()
+        .flat_map(|address| self.of_gopush(address))
+    }
+
+    fn of_gopush<'a>(&'a self, (key, address): (&'static str, &'a String)) -> Option<(&'static str, &'a String)> {
+        (self.compat.gopush.enabled && !address.is_empty()).then_some((key, address))
+    }
+
     fn publishing(&self) -> impl Iterator<Item = (&'static str, &String)> {
         [("publish.grpc_address", &self.publish.grpc_address), ("publish.http_address", &self.publish.http_address)]
             .into_iter()
     }
 
+    fn check_gopush(&self, problems: &mut Vec<Problem>) {
+        let gopush = &self.compat.gopush;
+        for (key, address) in self.gopush_publishing().filter(|(_, a)| !gopush.insecure && !is_loopback(a)) {
+            problems.push(problem(
+                key,
+                format!(
+                    "{key} = {address} can be reached from other machines, and go-push's publishers send no token: listen on 127.0.0.1, or say compat.gopush.insecure = true if whoever reaches the port may publish"
+                ),
+            ));
+        }
+        if gopush.certificate_file.is_empty() != gopush.certificate_key_file.is_empty() {
+            problems.push(problem(
+                "compat.gopush.certificate_file",
+                "compat.gopush.certificate_file and compat.gopush.certificate_key_file belong together: give both, or neither for a self-signed certificate".to_owned(),
+            ));
+        }
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        for (key, address) in self.gopush_publishing().filter(|(_, a)| !is_loopback(a)) {
+            warnings.push(format!(
+                "{key} = {address} and compat.gopush.insecure = true: whoever reaches this port may publish"
+            ));
+        }
         if self.publish.tokens_file.is_empty() {
             for (key, address) in self.publishing().filter(|(_, a)| !is_loopback(a)) {
                 warnings.push(format!(
@@ -187,9 +229,23 @@ impl Config {
                 self.drain.drain_deadline_ms, self.drain.drain_window_ms
             ));
         }
-        let serves_nobody = |l: &super::Listen| l.gpush_path.is_empty() && l.centrifugo_path.is_empty();
-        for (i, listen) in self.listen.iter().enumerate().filter(|(_, l)| serves_nobody(l)) {
-            warnings.push(format!("listen.{i} has no path of any dialect: nobody can subscribe at {}", listen.address));
+        for (i, listen) in self.listen.iter().enumerate() {
+            let paths = [
+                ("gpush_path", &listen.gpush_path),
+                ("centrifugo_path", &listen.centrifugo_path),
+                ("gopush_path", &listen.gopush_path),
+            ];
+            let served: Vec<_> = paths.into_iter().filter(|(_, path)| !path.is_empty()).collect();
+            if served.is_empty() {
+                warnings.push(format!("every path of listen.{i} is empty: nobody can subscribe at {}", listen.address));
+            }
+            for (at, (key, path)) in served.iter().enumerate() {
+                if let Some((first, _)) = served[..at].iter().find(|(_, other)| other == path) {
+                    warnings.push(format!(
+                        "listen.{i}.{key} is the path of listen.{i}.{first}: its clients are not served"
+                    ));
+                }
+            }
         }
         if self.websocket.deflate && self.websocket.deflate_bytes_min > self.limits.message_bytes_max {
             warnings.push(
@@ -329,14 +385,50 @@ mod tests {
     }
 
     #[test]
+    fn go_pushs_ports_are_held_to_the_same_rules_once_they_are_open() {
+        let open = |c: &mut Config| c.compat.gopush.enabled = true;
+        assert_eq!(warned(open), Vec::<String>::new());
+        assert_eq!(warned(|c| c.compat.gopush.gateway_address = "0.0.0.0:10068".into()), Vec::<String>::new());
+        let said_of_exposed = said(|c| {
+            open(c);
+            c.compat.gopush.gateway_address = "0.0.0.0:7788".into();
+        });
+        assert!(
+            said_of_exposed.starts_with("compat.gopush.gateway_address = 0.0.0.0:7788 can be reached"),
+            "{said_of_exposed}"
+        );
+        assert!(said_of_exposed.contains("compat.gopush.insecure = true"));
+        let insecure = warned(|c| {
+            open(c);
+            c.compat.gopush.logic_address = "0.0.0.0:7799".into();
+            c.compat.gopush.insecure = true;
+        });
+        assert!(insecure[0].contains("whoever reaches this port may publish"), "{insecure:?}");
+        let collides = said(|c| {
+            open(c);
+            c.compat.gopush.connect_address = "0.0.0.0:9992".into();
+        });
+        assert!(collides.contains("listen.0.address") && collides.contains("the same port"), "{collides}");
+        let lonely = said(|c| c.compat.gopush.certificate_file = "cert.pem".into());
+        assert!(lonely.contains("belong together"), "{lonely}");
+        warned(|c| {
+            open(c);
+            let gopush = &mut c.compat.gopush;
+            (gopush.connect_address, gopush.gateway_address, gopush.logic_address) = Default::default();
+        });
+    }
+
+    #[test]
     fn what_is_probably_not_meant_is_said() {
         assert!(warned(|c| c.drain.drain_deadline_ms = 4999)[0].contains("cut without a close frame"));
-        let pathless = warned(|c| {
-            c.listen[0].gpush_path.clear();
-            c.listen[0].centrifugo_path.clear();
-        });
-        assert!(pathless[0].contains("nobody can subscribe"));
+        let pathless = |c: &mut Config| {
+            let listen = &mut c.listen[0];
+            (listen.gpush_path, listen.centrifugo_path, listen.gopush_path) = Default::default();
+        };
+        assert!(warned(pathless)[0].contains("nobody can subscribe"));
         assert_eq!(warned(|c| c.listen[0].gpush_path.clear()), Vec::<String>::new());
+        let twice = warned(|c| c.listen[0].gopush_path = "/ws".into());
+        assert_eq!(twice, ["listen.0.gopush_path is the path of listen.0.gpush_path: its clients are not served"]);
         let never = warned(|c| (c.websocket.deflate, c.websocket.deflate_bytes_min) = (true, 65_537));
         assert!(never[0].contains("nothing will ever be compressed"));
     }

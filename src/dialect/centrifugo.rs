@@ -15,7 +15,7 @@
 
 use super::{
     Command, Dialect, DialectId, Ending, Heartbeat, Negotiated, Overdue, Position, Session, SubscribeError, Welcome,
-    json,
+    json::{self, Html},
 };
 use crate::frame::{Publication, Target};
 use crate::ids::{Epoch, Offset};
@@ -155,15 +155,15 @@ impl Dialect for Centrifugo {
         let channel = match &publication.target {
             Target::Everyone => {
                 out.extend_from_slice(br#"{"push":{"message":{"data":"#);
-                json::append_value(&publication.data, out);
+                json::append(&publication.data, Html::Verbatim, out);
                 return out.extend_from_slice(b"}}}");
             }
             Target::Topic(channel) | Target::User { topic: channel, .. } => channel,
         };
         out.extend_from_slice(br#"{"push":{"channel":"#);
-        json::append_string(channel, out);
+        json::append_string(channel, Html::Verbatim, out);
         out.extend_from_slice(br#","pub":{"data":"#);
-        json::append_value(&publication.data, out);
+        json::append(&publication.data, Html::Verbatim, out);
         append(out, format_args!(r#","offset":{}"#, position.offset));
         if position.offset == Offset(1) {
             // As the original: who subscribed before a channel had an epoch learns it with its first publication.

@@ -182,7 +182,7 @@ impl<'de> serde::Deserialize<'de> for Member {
 }
 
 /// A JSON string as Go reads it: each lone surrogate becomes U+FFFD.
-struct GoString(Box<str>);
+pub(super) struct GoString(pub(super) Box<str>);
 
 impl<'de> serde::Deserialize<'de> for GoString {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<GoString, D::Error> {

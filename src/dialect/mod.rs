@@ -5,11 +5,13 @@
 
 mod centrifugo;
 mod echo;
+mod gopush;
 mod gpush;
 pub mod json;
 
 pub use centrifugo::Centrifugo;
 pub use echo::Echo;
+pub use gopush::Gopush;
 pub use gpush::Gpush;
 
 use crate::frame::Publication;
@@ -67,6 +69,8 @@ pub enum Command {
         /// At most 123 bytes.
         reason: &'static str,
     },
+    /// End the connection without a close frame.
+    Cut,
 }
 
 /// Longest topic name, in bytes.
@@ -112,6 +116,9 @@ pub enum Heartbeat {
     FromClient,
     /// The client introduces itself in time, and then answers what [`Dialect::overdue`] asks.
     FromServer,
+    /// As [`Heartbeat::FromClient`], looked at only once in each interval since the connection opened: who falls silent is cut after
+    /// one to two of them.
+    FromClientAtIntervals,
     /// Nobody watches.
     None,
 }
@@ -184,6 +191,17 @@ pub trait Dialect: Sync {
     /// Appends the payload (not the frame) of a publication as this dialect's clients see it.
     fn payload(&self, publication: &Publication, position: Position, out: &mut Vec<u8>);
 
+    /// Appends the payload of several publications in one message: `items` is each as [`json::append`] writes it, joined by commas.
+    /// Called only if it [merges](Dialect::merges).
+    fn merged(&self, _items: &[u8], _out: &mut Vec<u8>) {
+        unreachable!("{} takes each publication by itself", self.name());
+    }
+
+    /// Whether what goes to a topic or to everyone is collected in merge windows for its clients.
+    fn merges(&self) -> bool {
+        false
+    }
+
     /// How its clients show that they are alive.
     fn heartbeat(&self) -> Heartbeat;
 
@@ -229,7 +247,7 @@ pub trait Dialect: Sync {
     }
 }
 
-/// Which family of clients a path serves. The number is its place in [`ALL`].
+/// Which family of clients a path serves. The number makes its encodings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum DialectId {
@@ -239,10 +257,12 @@ pub enum DialectId {
     Echo = 1,
     /// Centrifugo: `/connection/websocket`.
     Centrifugo = 2,
+    /// go-push: `/connect`.
+    Gopush = 3,
 }
 
 /// Every dialect, in the order of [`DialectId`].
-pub static ALL: [&dyn Dialect; 3] = [&Gpush, &Echo, &Centrifugo];
+pub static ALL: [&dyn Dialect; 4] = [&Gpush, &Echo, &Centrifugo, &Gopush];
 
 impl DialectId {
     /// The dialect itself.
@@ -256,6 +276,7 @@ impl DialectId {
             0 => DialectId::Gpush,
             1 => DialectId::Echo,
             2 => DialectId::Centrifugo,
+            3 => DialectId::Gopush,
             other => unreachable!("no encoding is built from dialect {other}"),
         };
         (id, encoding.0 % 2 == 1)
@@ -273,7 +294,7 @@ mod tests {
 
     #[test]
     fn an_encoding_names_its_dialect_and_compression() {
-        for id in [DialectId::Gpush, DialectId::Echo, DialectId::Centrifugo] {
+        for id in [DialectId::Gpush, DialectId::Echo, DialectId::Centrifugo, DialectId::Gopush] {
             for deflated in [false, true] {
                 let encoding = id.encoding(deflated);
                 assert_eq!(DialectId::of(encoding), (id, deflated));
@@ -283,5 +304,6 @@ mod tests {
         assert_eq!(DialectId::Gpush.get().name(), "gpush");
         assert_eq!(DialectId::Echo.get().name(), "echo");
         assert_eq!(DialectId::Centrifugo.get().name(), "centrifugo");
+        assert_eq!(DialectId::Gopush.get().name(), "gopush");
     }
 }

@@ -62,6 +62,10 @@ pub struct ShardSettings {
     pub centrifugo_channels_max: usize,
     /// Differs from one start to the next: the names of connections begin with it. Not a setting; the gateway draws it.
     pub seed: u64,
+    /// Heartbeat interval of go-push clients: `compat.gopush.heartbeat_interval_ms`.
+    pub gopush_heartbeat_interval_ms: u64,
+    /// Rooms one go-push connection may be in: `compat.gopush.max_join_room`.
+    pub max_join_room: usize,
     /// How long an interest is kept after its last subscriber.
     pub interest_linger_ms: u64,
     /// What is served where.
@@ -95,6 +99,7 @@ impl ShardSettings {
             };
             route(&listen.gpush_path, DialectId::Gpush);
             route(&listen.centrifugo_path, DialectId::Centrifugo);
+            route(&listen.gopush_path, DialectId::Gopush);
             if config.dev {
                 route("/echo", DialectId::Echo);
             }
@@ -131,6 +136,8 @@ impl ShardSettings {
             centrifugo_stale_timeout_ms: config.centrifugo.stale_timeout_ms,
             centrifugo_channels_max: config.centrifugo.channels_per_connection_max,
             seed: 0,
+            gopush_heartbeat_interval_ms: config.compat.gopush.heartbeat_interval_ms,
+            max_join_room: config.compat.gopush.max_join_room,
             interest_linger_ms: 1000,
             routes,
         }
@@ -146,7 +153,7 @@ impl ShardSettings {
         match self.policy {
             SlowPolicy::Drop => true,
             SlowPolicy::Disconnect => false,
-            SlowPolicy::Dialect => dialect == DialectId::Gpush,
+            SlowPolicy::Dialect => matches!(dialect, DialectId::Gpush | DialectId::Gopush),
         }
     }
 
@@ -164,7 +171,7 @@ impl ShardSettings {
     pub fn first_word_ms(&self, dialect: DialectId) -> Option<u64> {
         match dialect {
             DialectId::Centrifugo => Some(self.centrifugo_stale_timeout_ms),
-            DialectId::Gpush | DialectId::Echo => self.heartbeat_ms(dialect),
+            _ => self.heartbeat_ms(dialect),
         }
     }
 
@@ -173,6 +180,7 @@ impl ShardSettings {
         match dialect {
             DialectId::Gpush => Some(self.gpush_heartbeat_timeout_ms),
             DialectId::Centrifugo => Some(self.centrifugo_ping_interval_ms),
+            DialectId::Gopush => Some(self.gopush_heartbeat_interval_ms),
             DialectId::Echo => None,
         }
     }
@@ -181,7 +189,8 @@ impl ShardSettings {
     pub fn topics_per_connection_max(&self, dialect: DialectId) -> usize {
         match dialect {
             DialectId::Centrifugo => self.centrifugo_channels_max,
-            DialectId::Gpush | DialectId::Echo => self.topics_per_connection_max,
+            DialectId::Gopush => self.max_join_room.min(self.topics_per_connection_max),
+            _ => self.topics_per_connection_max,
         }
     }
 }

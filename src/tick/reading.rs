@@ -2,7 +2,7 @@
 
 use super::Reactor;
 use super::life::Cause;
-use crate::dialect::{Command, Dialect, SubscribeError, TOPIC_BYTES_MAX, Welcome};
+use crate::dialect::{Command, Dialect, Heartbeat, SubscribeError, TOPIC_BYTES_MAX, Welcome};
 use crate::ids::{ConnectId, Epoch, InterestId, Offset, Slot};
 use crate::queue::{InterestKey, Question};
 use crate::shard::connection::Phase;
@@ -406,17 +406,26 @@ impl<R: Ring> Reactor<R> {
             Command::Echo { kind, payload } => self.echo(slot, kind, &payload),
             Command::Heartbeat => {
                 let connection = &mut self.connections[slot.0 as usize];
-                if let Some(ms) = self.settings.heartbeat_ms(connection.dialect) {
-                    connection.deadline = self.wheel.after(self.now, ms);
+                let Some(ms) = self.settings.heartbeat_ms(connection.dialect) else { return };
+                let least = self.wheel.after(self.now, ms);
+                match connection.dialect.get().heartbeat() {
+                    // The deadline stands at the end of an interval already: it moves on by whole ones.
+                    Heartbeat::FromClientAtIntervals if connection.deadline < least => {
+                        connection.deadline = connection.deadline.plus_ms(ms);
+                    }
+                    Heartbeat::FromClientAtIntervals => {}
+                    _ => connection.deadline = least,
                 }
             }
             Command::Close { code, reason } => self.close(slot, Cause::Dialect, code, reason, false),
+            Command::Cut => self.cut(slot, Cause::Dialect),
         }
     }
 
     fn subscribe(&mut self, slot: Slot, topic: Box<str>, request: u32) {
         let connection = &mut self.connections[slot.0 as usize];
-        let dialect = connection.dialect.get();
+        let dialect_id = connection.dialect;
+        let dialect = dialect_id.get();
         if topic.len() > TOPIC_BYTES_MAX {
             return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::NameTooLong));
         }
@@ -440,7 +449,7 @@ impl<R: Ring> Reactor<R> {
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
         let is_one_too_many = known.is_none() && self.interests.topics() >= self.settings.topics_max;
-        if held >= self.settings.topics_per_connection_max(connection.dialect) || is_one_too_many {
+        if held >= self.settings.topics_per_connection_max(dialect_id) || is_one_too_many {
             self.metrics.topics_refused.add(1);
             return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::TooManyTopics));
         }

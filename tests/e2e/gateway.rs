@@ -122,7 +122,7 @@ impl Start {
                 return Ok(Gateway { child, stdout, stderr, subscribers, grpc, http });
             }
             match printed.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(line) if line.starts_with("subscribers ") => subscribers = address(&line),
+                Ok(line) if line.starts_with("subscribers ") => subscribers = subscribers.or_else(|| address(&line)),
                 Ok(line) if line.starts_with("gRPC publish ") => grpc = address(&line),
                 Ok(line) if line.starts_with("HTTP publish ") => http = address(&line),
                 Ok(_) => {}
