@@ -85,6 +85,7 @@ const MACHINES: &str = "one process is proxy and socket; finding other machines 
 const UNUSED: &str = "gpush reads it and does nothing with it";
 const EVENTS: &str = "always event-driven, by io_uring";
 const OPEN: &str = "As there: whoever reaches the two publishing ports may publish. Better: a file of tokens in publish.tokens_file, or addresses on 127.0.0.1.";
+const GOPUSH_OPEN: &str = "As there: whoever reaches go-push's ports for publishers may publish, for it asks for no token. Better: both on 127.0.0.1.";
 const ORIGINS: &str = "As there: pages of any site may connect. Better: name your own sites.";
 
 pub(super) const GPUSH: System = System {
@@ -217,7 +218,7 @@ pub(super) const GOPUSH: System = System {
         ("gateway", &[]),
     ],
     rules: &[
-        setting("gateway", "wsPort", "gopush.ws_address", port, ""),
+        setting("gateway", "wsPort", "compat.gopush.connect_address", port, ""),
         setting(
             "gateway",
             "wsReadTimeout",
@@ -232,27 +233,33 @@ pub(super) const GOPUSH: System = System {
             "wsOutChannelSize",
             "what a client may be behind is bounded in bytes, by slow.pending_bytes_max",
         ),
-        setting("gateway", "wsHeartbeatInterval", "gopush.heartbeat_interval_ms", s_to_ms, "In milliseconds here."),
-        setting("gateway", "maxMergerDelay", "gopush.max_merge_delay_ms", integer, ""),
-        setting("gateway", "maxMergerBatchSize", "gopush.max_merge_items", integer, ""),
+        setting(
+            "gateway",
+            "wsHeartbeatInterval",
+            "compat.gopush.heartbeat_interval_ms",
+            s_to_ms,
+            "In milliseconds here.",
+        ),
+        setting("gateway", "maxMergerDelay", "compat.gopush.max_merge_delay_ms", integer, ""),
+        setting("gateway", "maxMergerBatchSize", "compat.gopush.max_merge_items", integer, ""),
         dropped("gateway", "mergerWorkerCount", WORKERS),
         dropped("gateway", "mergerChannelSize", "an item that finds no room in its window is refused and counted"),
-        setting("gateway", "servicePort", "gopush.gateway_address", port, ""),
+        setting("gateway", "servicePort", "compat.gopush.gateway_address", port, ""),
         dropped("gateway", "serviceReadTimeout", "publish.body_deadline_ms holds for the body of every HTTP request"),
         dropped("gateway", "serviceWriteTimeout", "answers are small and leave in one send"),
-        setting("gateway", "serverPem", "gopush.tls_cert_file", text, ""),
-        setting("gateway", "serverKey", "gopush.tls_key_file", text, ""),
+        setting("gateway", "serverPem", "compat.gopush.certificate_file", text, ""),
+        setting("gateway", "serverKey", "compat.gopush.certificate_key_file", text, ""),
         dropped("gateway", "bucketCount", SPREAD),
         dropped("gateway", "bucketWorkerCount", WORKERS),
-        setting("gateway", "maxJoinRoom", "gopush.max_join_room", integer, ""),
+        setting("gateway", "maxJoinRoom", "compat.gopush.max_join_room", integer, ""),
         dropped("gateway", "dispatchChannelSize", QUEUES),
         dropped("gateway", "dispatchWorkerCount", WORKERS),
         dropped("gateway", "bucketJobChannelSize", QUEUES),
         dropped("gateway", "bucketJobWorkerCount", WORKERS),
-        setting("logic", "servicePort", "gopush.logic_address", port, ""),
+        setting("logic", "servicePort", "compat.gopush.logic_address", port, ""),
         dropped("logic", "serviceReadTimeout", "publish.body_deadline_ms holds for the body of every HTTP request"),
         dropped("logic", "serviceWriteTimeout", "answers are small and leave in one send"),
-        setting("logic", "gatewayList", "gopush.gateway_list", gateways, ""),
+        setting("logic", "gatewayList", "compat.gopush.gateway_list", gateways, ""),
         dropped("logic", "gatewayMaxConnection", "one HTTP/2 connection to each gateway carries all calls"),
         dropped("logic", "gatewayTimeout", "an attempt takes 3 s at most"),
         dropped("logic", "gatewayIdleTimeout", "a connection to a gateway stays open"),
@@ -271,7 +278,20 @@ pub(super) const GOPUSH: System = System {
     ],
     added: &[
         Added { ours: "listen.allowed_origins", value: "[\"*\"]", when: None, note: ORIGINS, is_warning: false },
-        Added { ours: "gopush.enabled", value: "true", when: None, note: "Opens go-push's ports.", is_warning: false },
+        Added {
+            ours: "compat.gopush.enabled",
+            value: "true",
+            when: None,
+            note: "Opens go-push's ports.",
+            is_warning: false,
+        },
+        Added {
+            ours: "compat.gopush.insecure",
+            value: "true",
+            when: Some("servicePort"),
+            note: GOPUSH_OPEN,
+            is_warning: true,
+        },
     ],
 };
 
