@@ -12,15 +12,17 @@ use crate::clock::Time;
 use crate::config::Config;
 use crate::encode::{EncodeSettings, Encoder};
 use crate::ids::ShardId;
-use crate::ingest::{Control, Hooks, Server, ShardQueues, Tokens};
+use crate::ingest::{Control, Hooks, Oracle, Server, ShardQueues, Tokens};
 use crate::metrics::{AcceptMetrics, ControlMetrics, Registry, ShardMetrics};
-use crate::queue::{self, Bell, Drain, ToAccept};
+use crate::queue::{self, Answer, Bell, Drain, Page, ToAccept};
 use crate::shard::settings::ShardSettings;
 use crate::socket::uring::{Features, RingError, UringParts};
 use crate::socket::{ListenOptions, Listener, listen};
 use crate::tick::{Endpoints, Reactor, Turn};
 use crate::topics::{Topics, TopicsLimits};
 use core_affinity::CoreId;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -435,8 +437,11 @@ impl Running {
         }
 
         let mut driver = {
-            let control = self.control.clone();
-            tokio::spawn(async move { control.run().await })
+            let (control, knowledge) = (
+                self.control.clone(),
+                Arc::new(Knowledge { registry: self.registry.clone(), shards: self.shard_metrics.clone() }),
+            );
+            tokio::spawn(async move { control.run(knowledge).await })
         };
         let (stopping, stopped) = tokio::sync::watch::channel(false);
         let (finish, finished) = tokio::sync::oneshot::channel::<()>();
@@ -540,6 +545,29 @@ async fn until(patience: Duration, condition: impl Fn() -> bool) -> bool {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     true
+}
+
+/// What clients may ask of the control core.
+struct Knowledge {
+    registry: Arc<Registry>,
+    shards: Vec<Arc<ShardMetrics>>,
+}
+
+impl Oracle for Knowledge {
+    fn login(&self, _token: Box<str>) -> BoxFuture<'static, Option<Box<str>>> {
+        std::future::ready(None).boxed()
+    }
+
+    fn page(&self, page: Page) -> BoxFuture<'static, Answer> {
+        let (content_type, body) = match page {
+            Page::Stats => {
+                let count: u64 = self.shards.iter().map(|m| m.connections.get()).sum();
+                ("application/json", format!("{{\"count\":{count}}}"))
+            }
+            Page::Metrics => (Registry::CONTENT_TYPE, self.registry.render()),
+        };
+        std::future::ready(Answer::Page { status: 200, content_type, body: body.into() }).boxed()
+    }
 }
 
 /// Why the gateway should get no traffic.

@@ -204,6 +204,8 @@ cells! {
         closes_cut: Counter = "closes_cut",
         /// Topics refused: `topics_per_connection_max` of the client, or `topics_max` of the shard.
         topics_refused: Counter = "topics_refused",
+        /// Questions of clients (logins, pages) answered "no" at once: `questions_max` were under way.
+        questions_refused: Counter = "questions_refused",
         /// Reads paused because replies were not read.
         reads_paused: Counter = "reads_paused",
         /// Receives that found no buffer and were repeated.
@@ -280,6 +282,10 @@ cells! {
         refused_draining: Counter = "publications_refused" { reason: "draining" },
         /// Refused: no token or a wrong one.
         refused_unauthorized: Counter = "publications_refused" { reason: "unauthorized" },
+        /// Streams of `PullData` open now.
+        pullers: Gauge = "pullers",
+        /// Streams of `PullData` ended because they were `puller_bytes_max` behind.
+        pullers_late: Counter = "pullers_late",
         /// Publishers connected by gRPC.
         grpc_connections: Gauge = "publisher_connections" { protocol: "grpc" },
         /// Publishers connected by HTTP.

@@ -130,7 +130,10 @@ async fn publish(args: &Args, topic: String, lines: Lines) -> Result<(u64, u64),
     let (mut accepted, mut refused) = (0, 0);
     let requests = ReceiverStream::new(batches).map(move |messages: Vec<Bytes>| PublishBatch {
         id: 0, // Batches are answered in order.
-        messages: messages.into_iter().map(|data| PublishRequest { topic: topic.clone(), data }).collect(),
+        messages: messages
+            .into_iter()
+            .map(|data| PublishRequest { topic: topic.clone(), data, ..Default::default() })
+            .collect(),
     });
     let failed = |s: tonic::Status| format!("PublishStream: {} ({:?})", s.message(), s.code());
     let request = with_token(requests, args.token.as_deref())?;

@@ -146,6 +146,16 @@ const PATH: Allowed = Allowed::Text {
     },
 };
 const FILE: Allowed = Allowed::Text { what: "the path of a file, or empty", holds: |text| !text.contains('\0') };
+const LOGIN_URL: Allowed = Allowed::Text {
+    what: "an address that begins with http:// or https://, or empty",
+    holds: |text| {
+        let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+        let is_plain =
+            |rest: &str| !rest.starts_with(['/', ':', '?', '#']) && rest.bytes().all(|b| b.is_ascii_graphic());
+        text.is_empty() || rest.is_some_and(|rest| !rest.is_empty() && is_plain(rest))
+    },
+};
+
 const LOG_FILTER: Allowed = Allowed::Text {
     what: "`off`, `error`, `warn`, `info`, `debug` or `trace`, or several `target=level` and a level, separated by commas",
     // A word that is no level would pass as the name of a target, and silence everything else: a typing error, not a wish.
@@ -242,6 +252,8 @@ section! { "limits"
         reply_bytes_max: usize = 16_384 => Allowed::Integer(&[256..=1 << 24]),
         /// Memory of clients' incomplete messages, all shards together; above it, whoever adds to one is closed (1013).
         partial_bytes_max: usize = 256 << 20 => Allowed::Integer(&[65_536..=TIB]),
+        /// Questions of clients under way (logins, pages), all shards together; one more is answered "no" at once (30003, 401, 503).
+        questions_max: usize = 4096 => Allowed::Integer(&[1..=1 << 20]),
         /// Clients being told 503 at once; more are cut without an answer.
         refusals_max: usize = 1024 => Allowed::Integer(&[0..=65_536]),
         /// Topics known at once; the longest idle without subscribers is forgotten for a new one. A shard takes part in no more than that.
@@ -297,6 +309,36 @@ section! { "gpush"
     }
 }
 
+section! { "auth"
+    /// Who clients are: login (gpush's code 3), private topics, pushes to a user.
+    Auth {
+        /// `none`: nobody can log in. `url`: `url` knows. `accept-any`: for development, the token is the uid and nobody checks it.
+        login: LoginMode = LoginMode::None => Allowed::OneOf(&["none", "url", "accept-any"]),
+        /// Asked by `POST {"token": …}`, http or https; a user is `{"code":0,"data":{"user_info":{"uid":"…"}}}`. All else is a refusal.
+        url: String = String::new() => LOGIN_URL,
+        /// Clients must bring a token in their URL (`/ws?token=…`): 400 without one, 401 if it is refused. They are logged in from the start.
+        token_at_connect: bool = false => Allowed::Bool,
+        /// How long `url` may take for its whole answer.
+        deadline_ms: u64 = 3000 => Allowed::Integer(&[1..=HOUR_MS]),
+        /// Largest answer of `url`.
+        answer_bytes_max: usize = 65_536 => Allowed::Integer(&[256..=1 << 24]),
+        /// Connections to `url` that are kept open while nobody logs in.
+        idle_connections_max: usize = 32 => Allowed::Integer(&[0..=65_536]),
+    }
+}
+
+/// Who may log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoginMode {
+    /// Nobody.
+    None,
+    /// Whom `auth.url` knows.
+    Url,
+    /// Everybody, as whoever they say they are.
+    AcceptAny,
+}
+
 section! { "publish"
     /// The publishing side.
     Publish {
@@ -316,6 +358,12 @@ section! { "publish"
         publish_waiting_bytes_max: usize = 64 << 20 => Allowed::Integer(&[0..=TIB]),
         /// Largest batch of `PublishStream`, in messages.
         batch_messages_max: usize = 10_000 => Allowed::Integer(&[1..=1_000_000]),
+        /// Topics of one message that goes to several.
+        multicast_topics_max: usize = 1000 => Allowed::Integer(&[1..=1_000_000]),
+        /// Streams of `PullData` open at once, by gRPC and HTTP together.
+        pullers_max: usize = 64 => Allowed::Integer(&[0..=65_536]),
+        /// Bytes of pushes that one stream of `PullData` may be behind; above it, it is ended.
+        puller_bytes_max: usize = 16 << 20 => Allowed::Integer(&[65_536..=TIB]),
         /// Publishers connected at once, by gRPC and by HTTP each. One more takes the place of whoever is connected longest without having called with a token that holds (any call, where none is asked for); when all have, it waits.
         connections_max: usize = 4096 => Allowed::Integer(&[1..=65_536]),
         /// An HTTP connection without a complete request head for this long is cut.
@@ -402,6 +450,8 @@ config! {
     slow: Slow = Slow,
     /// `[websocket]`
     websocket: Websocket = Websocket,
+    /// `[auth]`
+    auth: Auth = Auth,
     /// `[gpush]`
     gpush: GpushSettings = GpushSettings,
     /// `[drain]`
@@ -417,6 +467,7 @@ impl Default for Config {
             limits: Limits::default(),
             slow: Slow::default(),
             websocket: Websocket::default(),
+            auth: Auth::default(),
             gpush: GpushSettings::default(),
             publish: Publish::default(),
             drain: DrainSettings::default(),

@@ -1,7 +1,7 @@
 //! What one value may be says its setting; here is what holds between values, and what is allowed but worth a word.
 
 use super::load::refusal;
-use super::{Config, ConfigError, Problem, sections};
+use super::{Config, ConfigError, LoginMode, Problem, sections};
 use std::net::{IpAddr, SocketAddr};
 
 /// Most that framing adds to a payload: WebSocket header (RFC 6455 §5.2), a dialect's envelope with a name of 255 bytes,
@@ -19,6 +19,7 @@ impl Config {
         if problems.is_empty() {
             self.check_sizes(&mut problems);
             self.check_addresses(&mut problems);
+            self.check_auth(&mut problems);
         }
         if problems.is_empty() { Ok(self.warnings()) } else { Err(ConfigError { problems }) }
     }
@@ -117,6 +118,25 @@ impl Config {
         }
     }
 
+    fn check_auth(&self, problems: &mut Vec<Problem>) {
+        let auth = &self.auth;
+        let mut complain = |key: &str, message: &str| problems.push(problem(key, message.to_owned()));
+        match (auth.login, auth.url.is_empty()) {
+            (LoginMode::Url, true) => {
+                complain("auth.url", "auth.login = \"url\" and auth.url is empty: name whom to ask")
+            }
+            (LoginMode::None | LoginMode::AcceptAny, false) => complain(
+                "auth.login",
+                "auth.url is set and nobody asks it: say auth.login = \"url\", or leave auth.url empty",
+            ),
+            _ => {}
+        }
+        if auth.token_at_connect && auth.login == LoginMode::None {
+            let message = "auth.token_at_connect = true and nobody can log in, so nobody could connect: set auth.login";
+            complain("auth.token_at_connect", message);
+        }
+    }
+
     fn publishing(&self) -> impl Iterator<Item = (&'static str, &String)> {
         [("publish.grpc_address", &self.publish.grpc_address), ("publish.http_address", &self.publish.http_address)]
             .into_iter()
@@ -130,6 +150,12 @@ impl Config {
                     "{key} = {address} and publish.insecure = true: whoever reaches this port may publish"
                 ));
             }
+        }
+        if self.auth.login == LoginMode::AcceptAny {
+            warnings.push(
+                "auth.login = \"accept-any\": WHOEVER CONNECTS IS WHOEVER THEY SAY THEY ARE, no token is checked; for development only"
+                    .to_owned(),
+            );
         }
         if self.drain.drain_deadline_ms < self.drain.drain_window_ms {
             warnings.push(format!(

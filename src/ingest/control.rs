@@ -4,26 +4,34 @@
 //! publish ──► Mind::publish ──► admitted, refused: answered at once
 //!                          └──► waiting: a ticket ──────────────┐
 //! bell, deadline ──► Control::run ──► FromShard ► Mind::shard_says
-//!                                └──► Mind::turn ──► tickets done ┘
+//!                                ├──► Mind::turn ──► tickets done ┘
+//!                                └──► Ask ► a task of the Oracle's ► Mind::log_in, Mind::reply
 //! ```
 //!
 //! Everything happens on one thread, so the lock is never contended; it is a lock because the servers' futures must be `Send`.
 //! It is never held across an await.
 
+use super::pull::{Pull, Pulled, Pullers};
+use super::push::Problem;
 use crate::clock::Time;
 use crate::frame::Publication;
-use crate::ids::ShardId;
+use crate::ids::{ClientRef, Encoding, ShardId};
 use crate::metrics::ControlMetrics;
-use crate::queue::{Bell, Drain, FromShard, Receiver, Sender, ToShard};
+use crate::queue::{Answer, Bell, Drain, FromShard, Page, Question, Receiver, Sender, ToShard};
 use crate::topics::{Ack, Outcome, Outlet, Refusal, Ticket, Topics};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinSet;
 
 /// Messages taken from one shard in one turn; the rest waits for the next, so that publishers get their turns too.
 const INBOX_CHUNK: usize = 256;
@@ -43,6 +51,18 @@ pub trait Mind: Send {
     fn publish(&mut self, now: Time, publication: Publication, outlet: &mut dyn Outlet) -> Outcome;
     /// See [`Topics::shard_says`].
     fn shard_says(&mut self, now: Time, shard: ShardId, message: FromShard, outlet: &mut dyn Outlet);
+    /// See [`Topics::log_in`].
+    fn log_in(
+        &mut self,
+        now: Time,
+        shard: ShardId,
+        client: ClientRef,
+        uid: Box<str>,
+        encoding: Encoding,
+        outlet: &mut dyn Outlet,
+    );
+    /// See [`Topics::reply`].
+    fn reply(&mut self, now: Time, shard: ShardId, client: ClientRef, answer: Answer, outlet: &mut dyn Outlet);
     /// See [`Topics::turn`].
     fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time;
     /// See [`Topics::drain`].
@@ -62,6 +82,22 @@ impl Mind for Topics {
 
     fn shard_says(&mut self, now: Time, shard: ShardId, message: FromShard, outlet: &mut dyn Outlet) {
         self.shard_says(now, shard, message, outlet);
+    }
+
+    fn log_in(
+        &mut self,
+        now: Time,
+        shard: ShardId,
+        client: ClientRef,
+        uid: Box<str>,
+        encoding: Encoding,
+        outlet: &mut dyn Outlet,
+    ) {
+        self.log_in(now, shard, client, uid, encoding, outlet);
+    }
+
+    fn reply(&mut self, now: Time, shard: ShardId, client: ClientRef, answer: Answer, outlet: &mut dyn Outlet) {
+        self.reply(now, shard, client, answer, outlet);
     }
 
     fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time {
@@ -89,6 +125,28 @@ impl Mind for Topics {
             })
             .collect()
     }
+}
+
+/// Knows what shards ask for their clients and nobody below can know. Each question is a task of its own on the control core;
+/// how many there are at once the shards bound (`limits.questions_max`), how long one takes the oracle does.
+pub trait Oracle: Send + Sync {
+    /// The uid behind a token (JSON, verbatim); `None`: whatever is not a clear yes. Not empty, and at most
+    /// [`crate::queue::UID_BYTES_MAX`] bytes.
+    fn login(&self, token: Box<str>) -> BoxFuture<'static, Option<Box<str>>>;
+    /// What stands on a page: an [`Answer::Page`].
+    fn page(&self, page: Page) -> BoxFuture<'static, Answer>;
+}
+
+/// An answer on its way back.
+struct Answered {
+    shard: ShardId,
+    client: ClientRef,
+    outcome: Known,
+}
+
+enum Known {
+    User { uid: Box<str>, encoding: Encoding },
+    Other(Answer),
 }
 
 /// The control core's ends of the queues of one shard.
@@ -161,11 +219,14 @@ struct Core {
     /// Shards that still have to be given the drain order; at most one order a shard.
     orders: Vec<(ShardId, Drain)>,
     drain_ordered: bool,
+    pullers: Pullers,
 }
 
 struct Waiter {
     sender: oneshot::Sender<Result<Ack, Refusal>>,
     bytes: usize,
+    /// For those who pull.
+    copy: Option<Pulled>,
 }
 
 struct Outbox {
@@ -230,6 +291,7 @@ impl Control {
                 done: Vec::new(),
                 orders: Vec::new(),
                 drain_ordered: false,
+                pullers: Pullers::default(),
             }),
             bell,
             nudge: Notify::new(),
@@ -289,6 +351,7 @@ impl Control {
 
     fn admit(&self, core: &mut Core, now: Time, publication: Publication) -> Admission {
         let bytes = publication.data.len();
+        let copy = core.pullers.copy(&publication);
         let outcome = match core.mind.publish(now, publication, &mut core.shards) {
             Outcome::Admitted(ack) => Ok(ack),
             Outcome::Refused(refusal) => Err(refusal),
@@ -298,7 +361,7 @@ impl Control {
                     self.nudge.notify_one();
                 }
                 let (sender, receiver) = oneshot::channel();
-                let previous = core.waiting.insert(ticket, Waiter { sender, bytes });
+                let previous = core.waiting.insert(ticket, Waiter { sender, bytes, copy });
                 assert!(previous.is_none(), "{ticket:?} was given out twice");
                 self.metrics.waited.add(1);
                 self.metrics.waiting.set(core.waiting.len() as u64);
@@ -306,7 +369,24 @@ impl Control {
             }
         };
         self.count(&outcome, bytes);
+        if outcome.is_ok() {
+            self.hand_on(&mut core.pullers, copy);
+        }
         Admission::Done(outcome)
+    }
+
+    /// Gives those who pull what was accepted.
+    fn hand_on(&self, pullers: &mut Pullers, copy: Option<Pulled>) {
+        let ended = copy.map_or(0, |push| pullers.give(&push));
+        self.metrics.pullers_late.add(ended as u64);
+    }
+
+    /// Every publication accepted from now on, in the order of acceptance, until a drain.
+    ///
+    /// # Errors
+    /// There are `pullers_max` streams already.
+    pub(super) fn pull(&self, pullers_max: usize, bytes_max: usize) -> Result<Pull, Problem> {
+        self.core().pullers.add(pullers_max, bytes_max, self.drain_begun())
     }
 
     fn count(&self, outcome: &Result<Ack, Refusal>, bytes: usize) {
@@ -330,10 +410,17 @@ impl Control {
     ///
     /// # Panics
     /// If `topics` does: its state is then unknown, and the gateway must end.
-    pub async fn run(&self) -> io::Result<Infallible> {
+    pub async fn run(&self, oracle: Arc<dyn Oracle>) -> io::Result<Infallible> {
         let event = self.bell.event().expect("checked by Control::new").polled()?;
+        let mut asked = Vec::new();
+        let mut questions = JoinSet::new();
         loop {
-            let deadline = match self.turn() {
+            let turn = self.turn(&mut asked);
+            for (shard, client, question) in asked.drain(..) {
+                let answer = self.consult(&*oracle, question);
+                questions.spawn(async move { Answered { shard, client, outcome: answer.await } });
+            }
+            let deadline = match turn {
                 Turn::Again => {
                     tokio::task::yield_now().await;
                     continue;
@@ -349,6 +436,12 @@ impl Control {
             tokio::select! {
                 biased;
                 rung = event.signalled() => rung?,
+                Some(answered) = questions.join_next() => {
+                    self.pass_on(answered.expect("a question's panics are caught, and nobody aborts it"));
+                    while let Some(Ok(answered)) = questions.try_join_next() {
+                        self.pass_on(answered);
+                    }
+                }
                 () = self.nudge.notified() => {}
                 () = tokio::time::sleep(deadline - Time::now()) => {}
             }
@@ -356,7 +449,43 @@ impl Control {
         }
     }
 
-    fn turn(&self) -> Turn {
+    /// The oracle's answer to one question; if it panics, that is our mistake, counted, and a refusal.
+    fn consult(&self, oracle: &dyn Oracle, question: Question) -> impl Future<Output = Known> + Send + use<> {
+        let metrics = self.metrics.clone();
+        let (answer, refusal): (BoxFuture<'static, Known>, Known) = match question {
+            Question::Login { token, encoding } => {
+                let uid = oracle.login(token);
+                let refused = || Known::Other(Answer::LoginRefused);
+                let known = async move { uid.await.map_or_else(refused, |uid| Known::User { uid, encoding }) };
+                (known.boxed(), refused())
+            }
+            Question::Page(page) => {
+                let body = Bytes::from_static(b"the gateway made a mistake, see its log\n");
+                let mistake = Answer::Page { status: 500, content_type: "text/plain; charset=utf-8", body };
+                (oracle.page(page).map(Known::Other).boxed(), Known::Other(mistake))
+            }
+        };
+        async move {
+            // Unwind safety: nothing of the question is left to look at.
+            AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+                metrics.handler_panics.add(1);
+                refusal
+            })
+        }
+    }
+
+    fn pass_on(&self, answered: Answered) {
+        let mut core = self.core();
+        let Core { mind, shards, .. } = &mut *core;
+        let (now, Answered { shard, client, outcome }) = (Time::now(), answered);
+        match outcome {
+            Known::User { uid, encoding } => mind.log_in(now, shard, client, uid, encoding, shards),
+            Known::Other(answer) => mind.reply(now, shard, client, answer, shards),
+        }
+        shards.ring_touched();
+    }
+
+    fn turn(&self, asked: &mut Vec<(ShardId, ClientRef, Question)>) -> Turn {
         let mut core = self.core();
         let core = &mut *core;
         let now = Time::now();
@@ -367,6 +496,10 @@ impl Control {
             let shard = ShardId(i as u16);
             for _ in 0..INBOX_CHUNK {
                 let Some(message) = outbox.queue.pop() else { break };
+                if let FromShard::Ask { client, question } = message {
+                    asked.push((shard, client, question));
+                    continue;
+                }
                 if matches!(message, FromShard::Drained) && !std::mem::replace(&mut outbox.drained, true) {
                     self.drained.send_modify(|n| *n += 1);
                 }
@@ -389,9 +522,14 @@ impl Control {
             // Nobody's: the call that took the ticket panicked before it could say so.
             let Some(waiter) = core.waiting.remove(&ticket) else { continue };
             self.count(&outcome, waiter.bytes);
+            if outcome.is_ok() {
+                self.hand_on(&mut core.pullers, waiter.copy);
+            }
             let _ = waiter.sender.send(outcome); // Its publisher may have left; the message went its way all the same.
         }
         self.metrics.waiting.set(core.waiting.len() as u64);
+        core.pullers.forget_gone();
+        self.metrics.pullers.set(core.pullers.len() as u64);
         core.mind.report(&self.metrics);
         core.shards.ring_touched();
 

@@ -9,10 +9,11 @@
 //!               only while the oldest still waits
 //! ```
 
+use super::pull::Pulled;
 use super::push::{Problem, guarded, guarded_now, push};
 use super::{Admission, Control, Tokens, Waiting};
 use crate::config::Publish;
-use crate::frame::Publication;
+use crate::frame::{Publication, Target};
 use crate::proto::DESCRIPTORS;
 use crate::proto::order::proxy_server::{Proxy, ProxyServer};
 use crate::proto::order::{Data, Empty};
@@ -21,8 +22,8 @@ use crate::proto::v1::{
     PublishBatch, PublishBatchResult, PublishError, PublishRequest, PublishResponse, PublishResult,
 };
 use crate::topics::{Ack, Refusal};
-use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -42,8 +43,13 @@ const OPEN_REQUEST_BYTES_MAX: usize = 4096;
 pub(super) fn routes(control: &Arc<Control>, tokens: Arc<Tokens>, publish: &Publish) -> (Routes, HealthReporter) {
     let bytes_max = publish.request_bytes_max;
     let token = Token { control: control.clone(), tokens };
-    let proxy = ProxyServer::new(ProxyService { control: control.clone() }).max_decoding_message_size(bytes_max);
-    let publisher = PublisherService { control: control.clone(), batch_messages_max: publish.batch_messages_max };
+    let proxy = ProxyServer::new(ProxyService { control: control.clone(), publish: publish.clone() })
+        .max_decoding_message_size(bytes_max);
+    let publisher = PublisherService {
+        control: control.clone(),
+        batch_messages_max: publish.batch_messages_max,
+        multicast_topics_max: publish.multicast_topics_max,
+    };
     let publisher = PublisherServer::new(publisher).max_decoding_message_size(bytes_max);
     let (reporter, health) = tonic_health::server::health_reporter();
 
@@ -90,6 +96,7 @@ impl Interceptor for Token {
 
 pub(super) struct ProxyService {
     control: Arc<Control>,
+    publish: Publish,
 }
 
 #[tonic::async_trait]
@@ -99,20 +106,51 @@ impl Proxy for ProxyService {
         guarded(self.control.metrics(), push(&self.control, &uid, &topic, data)).await?;
         Ok(Response::new(Empty {}))
     }
+
+    type PullDataStream = BoxStream<'static, Result<Data, Status>>;
+
+    async fn pull_data(&self, _: Request<Empty>) -> Result<Response<Self::PullDataStream>, Status> {
+        let pull = self.control.pull(self.publish.pullers_max, self.publish.puller_bytes_max)?;
+        let message =
+            |push: Pulled| Data { uid: push.uid.as_ref().into(), topic: push.topic.as_ref().into(), data: push.data };
+        Ok(Response::new(pull.map(move |push| push.map(message).map_err(Status::from)).boxed()))
+    }
 }
 
 pub(super) struct PublisherService {
     control: Arc<Control>,
     batch_messages_max: usize,
+    multicast_topics_max: usize,
 }
 
 #[tonic::async_trait]
 impl Publisher for PublisherService {
     async fn publish(&self, request: Request<PublishRequest>) -> Result<Response<PublishResponse>, Status> {
-        let PublishRequest { topic, data } = request.into_inner();
-        let publication = Publication::new(topic, data);
-        let ack = guarded(self.control.metrics(), async { Ok(self.control.publish(publication).await?) }).await?;
-        Ok(Response::new(PublishResponse { offset: ack.offset.0, epoch: ack.epoch.0 }))
+        let request = request.into_inner();
+        let mut topic = "".into();
+        if request.topics.is_empty() {
+            let publication = publication(&mut topic, &request, &request.topic);
+            let ack = guarded(self.control.metrics(), async { Ok(self.control.publish(publication).await?) }).await?;
+            return Ok(Response::new(PublishResponse {
+                offset: ack.offset.0,
+                epoch: ack.epoch.0,
+                results: Vec::new(),
+            }));
+        }
+        check_multicast(&request, self.multicast_topics_max)?;
+        let mut admissions = Vec::with_capacity(request.topics.len());
+        guarded_now(self.control.metrics(), || {
+            let publications = request.topics.iter().map(|name| publication(&mut topic, &request, name));
+            self.control.try_publish_all(publications, |admission| admissions.push(admission));
+        })?;
+        let mut results = Vec::with_capacity(admissions.len());
+        for admission in admissions {
+            results.push(result(match admission {
+                Admission::Done(outcome) => outcome,
+                Admission::Waiting(waiting) => waiting.await,
+            }));
+        }
+        Ok(Response::new(PublishResponse { offset: 0, epoch: 0, results }))
     }
 
     type PublishStreamStream = Answers;
@@ -123,6 +161,7 @@ impl Publisher for PublisherService {
             draining: Box::pin(self.control.drain_begun()),
             control: self.control.clone(),
             batch_messages_max: self.batch_messages_max,
+            multicast_topics_max: self.multicast_topics_max,
             topic: "".into(),
             pending: VecDeque::new(),
             end: None,
@@ -136,6 +175,7 @@ pub(super) struct Answers {
     draining: Pin<Box<dyn Future<Output = ()> + Send>>,
     control: Arc<Control>,
     batch_messages_max: usize,
+    multicast_topics_max: usize,
     /// The last message's: publishers keep to one topic for long, and so share its name.
     topic: Arc<str>,
     pending: VecDeque<Pending>,
@@ -146,13 +186,30 @@ pub(super) struct Answers {
 /// A batch with messages that wait for room, in their order.
 struct Pending {
     result: PublishBatchResult,
-    waiting: VecDeque<(usize, Waiting)>,
+    waiting: VecDeque<(Place, Waiting)>,
+}
+
+/// Where a result belongs: which message of its batch, and which of the message's topics if it has several.
+#[derive(Clone, Copy)]
+struct Place {
+    message: usize,
+    topic: Option<usize>,
+}
+
+impl Place {
+    fn of(self, results: &mut [PublishResult]) -> &mut PublishResult {
+        let result = &mut results[self.message];
+        match self.topic {
+            Some(topic) => &mut result.results[topic],
+            None => result,
+        }
+    }
 }
 
 impl Pending {
     fn poll_complete(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while let Some((i, waiting)) = self.waiting.front_mut() {
-            self.result.results[*i] = result(ready!(Pin::new(waiting).poll(cx)));
+        while let Some((place, waiting)) = self.waiting.front_mut() {
+            *place.of(&mut self.result.results) = result(ready!(Pin::new(waiting).poll(cx)));
             self.waiting.pop_front();
         }
         Poll::Ready(())
@@ -161,7 +218,7 @@ impl Pending {
 
 impl Answers {
     fn admit(&mut self, batch: PublishBatch) -> Result<Pending, Problem> {
-        let messages = batch.messages.len();
+        let messages: usize = batch.messages.iter().map(|m| m.topics.len().max(1)).sum();
         if messages > self.batch_messages_max {
             // The stream ends: as many sentences as messages would be more than was sent.
             let message = format!(
@@ -170,18 +227,42 @@ impl Answers {
             );
             return Err(Problem::new(tonic::Code::InvalidArgument, message));
         }
-        let mut results = Vec::with_capacity(messages);
+        let mut results = vec![PublishResult::default(); batch.messages.len()];
         let mut waiting = VecDeque::new();
-        let topic = &mut self.topic;
-        let publications = batch.messages.into_iter().map(|m| publication(topic, &m.topic, m.data));
-        guarded_now(self.control.metrics(), || {
-            self.control.try_publish_all(publications, |admission| match admission {
-                Admission::Done(outcome) => results.push(result(outcome)),
-                Admission::Waiting(w) => {
-                    waiting.push_back((results.len(), w));
-                    results.push(PublishResult::default());
+        let (topic, topics_max) = (&mut self.topic, self.multicast_topics_max);
+        // The places of the publications, in their order; without a multicast the n-th is the n-th message.
+        let mut places = Vec::new();
+        let is_multicast = batch.messages.iter().any(|m| !m.topics.is_empty());
+        let publications = batch.messages.iter().enumerate();
+        if is_multicast {
+            for (message, m) in publications.clone() {
+                if m.topics.is_empty() {
+                    places.push((Place { message, topic: None }, m.topic.as_str()));
+                } else if let Err(problem) = check_multicast(m, topics_max) {
+                    results[message] = refused(problem);
+                } else {
+                    results[message].results = vec![PublishResult::default(); m.topics.len()];
+                    let parts = m.topics.iter().enumerate();
+                    places.extend(parts.map(|(i, topic)| (Place { message, topic: Some(i) }, topic.as_str())));
                 }
-            });
+            }
+        }
+        let mut nth = 0;
+        let mut each = |admission| {
+            let place = places.get(nth).map_or(Place { message: nth, topic: None }, |(place, _)| *place);
+            nth += 1;
+            match admission {
+                Admission::Done(outcome) => *place.of(&mut results) = result(outcome),
+                Admission::Waiting(w) => waiting.push_back((place, w)),
+            }
+        };
+        guarded_now(self.control.metrics(), || {
+            if is_multicast {
+                let parts = places.iter().map(|(place, name)| publication(topic, &batch.messages[place.message], name));
+                self.control.try_publish_all(parts, &mut each);
+            } else {
+                self.control.try_publish_all(publications.map(|(_, m)| publication(topic, m, &m.topic)), &mut each);
+            }
         })?;
         Ok(Pending { result: PublishBatchResult { id: batch.id, results }, waiting })
     }
@@ -226,21 +307,43 @@ impl Stream for Answers {
     }
 }
 
-/// A message with its topic's name shared with the message before it, if it is the same.
-fn publication(last: &mut Arc<str>, topic: &str, data: Bytes) -> Publication {
+/// A message to one topic, whose name is shared with the message before it if it is the same.
+fn publication(last: &mut Arc<str>, message: &PublishRequest, topic: &str) -> Publication {
     if **last != *topic {
         *last = topic.into();
     }
-    Publication::new(last.clone(), data)
+    let target = match message.uid.as_str() {
+        "" => Target::topic(last.clone()),
+        uid => Target::User { uid: uid.into(), topic: last.clone() },
+    };
+    Publication { target, data: message.data.clone() }
+}
+
+/// Whether a message's `topics` can be published to.
+fn check_multicast(message: &PublishRequest, topics_max: usize) -> Result<(), Problem> {
+    let topics = message.topics.len();
+    let text = match () {
+        () if topics > topics_max => format!(
+            "the message has {topics} topics, at most {topics_max} are allowed (publish.multicast_topics_max): send several"
+        ),
+        () if !message.topic.is_empty() => "the message has topic and topics: set one of the two".to_owned(),
+        () if message.topics.iter().any(String::is_empty) => {
+            "one of the topics is empty, which would be everyone: name it, or send another message without topics"
+                .to_owned()
+        }
+        () => return Ok(()),
+    };
+    Err(Problem::new(tonic::Code::InvalidArgument, text))
 }
 
 fn result(outcome: Result<Ack, Refusal>) -> PublishResult {
     match outcome {
-        Ok(ack) => PublishResult { offset: ack.offset.0, epoch: ack.epoch.0, error: None },
-        Err(refusal) => {
-            let problem = Problem::from(refusal);
-            let error = PublishError { code: problem.code as i32, message: problem.message.into_owned() };
-            PublishResult { offset: 0, epoch: 0, error: Some(error) }
-        }
+        Ok(ack) => PublishResult { offset: ack.offset.0, epoch: ack.epoch.0, ..PublishResult::default() },
+        Err(refusal) => refused(refusal.into()),
     }
+}
+
+fn refused(problem: Problem) -> PublishResult {
+    let error = PublishError { code: problem.code as i32, message: problem.message.into_owned() };
+    PublishResult { error: Some(error), ..PublishResult::default() }
 }

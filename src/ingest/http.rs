@@ -3,6 +3,7 @@
 //! | path | |
 //! |---|---|
 //! | `POST /v1/pushData`, `POST /order.Proxy/PushData` | one push; the second is the route grpc-gateway makes for every method |
+//! | `POST /order.Proxy/PullData` | every push accepted from now on, a line each |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /healthz` | 200: the control core turns |
 //! | `GET /readyz` | 200, or 503 with the reasons |
@@ -10,6 +11,7 @@
 //!
 //! Errors have grpc-gateway's shape, `{"code":…,"message":"…","details":[]}`, code being gRPC's.
 
+use super::pull::Pulled;
 use super::push::{Problem, guarded, guarded_now, push};
 use super::{Control, Hooks, StallError, Tokens, json};
 use crate::config::Publish;
@@ -21,8 +23,10 @@ use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTIC
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use base64::Engine;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
@@ -47,6 +51,8 @@ struct App {
     hooks: Hooks,
     request_bytes_max: usize,
     body_deadline: Duration,
+    pullers_max: usize,
+    puller_bytes_max: usize,
 }
 
 /// All routes. `dev` adds `/dev/stall`.
@@ -54,6 +60,7 @@ pub(super) fn router(control: Arc<Control>, tokens: Arc<Tokens>, hooks: Hooks, p
     let mut router = Router::new()
         .route("/v1/pushData", post(push_data))
         .route("/order.Proxy/PushData", post(push_data))
+        .route("/order.Proxy/PullData", post(pull_data))
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || answer(StatusCode::OK, TEXT, Bytes::from_static(b"ok\n"))))
         .route("/readyz", get(ready));
@@ -69,6 +76,8 @@ pub(super) fn router(control: Arc<Control>, tokens: Arc<Tokens>, hooks: Hooks, p
             hooks,
             request_bytes_max: publish.request_bytes_max,
             body_deadline: Duration::from_millis(publish.body_deadline_ms),
+            pullers_max: publish.pullers_max,
+            puller_bytes_max: publish.puller_bytes_max,
         }))
 }
 
@@ -109,6 +118,38 @@ async fn push_data(State(app): State<Arc<App>>, request: Request) -> Result<Resp
     })
     .await?;
     Ok(answer(StatusCode::OK, JSON, Bytes::from_static(b"{}")))
+}
+
+/// As grpc-gateway does a stream: an object a line, the last one `error` if it did not just end.
+async fn pull_data(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    if let Err(problem) = app.authorize(request.headers()) {
+        discard(request.into_body()).await;
+        return Err(problem);
+    }
+    app.read_body(request.into_body()).await?; // An `Empty`, whatever it says.
+    let pull = app.control.pull(app.pullers_max, app.puller_bytes_max)?;
+    let lines = pull.map(|push| Ok::<_, Infallible>(line(push)));
+    let mut response = Response::new(Body::from_stream(lines));
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    Ok(response)
+}
+
+fn line(push: Result<Pulled, Problem>) -> Bytes {
+    #[derive(serde::Serialize)]
+    struct Data<'a> {
+        uid: &'a str,
+        topic: &'a str,
+        data: String,
+    }
+    let line = match push {
+        Ok(Pulled { uid, topic, data }) => {
+            let data = base64::engine::general_purpose::STANDARD.encode(&data);
+            let data = serde_json::to_string(&Data { uid: &uid, topic: &topic, data }).expect("strings are JSON");
+            format!("{{\"result\":{data}}}\n")
+        }
+        Err(problem) => format!("{}\n", serde_json::json!({ "error": problem.json() })),
+    };
+    line.into()
 }
 
 /// Reads on for a moment, so that the client is there for its answer.
@@ -174,10 +215,15 @@ fn answer(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response {
     response
 }
 
+impl Problem {
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "code": self.code as i32, "message": self.message, "details": [] })
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = serde_json::json!({ "code": self.code as i32, "message": self.message, "details": [] });
-        let mut response = answer(status(self.code), JSON, body.to_string().into());
+        let mut response = answer(status(self.code), JSON, self.json().to_string().into());
         match self.code {
             Code::ResourceExhausted => {
                 response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));

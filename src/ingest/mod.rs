@@ -13,11 +13,12 @@ mod control;
 mod grpc;
 mod http;
 mod json;
+mod pull;
 mod push;
 mod server;
 mod tokens;
 mod visits;
 
-pub use control::{Admission, Control, Mind, ShardQueues, StallError, Waiting};
+pub use control::{Admission, Control, Mind, Oracle, ShardQueues, StallError, Waiting};
 pub use server::{BindError, Hooks, Server};
 pub use tokens::{Tokens, TokensError};

@@ -286,7 +286,11 @@ async fn grpc(
 ) -> Result<(), String> {
     let mut client = grpc_client(&address).await?;
     ready.send(Ok(())).ok();
-    let request = move |(topic, data): (u32, Bytes)| PublishRequest { topic: names[topic as usize].clone(), data };
+    let request = move |(topic, data): (u32, Bytes)| PublishRequest {
+        topic: names[topic as usize].clone(),
+        data,
+        ..Default::default()
+    };
     let batches = UnboundedReceiverStream::new(queue).map(move |batch| PublishBatch {
         id: batch.first,
         messages: batch.messages.into_iter().map(&request).collect(),

@@ -20,6 +20,10 @@ pub struct ShardSettings {
     pub topics_per_connection_max: usize,
     /// Topics this shard takes part in, each encoding counted apart.
     pub topics_max: usize,
+    /// Clients that can log in must, by a token in their URL: `auth.token_at_connect`.
+    pub token_at_connect: bool,
+    /// This shard's part of `limits.questions_max`, at least one.
+    pub questions_max: usize,
     /// This shard's part of `limits.partial_bytes_max`.
     pub partial_bytes_max: usize,
     /// Request head of a handshake.
@@ -92,6 +96,8 @@ impl ShardSettings {
             message_bytes_max: config.limits.message_bytes_max,
             topics_per_connection_max: config.limits.topics_per_connection_max,
             topics_max: config.limits.topics_max,
+            token_at_connect: config.auth.token_at_connect,
+            questions_max: (config.limits.questions_max / shards.max(1)).max(1),
             // One client's longest message fits in any case; its buffer grows by doubling.
             partial_bytes_max: (config.limits.partial_bytes_max / shards.max(1))
                 .max(2 * config.limits.message_bytes_max),

@@ -139,7 +139,7 @@ impl<R: Ring> Reactor<R> {
             if deadline <= tick {
                 match phase {
                     Phase::Free | Phase::Cut => continue,
-                    Phase::Handshake | Phase::Joining => {
+                    Phase::Handshake | Phase::Asking | Phase::Joining => {
                         self.metrics.handshakes_timed_out.add(1);
                         self.cut(slot, Cause::ByPeer);
                     }
@@ -168,7 +168,7 @@ impl<R: Ring> Reactor<R> {
         let index = slot.0 as usize;
         match self.connections[index].phase {
             Phase::Open => {}
-            Phase::Handshake | Phase::Joining => return self.cut(slot, cause),
+            Phase::Handshake | Phase::Asking | Phase::Joining => return self.cut(slot, cause),
             Phase::Free | Phase::Flushing | Phase::Lingering | Phase::Cut => return,
         }
         let mid_frame = self.connections[index].egress.is_mid_frame();

@@ -10,6 +10,7 @@
 //! The inbox goes first. The answer to a subscribe stands in it among the frames, and its place is the cut: what stands before
 //! it is not this client's, what stands after it is.
 
+mod asking;
 mod drain;
 mod inbox;
 mod life;
@@ -150,6 +151,7 @@ pub struct Reactor<R: Ring> {
     next_flush: Time,
     /// Receives that found no buffer.
     starved: Vec<Token>,
+    questions: asking::Questions,
 
     drain: Option<drain::Draining>,
 
@@ -198,6 +200,7 @@ impl<R: Ring> Reactor<R> {
             partial_bytes: 0,
             next_flush: now,
             starved: Vec::new(),
+            questions: asking::Questions::default(),
             drain: None,
             deflater: None,
             scratch: Scratch::new(),
@@ -276,7 +279,7 @@ impl<R: Ring> Reactor<R> {
         if let Some(drain) = &self.drain {
             deadline = deadline.min(drain.wake(self.now));
         }
-        if self.interests.announcement().is_some() || !self.departures.is_empty() {
+        if self.interests.announcement().is_some() || !self.departures.is_empty() || self.questions.wait() {
             deadline = deadline.min(self.now.plus_ms(RETRY_MS));
         }
         self.ends.bell.sleep();

@@ -4,7 +4,7 @@ use super::Reactor;
 use super::life::Cause;
 use crate::dialect::{Command, Dialect, SubscribeError, TOPIC_BYTES_MAX};
 use crate::ids::{Epoch, InterestId, Offset, Slot};
-use crate::queue::InterestKey;
+use crate::queue::{InterestKey, Question};
 use crate::shard::connection::Phase;
 use crate::shard::interests::{Joined, Waiter};
 use crate::socket::{BufferId, Defect, Kind, Ring, Token};
@@ -17,6 +17,14 @@ use std::sync::Arc;
 
 /// Poll events after which a receive never says "nothing yet".
 const HUNG_UP: i32 = libc::POLLHUP as i32 | libc::POLLRDHUP as i32;
+
+/// How a handshake goes on once its head is read.
+enum Next {
+    /// With the 101.
+    Join,
+    /// With what the control core says.
+    Ask(Question),
+}
 
 impl<R: Ring> Reactor<R> {
     /// The poll says that there is something to read, or that it ended.
@@ -44,7 +52,7 @@ impl<R: Ring> Reactor<R> {
         let waits = connection.receiving || connection.paused || connection.awaits_ack();
         match connection.phase {
             Phase::Free | Phase::Cut => return,
-            Phase::Joining => return connection.read_again = true,
+            Phase::Asking | Phase::Joining => return connection.read_again = true,
             _ if waits => return connection.read_again = true,
             _ => {}
         }
@@ -74,7 +82,9 @@ impl<R: Ring> Reactor<R> {
                 match self.connections[slot.0 as usize].phase {
                     Phase::Handshake => self.handshake(slot, &incoming),
                     Phase::Open => self.input(slot, &incoming),
-                    Phase::Joining => self.connections[slot.0 as usize].held().input.extend_from_slice(&incoming),
+                    Phase::Asking | Phase::Joining => {
+                        self.connections[slot.0 as usize].held().input.extend_from_slice(&incoming)
+                    }
                     Phase::Free | Phase::Flushing | Phase::Lingering | Phase::Cut => {}
                 }
                 // The poll reports new arrivals only: what is there already must be asked for.
@@ -119,7 +129,7 @@ impl<R: Ring> Reactor<R> {
     }
 
     fn cut_by_peer(&mut self, slot: Slot) {
-        if matches!(self.connections[slot.0 as usize].phase, Phase::Handshake | Phase::Joining) {
+        if matches!(self.connections[slot.0 as usize].phase, Phase::Handshake | Phase::Asking | Phase::Joining) {
             self.metrics.handshakes_abandoned.add(1);
         }
         self.cut(slot, Cause::ByPeer);
@@ -136,11 +146,14 @@ impl<R: Ring> Reactor<R> {
             None => std::borrow::Cow::Borrowed(incoming),
         };
         match self.negotiate(slot, &all) {
-            Ok(Some(used)) => {
+            Ok(Some((used, next))) => {
                 if used < all.len() {
                     self.connections[index].held().input.extend_from_slice(&all[used..]);
                 }
-                self.join_everyone(slot);
+                match next {
+                    Next::Join => self.join_everyone(slot),
+                    Next::Ask(question) => self.ask_first(slot, question),
+                }
             }
             Ok(None) => self.connections[index].held().input = all.into_owned(),
             Err(rejection) => {
@@ -153,8 +166,9 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
-    /// Reads the request head; on success the answer and the greeting are owed, and the head's length is returned.
-    fn negotiate(&mut self, slot: Slot, bytes: &[u8]) -> Result<Option<usize>, Rejection> {
+    /// Reads the request head. On success the answer and the greeting are owed, unless a page was asked for, and the head's
+    /// length is returned.
+    fn negotiate(&mut self, slot: Slot, bytes: &[u8]) -> Result<Option<(usize, Next)>, Rejection> {
         let Some((head, used)) = handshake::parse_head(bytes, self.settings.handshake_bytes_max)? else {
             return Ok(None);
         };
@@ -164,6 +178,13 @@ impl<R: Ring> Reactor<R> {
         };
         let upgrade = handshake::upgrade(&head)?;
         let dialect = id.get();
+        let token = if self.settings.token_at_connect && dialect.has_users() {
+            let token = head.query_value("token").filter(|token| !token.is_empty());
+            let token = token.ok_or_else(|| Rejection::new(400, "token is required"))?;
+            Some(serde_json::to_string(&token).expect("a string is JSON").into_boxed_str())
+        } else {
+            None
+        };
         let agreed = dialect.negotiate(&head).map_err(|(status, body)| Rejection::new(status, body))?;
         let deflate = if self.settings.deflate { upgrade.deflate_offer } else { None };
         connection.dialect = id;
@@ -177,12 +198,16 @@ impl<R: Ring> Reactor<R> {
         self.reply.clear();
         handshake::write_101(&mut self.reply, &upgrade, agreed.subprotocol, deflate.is_some());
         dialect.greeting(&mut self.reply);
+        let next = match token {
+            Some(token) => Next::Ask(Question::Login { token, encoding: connection.encoding }),
+            None => Next::Join,
+        };
         connection.egress.reply(&self.reply, &mut self.spares);
-        Ok(Some(used))
+        Ok(Some((used, next)))
     }
 
     /// Everyone takes part in what goes to everyone. The 101 leaves when that is sure: who has the greeting misses nothing after it.
-    fn join_everyone(&mut self, slot: Slot) {
+    pub(super) fn join_everyone(&mut self, slot: Slot) {
         let index = slot.0 as usize;
         let connection = &mut self.connections[index];
         connection.phase = Phase::Joining;

@@ -179,7 +179,11 @@ impl<R: Ring> Reactor<R> {
     pub(super) fn make_ready(&mut self, slot: Slot) {
         let connection = &mut self.connections[slot.0 as usize];
         let has_word = !connection.egress.is_empty() || connection.phase == Phase::Flushing;
-        if !connection.ready && !connection.sending && has_word && connection.phase != Phase::Joining {
+        if !connection.ready
+            && !connection.sending
+            && has_word
+            && !matches!(connection.phase, Phase::Asking | Phase::Joining)
+        {
             connection.ready = true;
             self.ready.push_back(slot);
         }

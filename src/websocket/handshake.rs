@@ -69,6 +69,17 @@ impl Rejection {
     }
 }
 
+/// Appends a whole HTTP/1.1 response with `body`, after which the connection ends.
+pub fn write_page(out: &mut Vec<u8>, status: u16, content_type: &str, body: &[u8]) {
+    let head = format!(
+        "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        reason_phrase(status),
+        body.len()
+    );
+    out.extend_from_slice(head.as_bytes());
+    out.extend_from_slice(body);
+}
+
 fn reason_phrase(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",

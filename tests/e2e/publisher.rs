@@ -17,7 +17,7 @@ pub struct Publisher {
 
 /// One message.
 pub fn message(topic: &str, data: impl Into<Bytes>) -> PublishRequest {
-    PublishRequest { topic: topic.into(), data: data.into() }
+    PublishRequest { topic: topic.into(), data: data.into(), ..Default::default() }
 }
 
 impl Publisher {

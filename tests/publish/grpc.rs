@@ -35,7 +35,7 @@ fn data(uid: &str, topic: &str, data: &str) -> Data {
 }
 
 fn message(data: &str) -> PublishRequest {
-    PublishRequest { topic: "t".into(), data: data.to_owned().into() }
+    PublishRequest { topic: "t".into(), data: data.to_owned().into(), ..Default::default() }
 }
 
 fn batch(id: u64, data: &[&str]) -> PublishBatch {
@@ -66,11 +66,60 @@ fn push_data_goes_to_a_topic_or_to_everyone() {
         proxy.push_data(data("", "t", "")).await.unwrap();
         assert_eq!(gateway.shards[1].frames(), ["a", "b", ""]);
 
-        let status = proxy.push_data(data("7", "t", "c")).await.unwrap_err();
-        assert_eq!(status.code(), Code::Unimplemented);
-        assert!(status.message().contains("later version"), "{status}");
+        proxy.push_data(data("7", "t", "c")).await.unwrap();
+        assert_eq!(gateway.shards[1].frames(), ["c"]);
+
         assert_eq!(proxy.push_data(data("", "", "")).await.unwrap_err().code(), Code::InvalidArgument);
         assert!(gateway.shards[1].frames().is_empty());
+    });
+}
+
+#[test]
+fn a_message_to_several_topics_is_a_publication_to_each_and_answered_for_each() {
+    with_gateway(Options::default(), async |gateway| {
+        let mut publisher = publisher(gateway).await;
+        let to = |topic: &str, topics: &[&str]| PublishRequest {
+            topic: topic.into(),
+            topics: topics.iter().map(|t| (*t).into()).collect(),
+            ..message("x")
+        };
+        let long = "n".repeat(256);
+        let answer = publisher.publish(to("", &["a", &long, "b"])).await.unwrap().into_inner();
+        let result = PublishBatchResult { id: 0, results: answer.results };
+        assert_eq!((outcomes(&result), answer.epoch), (vec![Ok(1), Err(3), Ok(2)], 0));
+        assert_eq!(gateway.shards[0].frames(), ["x", "x"]);
+        for wrong in [to("a", &["b"]), to("", &["a", ""]), to("", &["a"; 1001])] {
+            assert_eq!(publisher.publish(wrong).await.unwrap_err().code(), Code::InvalidArgument);
+        }
+        let (batches, mut results) = stream(gateway).await;
+        let messages = vec![message("1"), to("", &["a", "b"]), to("a", &["b"]), message("2")];
+        batches.send(PublishBatch { id: 9, messages }).await.unwrap();
+        let mut result = results.message().await.unwrap().unwrap();
+        let several = PublishBatchResult { id: 0, results: std::mem::take(&mut result.results[1].results) };
+        assert_eq!(outcomes(&several), [Ok(4), Ok(5)]);
+        result.results.remove(1);
+        assert_eq!(outcomes(&result), [Ok(3), Err(3), Ok(6)]);
+        assert_eq!(gateway.shards[0].frames(), ["1", "x", "x", "2"]);
+        batches.send(PublishBatch { id: 10, messages: vec![to("", &["a"; 1000]); 11] }).await.unwrap();
+        assert_eq!(results.message().await.unwrap_err().code(), Code::InvalidArgument, "11,000 publications");
+    });
+}
+
+#[test]
+fn pull_data_streams_every_push_and_says_why_it_ends() {
+    with_gateway(Options::default(), async |gateway| {
+        let mut proxy = proxy(gateway).await;
+        let mut pull = proxy.pull_data(fanwire::proto::order::Empty {}).await.unwrap().into_inner();
+        let pushes = [data("7", "t", "a"), data("", "t", "b"), data("", "", "c")];
+        for push in &pushes {
+            proxy.push_data(push.clone()).await.unwrap();
+        }
+        publisher(gateway).await.publish(message("d")).await.unwrap();
+        for push in pushes.into_iter().chain([data("", "t", "d")]) {
+            assert_eq!(pull.message().await.unwrap(), Some(push));
+        }
+        gateway.control.drain();
+        assert_eq!(pull.message().await.unwrap_err().code(), Code::Unavailable);
     });
 }
 
@@ -85,7 +134,7 @@ fn publish_answers_with_offset_and_epoch_or_says_what_to_do() {
         assert_eq!(publisher.publish(message("a")).await.unwrap_err().code(), Code::ResourceExhausted);
         let too_large = message(&"x".repeat(1001));
         assert_eq!(publisher.publish(too_large).await.unwrap_err().code(), Code::InvalidArgument);
-        let not_utf8 = PublishRequest { topic: "t".into(), data: b"\xff"[..].into() };
+        let not_utf8 = PublishRequest { topic: "t".into(), data: b"\xff"[..].into(), ..Default::default() };
         assert_eq!(publisher.publish(not_utf8).await.unwrap_err().code(), Code::InvalidArgument);
         gateway.control.drain();
         assert_eq!(publisher.publish(message("a")).await.unwrap_err().code(), Code::Unavailable);

@@ -79,7 +79,7 @@ fn a_peer_that_never_finishes_holds_a_stop_up_for_two_seconds_at_most() {
             .await
             .unwrap()
             .into_inner();
-        let messages = vec![PublishRequest { topic: "t".into(), data: "a".into() }];
+        let messages = vec![PublishRequest { topic: "t".into(), data: "a".into(), ..Default::default() }];
         batches.send(PublishBatch { id: 1, messages }).await.unwrap();
         results.message().await.unwrap().unwrap();
         gateway.order_to_stop();

@@ -75,7 +75,7 @@ fn start() -> Core {
             let hooks = Hooks { metrics: Arc::new(String::new), unready: Arc::new(Vec::new) };
             tokio_uring::builder().start(async move {
                 let driver = control.clone();
-                tokio::spawn(async move { driver.run().await });
+                tokio::spawn(async move { driver.run(Arc::new(crate::fake::Nobody)).await });
                 tokio::spawn(async move {
                     loop {
                         cpu_ns.store(fanwire::sys::thread_cpu_ns(), Ordering::Relaxed);
@@ -120,7 +120,8 @@ fn speed_of_publish_stream() {
             let (sender, batches) = tokio::sync::mpsc::channel(BATCHES_UNDER_WAY);
             let mut client = PublisherClient::connect(url).await.unwrap();
             let mut results = client.publish_stream(ReceiverStream::new(batches)).await.unwrap().into_inner();
-            let message = PublishRequest { topic: "prices".into(), data: vec![b'x'; MESSAGE_BYTES].into() };
+            let message =
+                PublishRequest { topic: "prices".into(), data: vec![b'x'; MESSAGE_BYTES].into(), ..Default::default() };
             let (mut sent, mut answered) = (0, 0);
             while answered < BATCHES {
                 while sent < BATCHES && sent - answered < BATCHES_UNDER_WAY {
