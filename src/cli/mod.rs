@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod config;
+pub mod import;
 pub mod logging;
 pub mod publish;
 pub mod serve;
@@ -48,7 +49,7 @@ enum Command {
     Pub(publish::Args),
     /// Subscribe to topics and print what arrives
     Sub(subscribe::Args),
-    /// Print, check or document the settings
+    /// Print, check, document or take over the settings
     Config(config::Args),
 }
 

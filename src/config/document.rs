@@ -80,7 +80,8 @@ fn header(section: &Section) -> String {
     if section.is_list { format!("[[{}]]", section.name) } else { format!("[{}]", section.name) }
 }
 
-fn comment(out: &mut String, text: &str) {
+/// Appends `text` as comment lines of at most [`COLUMNS`], whatever white space it has.
+pub(crate) fn comment(out: &mut String, text: &str) {
     let mut line = String::from("#");
     for word in text.split_whitespace() {
         if line.chars().count() + 1 + word.chars().count() > COLUMNS {

@@ -5,6 +5,7 @@ mod document;
 mod load;
 mod validate;
 
+pub(crate) use document::comment;
 pub use document::{default_toml, markdown};
 pub use load::{ConfigError, ENVIRONMENT_PREFIX, FILE_BYTES_MAX, FILE_DEFAULT, Loaded, Problem, load};
 pub use validate::FRAME_OVERHEAD_BYTES;
@@ -110,7 +111,7 @@ impl fmt::Display for Allowed {
 }
 
 /// A value as TOML.
-fn written(value: &toml::Value) -> String {
+pub(crate) fn written(value: &toml::Value) -> String {
     match value {
         toml::Value::Integer(n) => grouped(n.unsigned_abs()), // No setting is negative.
         other => other.to_string(),
