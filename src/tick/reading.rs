@@ -350,6 +350,10 @@ impl<R: Ring> Reactor<R> {
         match command {
             Command::Subscribe { topic, request } => self.subscribe(slot, topic, request),
             Command::Unsubscribe { topic, request } => self.unsubscribe(slot, &topic, request),
+            Command::Login { token } => self.log_in(slot, token),
+            Command::Logout => self.log_out(slot),
+            Command::SubscribePrivately { topic } => self.subscribe_privately(slot, &topic),
+            Command::UnsubscribePrivately { topic } => self.unsubscribe_privately(slot, &topic),
             Command::Reply(bytes) => {
                 self.reply.clear();
                 self.reply.extend_from_slice(&bytes);
@@ -378,8 +382,6 @@ impl<R: Ring> Reactor<R> {
             let position = position.map_or((Epoch(0), Offset(0)), |everyone| (everyone.epoch, everyone.last));
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
-        // The first subscription is everyone's; it is not the client's doing and does not count.
-        let held = connection.subscriptions.len().saturating_sub(1);
         let known = self.interests.find(&topic, connection.encoding);
         if let Some(id) = known
             && connection.subscriptions.contains(&id)
@@ -392,11 +394,11 @@ impl<R: Ring> Reactor<R> {
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
         let is_one_too_many = known.is_none() && self.interests.topics() >= self.settings.topics_max;
-        if held >= self.settings.topics_per_connection_max || is_one_too_many {
+        if self.topics_held(slot) >= self.settings.topics_per_connection_max || is_one_too_many {
             self.metrics.topics_refused.add(1);
             return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::TooManyTopics));
         }
-        let encoding = connection.encoding;
+        let encoding = self.connections[slot.0 as usize].encoding;
         let id = known.unwrap_or_else(|| {
             let key = InterestKey::Topic(Arc::from(&*topic), encoding);
             self.interests.find_or_add(key)
@@ -413,7 +415,7 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
-    fn answer_subscribe(
+    pub(super) fn answer_subscribe(
         &mut self,
         slot: Slot,
         request: u32,
@@ -433,6 +435,7 @@ impl<R: Ring> Reactor<R> {
         {
             connection.subscriptions.swap_remove(at);
             self.leave(slot, id);
+            self.unheard(slot, topic);
         }
         self.reply.clear();
         dialect.unsubscribed(request, topic, &mut self.reply);
@@ -453,7 +456,7 @@ impl<R: Ring> Reactor<R> {
     }
 
     /// Owes `self.reply`. Above the bound of replies the client is not read from until it has read some.
-    fn owe_reply(&mut self, slot: Slot) {
+    pub(super) fn owe_reply(&mut self, slot: Slot) {
         let connection = &mut self.connections[slot.0 as usize];
         if !self.reply.is_empty() {
             connection.egress.reply(&self.reply, &mut self.spares);
