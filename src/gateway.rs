@@ -8,6 +8,7 @@
 //! Whatever can't be had is told before anything listens, in one sentence, with exit code 78.
 
 use crate::accept::{self, Acceptor, ShardDoor, high_water};
+use crate::auth::Login;
 use crate::clock::Time;
 use crate::config::Config;
 use crate::encode::{EncodeSettings, Encoder};
@@ -135,6 +136,7 @@ struct Gateway {
     layout: Layout,
     server: Server,
     tokens: Arc<Tokens>,
+    login: Login,
     listeners: Vec<Listener>,
     features: Features,
     cores: Vec<CoreId>,
@@ -154,6 +156,7 @@ impl Gateway {
             "" => Tokens::none(),
             file => Tokens::load(file).map_err(|e| text(&e))?,
         };
+        let login = Login::new(&config.auth).map_err(|e| text(&e))?;
         let server = Server::bind(&config.publish).map_err(|e| text(&e))?;
         let options = ListenOptions {
             send_buffer_bytes: config.shards.socket_send_buffer_bytes,
@@ -168,7 +171,7 @@ impl Gateway {
                 .map_err(|e| StartError::Text(format!("listen.address {}: {e}", block.address)))?;
             listeners.push(listen(address, options).map_err(|e| text(&e))?);
         }
-        Ok(Gateway { config, layout, server, tokens: Arc::new(tokens), listeners, features, cores })
+        Ok(Gateway { config, layout, server, tokens: Arc::new(tokens), login, listeners, features, cores })
     }
 
     /// The core of a thread: control and accepting core share the first, shards have the others, or all if there is only one.
@@ -285,6 +288,7 @@ impl Gateway {
             config: self.config,
             server: self.server,
             tokens: self.tokens,
+            login: self.login,
             control,
             registry: Arc::new(registry),
             shard_metrics,
@@ -414,6 +418,7 @@ struct Running {
     config: Config,
     server: Server,
     tokens: Arc<Tokens>,
+    login: Login,
     control: Arc<Control>,
     registry: Arc<Registry>,
     shard_metrics: Vec<Arc<ShardMetrics>>,
@@ -444,10 +449,9 @@ impl Running {
         }
 
         let mut driver = {
-            let (control, knowledge) = (
-                self.control.clone(),
-                Arc::new(Knowledge { registry: self.registry.clone(), shards: self.shard_metrics.clone() }),
-            );
+            let (login, registry) = (self.login.clone(), self.registry.clone());
+            let knowledge = Arc::new(Knowledge { login, registry, shards: self.shard_metrics.clone() });
+            let control = self.control.clone();
             tokio::spawn(async move { control.run(knowledge).await })
         };
         let (stopping, stopped) = tokio::sync::watch::channel(false);
@@ -556,13 +560,15 @@ async fn until(patience: Duration, condition: impl Fn() -> bool) -> bool {
 
 /// What clients may ask of the control core.
 struct Knowledge {
+    login: Login,
     registry: Arc<Registry>,
     shards: Vec<Arc<ShardMetrics>>,
 }
 
 impl Oracle for Knowledge {
-    fn login(&self, _token: Box<str>) -> BoxFuture<'static, Option<Box<str>>> {
-        std::future::ready(None).boxed()
+    fn login(&self, token: Box<str>) -> BoxFuture<'static, Option<Box<str>>> {
+        let login = self.login.clone();
+        async move { login.uid(&token).await }.boxed()
     }
 
     fn page(&self, page: Page) -> BoxFuture<'static, Answer> {

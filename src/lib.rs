@@ -15,6 +15,7 @@
 #![recursion_limit = "256"] // The JSON of a benchmark report is one large macro call.
 
 pub mod accept;
+pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -204,6 +204,12 @@ cells! {
         closes_cut: Counter = "closes_cut",
         /// Topics refused: `topics_per_connection_max` of the client, or `topics_max` of the shard.
         topics_refused: Counter = "topics_refused",
+        /// Logins that went well.
+        logins_ok: Counter = "logins" { result: "ok" },
+        /// Logins refused.
+        logins_refused: Counter = "logins" { result: "refused" },
+        /// Connections logged in now.
+        logged_in: Gauge = "logged_in_connections",
         /// Questions of clients (logins, pages) answered "no" at once: `questions_max` were under way.
         questions_refused: Counter = "questions_refused",
         /// Reads paused because replies were not read.
@@ -282,6 +288,8 @@ cells! {
         refused_draining: Counter = "publications_refused" { reason: "draining" },
         /// Refused: no token or a wrong one.
         refused_unauthorized: Counter = "publications_refused" { reason: "unauthorized" },
+        /// Users logged in, each counted once for every shard it is on.
+        users: Gauge = "users",
         /// Streams of `PullData` open now.
         pullers: Gauge = "pullers",
         /// Streams of `PullData` ended because they were `puller_bytes_max` behind.

@@ -6,7 +6,11 @@
 //! ping (any case, nothing around it)        pong
 //! {"code":1,"topic":"t"}   subscribe        {"code":20001,"message":"订阅成功"}
 //! {"code":2,"topic":"t"}   unsubscribe      {"code":20002,"message":"取消订阅成功"}
-//! code 3..=6               login, private   {"code":30002,…,"detail":"未登录"}       until there is a login
+//! {"code":3,"data":token}  login            {"code":20003,"message":"登录成功"}      or 30003 token验证失败
+//! {"code":4}               logout           {"code":20003,"message":"退出成功"}
+//! {"code":5,"topic":"t"}   subscribe        {"code":20001,"message":"订阅成功"}      to what goes to one's user about t
+//! {"code":6,"topic":"t"}   unsubscribe      {"code":20002,"message":"取消订阅成功"}
+//!                          4, 5, 6 by nobody: {"code":30002,…,"detail":"未登录"}
 //! anything else                             {"code":30001,…,"detail":"数据格式不正确"}
 //! ```
 //!
@@ -14,12 +18,13 @@
 //! never closes the connection. The original has no limits and therefore no words for them; a topic refused at one of ours
 //! gets a 30001 whose `detail` says which.
 
-use super::{Command, Dialect, DialectId, Heartbeat, Negotiated, Position, Session, SubscribeError};
+use super::{Command, Dialect, DialectId, Heartbeat, Identity, Negotiated, Position, Session, SubscribeError};
 use crate::frame::Publication;
 use crate::ids::{Epoch, Offset};
 use crate::websocket::frame::{Opcode, write_frame};
 use crate::websocket::{Head, MessageKind};
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use std::fmt;
 
 const CONNECTED: &str = r#"{"code":20000,"message":"连接成功"}"#;
@@ -28,6 +33,9 @@ const UNSUBSCRIBED: &str = r#"{"code":20002,"message":"取消订阅成功"}"#;
 const MALFORMED: &str = r#"{"code":30001,"message":"操作有误","detail":"数据格式不正确"}"#;
 const TOO_MANY_TOPICS: &str = r#"{"code":30001,"message":"操作有误","detail":"订阅的主题数已达上限"}"#;
 const NAME_TOO_LONG: &str = r#"{"code":30001,"message":"操作有误","detail":"主题名称超过255字节"}"#;
+const LOGGED_IN: &str = r#"{"code":20003,"message":"登录成功"}"#;
+const LOGGED_OUT: &str = r#"{"code":20003,"message":"退出成功"}"#;
+const LOGIN_REFUSED: &str = r#"{"code":30003,"message":"token验证失败","detail":"token验证失败"}"#;
 const NOT_LOGGED_IN: &str = r#"{"code":30002,"message":"操作有误","detail":"未登录"}"#;
 const PONG: &str = "pong";
 const _: () = assert!(super::TOPIC_BYTES_MAX == 255, "NAME_TOO_LONG names the bound");
@@ -40,7 +48,7 @@ impl Dialect for Gpush {
         "gpush"
     }
 
-    /// Takes every client: no subprotocol, no token in the URL.
+    /// Takes every client, without a subprotocol.
     fn negotiate(&self, _head: &Head<'_>) -> Result<Negotiated, (u16, &'static str)> {
         Ok(Negotiated {
             subprotocol: None,
@@ -61,9 +69,12 @@ impl Dialect for Gpush {
             return;
         }
         commands.push(match Request::parse(payload) {
-            Ok(Request { code: 1, topic }) => Command::Subscribe { topic, request: 0 },
-            Ok(Request { code: 2, topic }) => Command::Unsubscribe { topic, request: 0 },
-            Ok(Request { code: 3..=6, .. }) => reply(NOT_LOGGED_IN),
+            Ok(Request { code: 1, topic, .. }) => Command::Subscribe { topic, request: 0 },
+            Ok(Request { code: 2, topic, .. }) => Command::Unsubscribe { topic, request: 0 },
+            Ok(Request { code: 3, data, .. }) => Command::Login { token: data.map_or("null", RawValue::get).into() },
+            Ok(Request { code: 4, .. }) => Command::Logout,
+            Ok(Request { code: 5, topic, .. }) => Command::SubscribePrivately { topic },
+            Ok(Request { code: 6, topic, .. }) => Command::UnsubscribePrivately { topic },
             _ => reply(MALFORMED),
         });
     }
@@ -85,6 +96,20 @@ impl Dialect for Gpush {
 
     fn unsubscribed(&self, _request: u32, _topic: &str, out: &mut Vec<u8>) {
         text(UNSUBSCRIBED, out);
+    }
+
+    fn identity(&self, identity: Identity, out: &mut Vec<u8>) {
+        let said = match identity {
+            Identity::LoggedIn => LOGGED_IN,
+            Identity::LoginRefused => LOGIN_REFUSED,
+            Identity::LoggedOut => LOGGED_OUT,
+            Identity::NotLoggedIn => NOT_LOGGED_IN,
+        };
+        text(said, out);
+    }
+
+    fn has_users(&self) -> bool {
+        true
     }
 
     fn payload(&self, publication: &Publication, _position: Position, out: &mut Vec<u8>) {
@@ -109,15 +134,16 @@ fn reply(payload: &str) -> Command {
 
 /// A client's JSON command, as Go's encoding/json fills a struct: names of members match whatever their case, unknown ones
 /// are skipped, the last of several wins, and null leaves a member as it was (at first zero).
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Request {
+#[derive(Debug, Default)]
+struct Request<'a> {
     code: u8,
     topic: Box<str>,
+    data: Option<&'a RawValue>,
 }
 
-impl Request {
-    /// Reads one command. Allocates for the topic alone; `data` is checked for its grammar and skipped.
-    fn parse(payload: &[u8]) -> Result<Request, serde_json::Error> {
+impl<'a> Request<'a> {
+    /// Reads one command. Allocates for the topic alone; `data` is checked for its grammar and stays as it is.
+    fn parse(payload: &'a [u8]) -> Result<Request<'a>, serde_json::Error> {
         let json = std::str::from_utf8(payload).map_err(Error::custom)?;
         // The grammar first, as in Go: reading strings as bytes, which the second pass does, would let through control
         // characters in them. Bytes because a lone surrogate (`\ud800`) is no error in Go but U+FFFD.
@@ -129,13 +155,13 @@ impl Request {
 struct RequestVisitor;
 
 impl<'de> Visitor<'de> for RequestVisitor {
-    type Value = Request;
+    type Value = Request<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a command")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request<'de>, A::Error> {
         let mut request = Request::default();
         while let Some(member) = map.next_key::<Member>()? {
             match member {
@@ -145,6 +171,7 @@ impl<'de> Visitor<'de> for RequestVisitor {
                         request.topic = topic;
                     }
                 }
+                Member::Data => request.data = Some(map.next_value()?),
                 Member::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -157,6 +184,7 @@ impl<'de> Visitor<'de> for RequestVisitor {
 enum Member {
     Code,
     Topic,
+    Data,
     Other,
 }
 
@@ -169,10 +197,11 @@ impl<'de> serde::Deserialize<'de> for Member {
                 f.write_str("a member's name")
             }
             fn visit_bytes<E>(self, name: &[u8]) -> Result<Member, E> {
-                // Go folds by Unicode, but no letter of these two names has a relative outside ASCII.
+                // Go folds by Unicode, but no letter of these names has a relative outside ASCII.
                 Ok(match name {
                     name if name.eq_ignore_ascii_case(b"code") => Member::Code,
                     name if name.eq_ignore_ascii_case(b"topic") => Member::Topic,
+                    name if name.eq_ignore_ascii_case(b"data") => Member::Data,
                     _ => Member::Other,
                 })
             }
@@ -271,11 +300,34 @@ mod tests {
     }
 
     #[test]
-    fn login_and_private_topics_need_a_login_that_does_not_exist_yet() {
-        let not_logged_in = answer(r#"{"code":30002,"message":"操作有误","detail":"未登录"}"#);
-        assert_eq!(parse(r#"{"code":3,"data":{"token":"x"}}"#), not_logged_in);
-        for code in 4..=6 {
-            assert_eq!(parse(format!(r#"{{"code":{code},"topic":"t"}}"#)), not_logged_in);
+    fn codes_three_to_six_are_about_users() {
+        let token = |json: &str| match parse(json).as_slice() {
+            [Command::Login { token }] => token.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(token(r#"{"code":3,"data":"x"}"#), r#""x""#);
+        assert_eq!(
+            token(r#"{"code":3,"DATA": { "a" : [1.50, "\u00e9\ud800"] } }"#),
+            r#"{ "a" : [1.50, "\u00e9\ud800"] }"#
+        );
+        assert_eq!([token(r#"{"code":3}"#), token(r#"{"code":3,"data":null}"#)], ["null", "null"]);
+        assert_eq!(token(r#"{"code":3,"data":"a","data":7}"#), "7");
+        assert_eq!(parse(r#"{"code":4,"topic":"t"}"#), [Command::Logout]);
+        assert_eq!(parse(r#"{"code":5,"topic":"t"}"#), [Command::SubscribePrivately { topic: "t".into() }]);
+        assert_eq!(parse(r#"{"code":6,"topic":"t"}"#), [Command::UnsubscribePrivately { topic: "t".into() }]);
+    }
+
+    #[test]
+    fn clients_are_told_who_they_are_in_the_originals_words() {
+        for (identity, said) in [
+            (Identity::LoggedIn, r#"{"code":20003,"message":"登录成功"}"#),
+            (Identity::LoggedOut, r#"{"code":20003,"message":"退出成功"}"#),
+            (Identity::LoginRefused, r#"{"code":30003,"message":"token验证失败","detail":"token验证失败"}"#),
+            (Identity::NotLoggedIn, r#"{"code":30002,"message":"操作有误","detail":"未登录"}"#),
+        ] {
+            let mut out = Vec::new();
+            Gpush.identity(identity, &mut out);
+            assert_eq!(out, frame(said));
         }
     }
 

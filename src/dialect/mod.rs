@@ -51,6 +51,24 @@ pub enum Command {
         /// The client's number for the request.
         request: u32,
     },
+    /// Be the user behind a token. Answered by [`Dialect::identity`]; everything later waits for that.
+    Login {
+        /// JSON, as it came.
+        token: Box<str>,
+    },
+    /// Be nobody again, and leave all private topics. Answered by [`Dialect::identity`].
+    Logout,
+    /// Get what goes to one's user about a topic, and nothing else of it. Answered by [`Dialect::subscribed`], or
+    /// [`Identity::NotLoggedIn`].
+    SubscribePrivately {
+        /// At most [`TOPIC_BYTES_MAX`] bytes, checked by the engine.
+        topic: Box<str>,
+    },
+    /// Leave it. Answered by [`Dialect::unsubscribed`], subscribed or not, or [`Identity::NotLoggedIn`].
+    UnsubscribePrivately {
+        /// The topic.
+        topic: Box<str>,
+    },
     /// Send this, in turn: wire bytes, or a line where [`Dialect::joins_replies`].
     Reply(Vec<u8>),
     /// Send this message back, framed and compressed as the connection agreed: only the engine knows how.
@@ -85,6 +103,19 @@ pub enum SubscribeError {
     NameTooLong,
     /// It is subscribed already, and the dialect minds.
     AlreadySubscribed,
+}
+
+/// What a client is told about who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// It is a user now.
+    LoggedIn,
+    /// It is who it was before.
+    LoginRefused,
+    /// It is nobody now.
+    LoggedOut,
+    /// What it asked for is for users.
+    NotLoggedIn,
 }
 
 /// What was agreed at the handshake.
@@ -187,6 +218,9 @@ pub trait Dialect: Sync {
 
     /// Answers an unsubscription.
     fn unsubscribed(&self, request: u32, topic: &str, out: &mut Vec<u8>);
+
+    /// Wire bytes that tell a client who it is. Only where [`Dialect::has_users`].
+    fn identity(&self, _identity: Identity, _out: &mut Vec<u8>) {}
 
     /// Appends the payload (not the frame) of a publication as this dialect's clients see it.
     fn payload(&self, publication: &Publication, position: Position, out: &mut Vec<u8>);

@@ -110,6 +110,7 @@ impl Mind for Topics {
 
     fn report(&self, metrics: &ControlMetrics) {
         metrics.topics.set(self.topics() as u64);
+        metrics.users.set(self.users() as u64);
         metrics.frames.add(self.frames_built() - metrics.frames.get());
         metrics.topics_evicted.add(self.evicted() - metrics.topics_evicted.get());
     }

@@ -54,12 +54,14 @@ pub enum ToShard {
         /// Which one.
         interest: InterestRef,
     },
+    /// One message for a user's connections that take part in its topic.
+    User(Arc<UserFrame>),
     /// What a client asked, answered: one for each [`FromShard::Ask`], whatever became of the client.
     Answer {
         /// Who asked. Another tenant of its slot is not meant.
         client: ClientRef,
-        /// The answer.
-        answer: Answer,
+        /// The answer; boxed, since frames are many and answers few.
+        answer: Box<Answer>,
     },
     /// Flush, then close every connection and report [`FromShard::Drained`].
     Drain(Drain),
@@ -75,10 +77,33 @@ impl ToShard {
     pub fn queued_bytes(&self) -> usize {
         match self {
             ToShard::Frame { frame, .. } => frame.len(),
-            ToShard::Answer { answer: Answer::Page { body, .. }, .. } => body.len(),
+            ToShard::User(message) => message.frame.len(),
+            ToShard::Answer { answer, .. } => match &**answer {
+                Answer::Page { body, .. } => body.len(),
+                Answer::LoggedIn { .. } | Answer::LoginRefused => 0,
+            },
             _ => 0,
         }
     }
+}
+
+/// A message for one user in one encoding, shared by the shards that have the user.
+#[derive(Debug)]
+pub struct UserFrame {
+    /// Whose, as [`Answer::LoggedIn`] named it. A hash: whoever delivers compares `uid`.
+    pub user: UserKey,
+    /// Whose.
+    pub uid: Arc<str>,
+    /// For connections that have subscribed to this, privately or publicly.
+    pub topic: Arc<str>,
+    /// For connections that agreed on this.
+    pub encoding: Encoding,
+    /// Its position in the stream of all users.
+    pub offset: Offset,
+    /// Wire bytes.
+    pub frame: Frame,
+    /// When the publication was admitted.
+    pub admitted: Time,
 }
 
 /// How a shard lets its connections go.

@@ -85,12 +85,24 @@ pub enum Joined {
     Waiting,
 }
 
-/// A batch ready to leave, and how far each fresh subscriber is into it.
+/// For whom something was sealed.
+pub enum Whose {
+    /// For the subscribers of an interest.
+    Interest(InterestId),
+    /// For connections of a user, about this topic.
+    User(Arc<str>),
+}
+
+/// A batch ready to leave, or a range of one, and how far each fresh subscriber is into it.
 pub struct Sealed {
     /// Whose it is.
-    pub interest: InterestId,
+    pub whose: Whose,
     /// The frames.
     pub batch: std::rc::Rc<Batch>,
+    /// First byte of the range.
+    pub start: u32,
+    /// Byte after it.
+    pub end: u32,
     /// Those who joined in the middle, ascending by slot: the messages after this offset are theirs.
     pub fresh: Vec<(Slot, Offset)>,
 }
@@ -149,6 +161,12 @@ impl Interests {
     pub fn find(&self, topic: &str, encoding: Encoding) -> Option<InterestId> {
         // The map's key is (Arc<str>, Encoding): a look-up needs one. Only client commands come here.
         self.by_topic.get(&(Arc::from(topic), encoding)).copied()
+    }
+
+    /// Whether a connection has a topic, and not only waits for it. Allocates nothing.
+    pub fn has(&self, topic: &Arc<str>, encoding: Encoding, slot: Slot) -> bool {
+        let id = self.by_topic.get(&(topic.clone(), encoding));
+        id.is_some_and(|id| self.all[id.0 as usize].members.contains(&slot))
     }
 
     fn ask(&mut self, id: InterestId) {
@@ -321,7 +339,8 @@ impl Interests {
             }
             let index = sealed.len() as u32;
             it.members.iter().for_each(|slot| target(index, *slot));
-            sealed.push(Sealed { interest: id, batch: pool.seal(batch), fresh });
+            let end = batch.len();
+            sealed.push(Sealed { whose: Whose::Interest(id), batch: pool.seal(batch), start: 0, end, fresh });
         }
         self.batch_bytes = 0;
     }

@@ -5,4 +5,5 @@ pub mod egress;
 pub mod interests;
 pub mod pool;
 pub mod settings;
+pub mod users;
 pub mod wheel;

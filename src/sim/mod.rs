@@ -42,7 +42,7 @@ pub struct Options {
 }
 
 /// Mistakes that can be planted, by the names `scripts/simulate` knows them by.
-pub const DEFECTS: [(&str, Defect); 7] = [
+pub const DEFECTS: [(&str, Defect); 9] = [
     ("two-sends-in-flight", Defect::TwoSendsInFlight),
     ("short-send-ignored", Defect::ShortSendIgnored),
     ("slot-reused-early", Defect::SlotReusedEarly),
@@ -50,6 +50,8 @@ pub const DEFECTS: [(&str, Defect); 7] = [
     ("no-buffers-not-rearmed", Defect::NoBuffersNotRearmed),
     ("lost-wake-up", Defect::LostWakeUp),
     ("stale-interest-ack", Defect::StaleInterestAck),
+    ("late-login-taken", Defect::LateLoginTaken),
+    ("logout-forgotten", Defect::LogoutForgotten),
 ];
 
 /// A promise that was broken.

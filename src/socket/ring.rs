@@ -42,6 +42,10 @@ pub enum Defect {
     LostWakeUp,
     /// An answer about an earlier life of an interest is taken for the present one.
     StaleInterestAck,
+    /// The answer to a login is taken by the slot's next tenant.
+    LateLoginTaken,
+    /// Who logs out goes on getting what is its user's.
+    LogoutForgotten,
 }
 
 /// The kernel as a shard sees it. Submissions are queued by the methods and reach the kernel in [`Ring::enter`]; a full

@@ -12,7 +12,7 @@ use super::Reactor;
 use crate::ids::{ClientRef, Slot};
 use crate::queue::{Answer, FromShard, Question};
 use crate::shard::connection::Phase;
-use crate::socket::Ring;
+use crate::socket::{Defect, Ring};
 use crate::websocket::handshake::{self, Rejection};
 use std::collections::VecDeque;
 
@@ -34,7 +34,7 @@ impl Questions {
 
 impl<R: Ring> Reactor<R> {
     /// Asks for a client; `false`: too many questions are out, and nothing has changed.
-    fn ask(&mut self, slot: Slot, question: Question) -> bool {
+    pub(super) fn ask(&mut self, slot: Slot, question: Question) -> bool {
         if self.questions.out >= self.settings.questions_max {
             self.metrics.questions_refused.add(1);
             return false;
@@ -80,8 +80,18 @@ impl<R: Ring> Reactor<R> {
     pub(super) fn answered(&mut self, client: ClientRef, answer: Answer) {
         self.questions.out = self.questions.out.checked_sub(1).expect("a question is answered once");
         let connection = &self.connections[client.slot.0 as usize];
-        if connection.generation == client.generation && connection.phase == Phase::Asking {
-            self.answer_first(client.slot, answer);
+        let is_its = connection.generation == client.generation || self.ring.planted(Defect::LateLoginTaken);
+        match connection.phase {
+            Phase::Asking if is_its => self.answer_first(client.slot, answer),
+            Phase::Open if is_its => self.login_answered(client.slot, answer),
+            _ => self.nobody_waits(&answer),
+        }
+    }
+
+    /// The control core counts on a word for each login, taken or not.
+    fn nobody_waits(&mut self, answer: &Answer) {
+        if let Answer::LoggedIn { user, .. } = answer {
+            self.users.nobody_took(*user);
         }
     }
 
@@ -89,8 +99,13 @@ impl<R: Ring> Reactor<R> {
     fn answer_first(&mut self, slot: Slot, answer: Answer) {
         self.reply.clear();
         match answer {
-            Answer::LoggedIn { .. } => return self.join_everyone(slot),
+            Answer::LoggedIn { uid, user } => {
+                self.metrics.logins_ok.add(1);
+                self.users.log_in(slot, uid, user);
+                return self.join_everyone(slot);
+            }
             Answer::LoginRefused => {
+                self.metrics.logins_refused.add(1);
                 self.metrics.handshakes_rejected.add(1);
                 // The 101 is owed already, for the case that it went well.
                 self.connections[slot.0 as usize].egress.clear(&mut self.spares, &mut self.pool);

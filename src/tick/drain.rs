@@ -55,7 +55,7 @@ impl<R: Ring> Reactor<R> {
     /// Closes who is due; `true`: all are gone and control knows it.
     pub(super) fn advance_drain(&mut self) -> bool {
         // What is in the batches leaves first: it was acknowledged. Publishes are refused by now, so this ends.
-        let owes_round = self.round.is_active() || self.interests.has_news();
+        let owes_round = self.round.is_active() || self.has_news();
         let Some(drain) = &mut self.drain else { return false };
         if owes_round && drain.told == 0 {
             drain.begun = self.now;

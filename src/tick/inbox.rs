@@ -18,7 +18,7 @@ impl<R: Ring> Reactor<R> {
         let batch_bytes_max = self.batch_bytes_max();
         let mut bytes = 0;
         for _ in 0..INBOX_ITEMS_PER_TURN {
-            if self.interests.batch_bytes() >= batch_bytes_max {
+            if self.batch_bytes() >= batch_bytes_max {
                 break;
             }
             let Some(message) = self.ends.inbox.pop() else { break };
@@ -50,7 +50,8 @@ impl<R: Ring> Reactor<R> {
             ToShard::Unsubscribed { interest } => {
                 self.interests.let_go(interest, self.ring.planted(Defect::StaleInterestAck));
             }
-            ToShard::Answer { client, answer } => self.answered(client, answer),
+            ToShard::User(message) => self.collect_for_user(&message),
+            ToShard::Answer { client, answer } => self.answered(client, *answer),
             ToShard::Drain(drain) => self.begin_drain(drain),
             ToShard::Stall { duration_ms } => {
                 tracing::warn!(shard = self.id.0, duration_ms, "standing still, as asked");
@@ -77,6 +78,7 @@ impl<R: Ring> Reactor<R> {
             told = true;
         }
         told |= self.push_questions();
+        told |= self.push_farewells();
         if told {
             self.ends.outbox.ring();
         }

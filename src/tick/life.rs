@@ -312,6 +312,8 @@ impl<R: Ring> Reactor<R> {
             missed += self.interests.collected(id, slot);
             self.leave(slot, id);
         }
+        missed += self.users.collected(slot);
+        self.forget_user(slot);
         cause.drops(&self.metrics).add(missed as u64);
     }
 

@@ -18,6 +18,7 @@ mod reading;
 mod sending;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use crate::clock::Time;
 use crate::dialect::Command;
@@ -30,6 +31,7 @@ use crate::shard::egress::Spares;
 use crate::shard::interests::{Interests, Waiter};
 use crate::shard::pool::Pool;
 use crate::shard::settings::ShardSettings;
+use crate::shard::users::Users;
 use crate::shard::wheel::Wheel;
 use crate::socket::{Completion, Defect, Kind, Ring, Token};
 use crate::websocket::decoder::Scratch;
@@ -76,6 +78,8 @@ pub struct Audit {
     pub partial_bytes: usize,
     /// Subscriptions.
     pub subscriptions: usize,
+    /// Connections logged in, and their private subscriptions.
+    pub logged_in: (usize, usize),
     /// Slow connections.
     pub slow: usize,
     /// Sockets or addresses whose other half has not come.
@@ -126,6 +130,7 @@ pub struct Reactor<R: Ring> {
     tenants: usize,
     wheel: Wheel,
     interests: Interests,
+    users: Users,
     pool: Pool,
     spares: Spares,
 
@@ -190,6 +195,7 @@ impl<R: Ring> Reactor<R> {
             tenants: 0,
             wheel: Wheel::new(now),
             interests: Interests::default(),
+            users: Users::default(),
             pool: Pool::default(),
             spares: Spares::default(),
             sockets: HashMap::new(),
@@ -266,6 +272,7 @@ impl<R: Ring> Reactor<R> {
             owed_bytes: self.owed_bytes(),
             partial_bytes: self.partial_bytes,
             subscriptions: self.interests.members(),
+            logged_in: (self.users.logged_in(), self.users.subscriptions()),
             slow: self.slow.len(),
             arrivals_unpaired: self.sockets.len() + self.arrivals.len() + self.next_tenants.len(),
         }
@@ -281,13 +288,13 @@ impl<R: Ring> Reactor<R> {
 
     fn sleep(&mut self) {
         let mut deadline = self.now.plus_ms(SLEEP_MS_MAX).min(self.wheel.wake()).min(self.interests.linger_wake());
-        if self.interests.has_news() {
+        if self.has_news() {
             deadline = deadline.min(self.next_flush);
         }
         if let Some(drain) = &self.drain {
             deadline = deadline.min(drain.wake(self.now));
         }
-        if self.interests.announcement().is_some() || !self.departures.is_empty() || self.questions.wait() {
+        if self.interests.announcement().is_some() || !self.departures.is_empty() || self.has_words_for_control() {
             deadline = deadline.min(self.now.plus_ms(RETRY_MS));
         }
         self.ends.bell.sleep();
@@ -364,7 +371,8 @@ impl<R: Ring> Reactor<R> {
     fn gauge(&self) {
         let m = &self.metrics;
         m.connections.set(self.tenants as u64);
-        m.subscriptions.set(self.interests.members() as u64);
+        m.subscriptions.set((self.interests.members() + self.users.subscriptions()) as u64);
+        m.logged_in.set(self.users.logged_in() as u64);
         m.interests.set(self.interests.len() as u64);
         m.slow_connections.set(self.slow.len() as u64);
         m.partial_bytes.set(self.partial_bytes as u64);

@@ -398,6 +398,10 @@ impl<R: Ring> Reactor<R> {
             Command::Connect { request } => self.connect(slot, request),
             Command::Subscribe { topic, request } => self.subscribe(slot, topic, request),
             Command::Unsubscribe { topic, request } => self.unsubscribe(slot, &topic, request),
+            Command::Login { token } => self.log_in(slot, token),
+            Command::Logout => self.log_out(slot),
+            Command::SubscribePrivately { topic } => self.subscribe_privately(slot, &topic),
+            Command::UnsubscribePrivately { topic } => self.unsubscribe_privately(slot, &topic),
             Command::Reply(bytes) => {
                 self.reply.clear();
                 self.reply.extend_from_slice(&bytes);
@@ -435,8 +439,6 @@ impl<R: Ring> Reactor<R> {
             let position = position.map_or((Epoch(0), Offset(0)), |everyone| (everyone.epoch, everyone.last));
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
-        // The first subscription is everyone's; it is not the client's doing and does not count.
-        let held = connection.subscriptions.len().saturating_sub(1);
         let known = self.interests.find(&topic, connection.encoding);
         if let Some(id) = known
             && connection.subscriptions.contains(&id)
@@ -449,11 +451,11 @@ impl<R: Ring> Reactor<R> {
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
         let is_one_too_many = known.is_none() && self.interests.topics() >= self.settings.topics_max;
-        if held >= self.settings.topics_per_connection_max(dialect_id) || is_one_too_many {
+        if self.topics_held(slot) >= self.settings.topics_per_connection_max(dialect_id) || is_one_too_many {
             self.metrics.topics_refused.add(1);
             return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::TooManyTopics));
         }
-        let encoding = connection.encoding;
+        let encoding = self.connections[slot.0 as usize].encoding;
         let id = known.unwrap_or_else(|| {
             let key = InterestKey::Topic(Arc::from(&*topic), encoding);
             self.interests.find_or_add(key)
@@ -470,7 +472,7 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
-    fn answer_subscribe(
+    pub(super) fn answer_subscribe(
         &mut self,
         slot: Slot,
         request: u32,
@@ -499,6 +501,7 @@ impl<R: Ring> Reactor<R> {
         {
             connection.subscriptions.swap_remove(at);
             self.leave(slot, id);
+            self.unheard(slot, topic);
         }
         self.reply.clear();
         dialect.unsubscribed(request, topic, &mut self.reply);

@@ -16,7 +16,7 @@ use crate::clock::Time;
 use crate::frame::{Outgoing, Piece};
 use crate::ids::{InterestId, Slot};
 use crate::shard::connection::Phase;
-use crate::shard::interests::Sealed;
+use crate::shard::interests::{Sealed, Whose};
 use crate::socket::{Defect, Kind, Ring, Token};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -28,8 +28,8 @@ pub(super) struct Round {
     /// `slot << 32 | index into sealed`, ascending.
     targets: Vec<u64>,
     cursor: usize,
-    /// Subscriptions ended since the targets were listed.
-    cancelled: HashSet<(InterestId, Slot)>,
+    /// Targets whose subscription has ended since they were listed.
+    cancelled: HashSet<u64>,
     started: Time,
     oldest: Time,
 }
@@ -41,9 +41,20 @@ impl Round {
 
     /// This subscription has ended: what is left of the round is not its.
     pub(super) fn cancel(&mut self, id: InterestId, slot: Slot) {
-        if self.is_active() {
-            self.cancelled.insert((id, slot));
-        }
+        self.cancel_where(slot, |whose| matches!(whose, Whose::Interest(its) if *its == id));
+    }
+
+    /// This connection does not hear `topic` as its user any more, or nothing at all (`None`).
+    pub(super) fn cancel_user(&mut self, slot: Slot, topic: Option<&str>) {
+        let is_meant = |its: &str| topic.is_none_or(|topic| its == topic);
+        self.cancel_where(slot, |whose| matches!(whose, Whose::User(its) if is_meant(its)));
+    }
+
+    fn cancel_where(&mut self, slot: Slot, is_meant: impl Fn(&Whose) -> bool) {
+        let rest = &self.targets[self.cursor..];
+        let from = rest.partition_point(|t| t >> 32 < u64::from(slot.0));
+        let its = rest[from..].iter().take_while(|t| *t >> 32 == u64::from(slot.0));
+        self.cancelled.extend(its.filter(|t| is_meant(&self.sealed[**t as u32 as usize].whose)));
     }
 
     /// Messages of the round that `slot` has not been handed yet.
@@ -57,15 +68,15 @@ impl Round {
     /// The piece of `sealed[index]` that is `slot`'s, if any.
     fn piece(&self, slot: Slot, index: usize) -> Option<Piece> {
         let sealed = &self.sealed[index];
-        if !self.cancelled.is_empty() && self.cancelled.contains(&(sealed.interest, slot)) {
+        if !self.cancelled.is_empty() && self.cancelled.contains(&(u64::from(slot.0) << 32 | index as u64)) {
             return None;
         }
         let batch = &sealed.batch;
         let start = match sealed.fresh.binary_search_by_key(&slot, |(s, _)| *s) {
             Ok(at) => batch.start_after(batch.marks().partition_point(|m| m.offset <= sealed.fresh[at].1)),
-            Err(_) => 0,
+            Err(_) => sealed.start,
         };
-        (start < batch.len()).then(|| Piece { batch: batch.clone(), start, end: batch.len() })
+        (start < sealed.end).then(|| Piece { batch: batch.clone(), start, end: sealed.end })
     }
 }
 
@@ -97,14 +108,27 @@ impl<R: Ring> Reactor<R> {
 
     /// At the tick, or earlier if the inbox waits for room in the batches.
     pub(super) fn is_flush_due(&self) -> bool {
-        let is_full = self.interests.batch_bytes() >= self.batch_bytes_max();
-        self.interests.has_news() && (is_full || self.now >= self.next_flush)
+        let is_full = self.batch_bytes() >= self.batch_bytes_max();
+        self.has_news() && (is_full || self.now >= self.next_flush)
+    }
+
+    /// Whether something waits for the tick.
+    pub(super) fn has_news(&self) -> bool {
+        self.interests.has_news() || self.users.has_news()
+    }
+
+    /// Bytes that wait for the tick.
+    pub(super) fn batch_bytes(&self) -> usize {
+        self.interests.batch_bytes() + self.users.batch_bytes()
     }
 
     fn seal(&mut self) {
         let round = &mut self.round;
         let targets = &mut round.targets;
         self.interests.seal(&mut self.pool, &mut round.sealed, |index, slot| {
+            targets.push(u64::from(slot.0) << 32 | u64::from(index));
+        });
+        self.users.seal(&mut self.pool, &mut round.sealed, |index, slot| {
             targets.push(u64::from(slot.0) << 32 | u64::from(index));
         });
         if round.sealed.len() > 1 {
@@ -139,7 +163,8 @@ impl<R: Ring> Reactor<R> {
                 let connection = &mut self.connections[index];
                 let is_idle = !connection.sending && connection.egress.is_empty();
                 if is_last && is_idle && piece.len() as usize <= self.settings.send_bytes_max {
-                    let messages = if piece.start == 0 { piece.batch.messages() } else { piece.messages() };
+                    let is_whole = piece.start == 0 && piece.end == piece.batch.len();
+                    let messages = if is_whole { piece.batch.messages() } else { piece.messages() };
                     self.submit(slot, Outgoing::Shared(piece), messages);
                     sends += 1;
                 } else {

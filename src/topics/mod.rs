@@ -18,6 +18,10 @@
 //! with such a list joins it even if there is room: those who wait would never see any. So a shard that stands still holds up
 //! the topics with interest there, and nobody else's.
 //!
+//! What goes to users is one stream. Who of them is on which shard, a table of keys says ([`users`]), and nothing is kept for a
+//! user that waits for nothing. When one has to wait, it gets a line of its own for as long, as if it were a topic: users on
+//! other shards don't wait with it.
+//!
 //! A topic without interest and without a line is idle: it may be forgotten, and begins a new epoch when it comes back. One that
 //! nobody ever published to goes before any other, and soon: clients choose names, and must not push out those in use. A topic
 //! with interest is never idle, so a shard sees one epoch per interest, told by [`ToShard::Subscribed`].
@@ -32,8 +36,8 @@ use crate::clock::Time;
 use crate::dialect::{Position, TOPIC_BYTES_MAX};
 use crate::encode::Encoder;
 use crate::frame::{Frame, Publication, Target};
-use crate::ids::{ClientRef, Encoding, Epoch, InterestId, InterestRef, Offset, ShardId};
-use crate::queue::{self, FromShard, InterestKey, ToShard};
+use crate::ids::{ClientRef, Encoding, Epoch, InterestId, InterestRef, Offset, ShardId, UserKey};
+use crate::queue::{self, FromShard, InterestKey, ToShard, UserFrame};
 use slab::{Linked, Links, List, NIL, Slab};
 use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
@@ -218,6 +222,14 @@ impl Linked for Topic {
     }
 }
 
+/// Who gets a publication: a shard in an encoding, for an interest or for a user.
+#[derive(Clone, Copy)]
+struct Recipient {
+    shard: ShardId,
+    encoding: Encoding,
+    interest: Option<InterestRef>,
+}
+
 /// The frames of a publication at a position, so far.
 #[derive(Default)]
 struct Built {
@@ -264,7 +276,7 @@ struct Number {
 /// What a client's question is answered with, once there is room.
 struct OwedAnswer {
     client: ClientRef,
-    answer: queue::Answer,
+    answer: Box<queue::Answer>,
     /// Of the client, if it is one that logs in.
     encoding: Encoding,
 }
@@ -309,6 +321,7 @@ pub struct Topics {
     sequencer: Box<dyn Sequencer + Send>,
     names: HashMap<Arc<str>, u32>, // Keyed hash: clients choose the names.
     user_hash: RandomState,        // Likewise for uids.
+    lanes: HashMap<UserKey, u32>,  // Users with a line, and the nameless topic that stands for each meanwhile.
     topics: Slab<Topic>,
     idle: List,
     unused: List,
@@ -321,8 +334,9 @@ pub struct Topics {
     waiting_bytes: usize,
     tickets: u64,
     draining: bool,
-    built: Built,     // Scratch of one admission.
-    needs: Vec<Need>, // Scratch of one admission, zero between two.
+    recipients: Vec<Recipient>, // Scratch of one admission.
+    built: Built,               // Likewise.
+    needs: Vec<Need>,           // Scratch of one admission, zero between two.
     evicted: u64,
     frames_built: u64,
 }
@@ -350,6 +364,7 @@ impl Topics {
             sequencer,
             names: HashMap::new(),
             user_hash: RandomState::new(),
+            lanes: HashMap::new(),
             topics,
             idle: List::EMPTY,
             unused: List::EMPTY,
@@ -362,6 +377,7 @@ impl Topics {
             waiting_bytes: 0,
             tickets: 0,
             draining: false,
+            recipients: Vec::new(),
             built: Built::default(),
             needs: vec![Need::default(); shards],
             evicted: 0,
@@ -380,7 +396,10 @@ impl Topics {
         }
         let index = match &publication.target {
             Target::Everyone => BROADCAST,
-            Target::User { .. } => USERS,
+            Target::User { uid, .. } => {
+                let lane = if self.lanes.is_empty() { None } else { self.lanes.get(&self.user_key(uid)) };
+                lane.copied().unwrap_or(USERS)
+            }
             Target::Topic(name) => match self.names.get(name).copied() {
                 Some(index) => index,
                 None if self.make_room() => self.create(now, name.clone()),
@@ -393,7 +412,8 @@ impl Topics {
             // Nothing of a topic overtakes what waits in its line.
             Place::Blocked(shard) | Place::Freed(shard) => Blocked { shard, need: Need::LEAST },
             Place::Settled | Place::Idle | Place::Unused => {
-                match self.overtakes_none(index).and_then(|()| self.admit(now, index, &publication, outlet)) {
+                self.address(index, &publication);
+                match self.overtakes_none().and_then(|()| self.admit(now, index, &publication, outlet)) {
                     Ok(ack) => {
                         self.built.frames.clear();
                         if self.is_idle(index) {
@@ -405,7 +425,15 @@ impl Topics {
                 }
             }
         };
+        let lane = match &publication.target {
+            Target::User { uid, .. } if index == USERS => Some(self.user_key(uid)),
+            _ => None,
+        };
+        let index = lane.map_or(index, |user| self.open_lane(now, user));
         let outcome = self.wait(now, index, publication, blocked);
+        if let (Outcome::Refused(_), Some(user)) = (&outcome, lane) {
+            self.close_lane(index, user);
+        }
         self.built.frames.clear();
         outcome
     }
@@ -432,7 +460,16 @@ impl Topics {
                 self.release(now, shard, interest.id);
                 self.owe(shard, interest.id, Answer::Unsubscribed { generation: interest.generation });
             }
-            FromShard::LoggedOut { user } => return self.shards[usize::from(shard.0)].users.log_out(user),
+            FromShard::LoggedOut { user } => {
+                let is_gone = self.shards[usize::from(shard.0)].users.log_out(user);
+                if is_gone
+                    && let Some(&lane) = self.lanes.get(&user)
+                    && self.topics[lane].place == Place::Blocked(shard)
+                {
+                    self.put(lane, Place::Freed(shard));
+                }
+                return;
+            }
             FromShard::Ask { .. } | FromShard::Drained => return,
         }
         self.answer(now, shard, outlet);
@@ -450,7 +487,7 @@ impl Topics {
         outlet: &mut dyn Outlet,
     ) {
         let user = users::key(&self.user_hash, &uid);
-        let answer = queue::Answer::LoggedIn { uid, user };
+        let answer = Box::new(queue::Answer::LoggedIn { uid, user });
         self.owe_answer(now, shard, OwedAnswer { client, answer, encoding }, outlet);
     }
 
@@ -464,7 +501,8 @@ impl Topics {
         outlet: &mut dyn Outlet,
     ) {
         debug_assert!(!matches!(answer, queue::Answer::LoggedIn { .. }));
-        self.owe_answer(now, shard, OwedAnswer { client, answer, encoding: Encoding::default() }, outlet);
+        let answer = OwedAnswer { client, answer: Box::new(answer), encoding: Encoding::default() };
+        self.owe_answer(now, shard, answer, outlet);
     }
 
     /// Answers what could not be answered before, admits what waited and now fits, refuses what waited too long, forgets idle
@@ -503,6 +541,11 @@ impl Topics {
     /// From now on every publication is refused as draining; those waiting are refused at the next turn.
     pub fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// Users known, each counted once for every shard it is logged in on.
+    pub fn users(&self) -> usize {
+        self.shards.iter().map(|shard| shard.users.len()).sum()
     }
 
     /// Topics known, the broadcast stream not counted.
@@ -700,6 +743,10 @@ impl Topics {
     fn answer_clients(&mut self, now: Time, id: ShardId, outlet: &mut dyn Outlet) {
         let shard = &mut self.shards[usize::from(id.0)];
         while let Some(OwedAnswer { client, answer, encoding }) = shard.answers.pop_front() {
+            let user = match &*answer {
+                queue::Answer::LoggedIn { user, .. } => Some(*user),
+                _ => None,
+            };
             let message = ToShard::Answer { client, answer };
             if !outlet.has_room(id, 1, message.queued_bytes()) {
                 let ToShard::Answer { client, answer } = message else { unreachable!("made above") };
@@ -709,8 +756,8 @@ impl Topics {
             }
             shard.full_since = None;
             self.shards_owed -= usize::from(!shard.is_owed());
-            if let ToShard::Answer { answer: queue::Answer::LoggedIn { user, .. }, .. } = &message {
-                shard.users.log_in(*user, encoding);
+            if let Some(user) = user {
+                shard.users.log_in(user, encoding);
             }
             outlet.push(id, message);
         }
@@ -759,16 +806,34 @@ impl Topics {
 
     // Admission.
 
+    /// Lists who gets a publication.
+    fn address(&mut self, index: u32, publication: &Publication) {
+        self.recipients.clear();
+        let interests = self.topics[index].interests.iter();
+        self.recipients.extend(interests.map(|i| Recipient {
+            shard: i.shard,
+            encoding: i.encoding,
+            interest: Some(i.interest),
+        }));
+        if let Target::User { uid, .. } = &publication.target {
+            let user = self.user_key(uid);
+            for (shard, its) in self.shards.iter().enumerate() {
+                let shard = ShardId(shard as u16);
+                let recipient = |encoding| Recipient { shard, encoding, interest: None };
+                self.recipients.extend(its.users.encodings(user).map(recipient));
+            }
+        }
+    }
+
     /// Whether a newcomer may be admitted although others wait, namely for none of the shards it needs.
-    fn overtakes_none(&self, index: u32) -> Result<(), Blocked> {
-        let mut interests = self.topics[index].interests.iter();
-        match interests.find(|i| !self.shards[usize::from(i.shard.0)].blocked.is_empty()) {
-            Some(interest) => Err(Blocked { shard: interest.shard, need: Need::LEAST }),
+    fn overtakes_none(&self) -> Result<(), Blocked> {
+        match self.recipients.iter().find(|r| !self.shards[usize::from(r.shard.0)].blocked.is_empty()) {
+            Some(recipient) => Err(Blocked { shard: recipient.shard, need: Need::LEAST }),
             None => Ok(()),
         }
     }
 
-    /// Gives the publication to every interested shard, or changes nothing but `self.built`, which holds its frames so far.
+    /// Gives the publication to every recipient, or changes nothing but `self.built`, which holds its frames so far.
     fn admit(
         &mut self,
         now: Time,
@@ -776,8 +841,11 @@ impl Topics {
         publication: &Publication,
         outlet: &mut dyn Outlet,
     ) -> Result<Ack, Blocked> {
-        let topic = &mut self.topics[index];
-        let Topic { epoch, last: prev, .. } = *topic;
+        let stream = match publication.target {
+            Target::User { .. } => USERS, // `index` may be a lane.
+            Target::Everyone | Target::Topic(_) => index,
+        };
+        let Topic { epoch, last: prev, .. } = self.topics[stream];
         let position = Position { epoch, offset: self.sequencer.after(epoch, prev), prev };
         debug_assert!(position.offset > prev);
 
@@ -785,26 +853,26 @@ impl Topics {
             self.built.frames.clear();
             self.built.position = Some(position);
         }
-        for interest in &topic.interests {
-            let frame = match frame_of(&self.built.frames, interest.encoding) {
+        for recipient in &self.recipients {
+            let frame = match frame_of(&self.built.frames, recipient.encoding) {
                 Some(frame) => frame,
                 None => {
                     self.frames_built += 1;
-                    let frame = self.encoder.frame(publication, position, interest.encoding);
-                    self.built.frames.push((interest.encoding, frame));
+                    let frame = self.encoder.frame(publication, position, recipient.encoding);
+                    self.built.frames.push((recipient.encoding, frame));
                     &self.built.frames[self.built.frames.len() - 1].1
                 }
             };
-            let need = &mut self.needs[usize::from(interest.shard.0)];
+            let need = &mut self.needs[usize::from(recipient.shard.0)];
             need.items += 1;
             need.bytes += frame.len();
         }
 
         let mut blocked = None;
-        for interest in &topic.interests {
-            let need = std::mem::take(&mut self.needs[usize::from(interest.shard.0)]);
-            if need.items > 0 && blocked.is_none() && !outlet.has_room(interest.shard, need.items, need.bytes) {
-                blocked = Some(Blocked { shard: interest.shard, need });
+        for recipient in &self.recipients {
+            let need = std::mem::take(&mut self.needs[usize::from(recipient.shard.0)]);
+            if need.items > 0 && blocked.is_none() && !outlet.has_room(recipient.shard, need.items, need.bytes) {
+                blocked = Some(Blocked { shard: recipient.shard, need });
             }
         }
         if let Some(blocked) = blocked {
@@ -812,17 +880,55 @@ impl Topics {
             return Err(blocked);
         }
 
-        topic.last = position.offset;
-        for interest in &topic.interests {
-            let frame = frame_of(&self.built.frames, interest.encoding).expect("built above").clone();
-            self.shards[usize::from(interest.shard.0)].full_since = None;
-            let Position { offset, prev, .. } = position;
-            outlet.push(
-                interest.shard,
-                ToShard::Frame { interest: interest.interest, offset, prev, frame, admitted: now },
-            );
+        self.topics[stream].last = position.offset;
+        let Position { offset, prev, .. } = position;
+        let mut messages: Vec<Arc<UserFrame>> = Vec::new(); // One per encoding, shared like the frame in it.
+        for recipient in &self.recipients {
+            let frame = frame_of(&self.built.frames, recipient.encoding).expect("built above");
+            self.shards[usize::from(recipient.shard.0)].full_since = None;
+            let message = match (&publication.target, recipient.interest) {
+                (Target::User { uid, topic }, _) => {
+                    let known = messages.iter().find(|m| m.encoding == recipient.encoding).cloned();
+                    ToShard::User(known.unwrap_or_else(|| {
+                        let message = Arc::new(UserFrame {
+                            user: users::key(&self.user_hash, uid),
+                            uid: uid.clone(),
+                            topic: topic.clone(),
+                            encoding: recipient.encoding,
+                            offset,
+                            frame: frame.clone(),
+                            admitted: now,
+                        });
+                        messages.push(message.clone());
+                        message
+                    }))
+                }
+                (_, Some(interest)) => ToShard::Frame { interest, offset, prev, frame: frame.clone(), admitted: now },
+                (_, None) => unreachable!("only users are addressed without an interest"),
+            };
+            outlet.push(recipient.shard, message);
         }
         Ok(Ack { epoch, offset: position.offset })
+    }
+
+    // Users.
+
+    fn user_key(&self, uid: &str) -> UserKey {
+        users::key(&self.user_hash, uid)
+    }
+
+    /// A line for a user's publications, as if the user were a topic.
+    fn open_lane(&mut self, now: Time, user: UserKey) -> u32 {
+        let epoch = self.topics[USERS].epoch;
+        let lane = self.topics.insert(Topic::new("".into(), epoch, now, Place::Settled));
+        self.lanes.insert(user, lane);
+        lane
+    }
+
+    fn close_lane(&mut self, lane: u32, user: UserKey) {
+        self.put(lane, Place::Settled); // In no list.
+        self.topics.remove(lane);
+        self.lanes.remove(&user);
     }
 
     // Lines.
@@ -873,7 +979,10 @@ impl Topics {
         topic.line_head = waiting.behind;
         if waiting.behind == NIL {
             topic.line_tail = NIL;
-            self.settle(now, waiting.topic);
+            match &waiting.publication.target {
+                Target::User { uid, .. } => self.close_lane(waiting.topic, self.user_key(uid)),
+                Target::Everyone | Target::Topic(_) => self.settle(now, waiting.topic),
+            }
         }
         waiting
     }
@@ -922,12 +1031,13 @@ impl Topics {
     ) {
         let entry = self.topics[index].line_head;
         let waiting = &mut self.waiting[entry];
-        let publication = waiting.publication.clone();
+        let (publication, is_last) = (waiting.publication.clone(), waiting.behind == NIL);
         self.built = waiting.built.take().unwrap_or_default();
+        self.address(index, &publication);
         match self.admit(now, index, &publication, outlet) {
             Ok(ack) => {
                 done.push((self.leave(now, entry).ticket, Ok(ack)));
-                if self.topics[index].line_head != NIL {
+                if !is_last {
                     self.put(index, self.topics[index].place); // Behind the other topics: they take turns.
                 }
             }

@@ -33,19 +33,21 @@ impl UserTable {
         entry.encodings |= 1 << encoding.0;
     }
 
-    /// One such client is this user no longer.
+    /// One such client is this user no longer; `true`: it was the last.
     ///
     /// # Panics
     /// If there were fewer: the shard says it once for each answer.
-    pub(super) fn log_out(&mut self, user: UserKey) {
+    pub(super) fn log_out(&mut self, user: UserKey) -> bool {
         let entry = self.0.get_mut(&user.0).expect("a farewell follows its answer");
         entry.logins -= 1;
-        if entry.logins == 0 {
+        let is_last = entry.logins == 0;
+        if is_last {
             self.0.remove(&user.0);
             if self.0.capacity() > 4 * self.0.len().max(1024) {
                 self.0.shrink_to(2 * self.0.len());
             }
         }
+        is_last
     }
 
     /// The encodings in which the shard takes what goes to `user`.

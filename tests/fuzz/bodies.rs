@@ -105,6 +105,11 @@ pub fn command(bytes: &[u8]) {
                 // Escapes never make a name longer than it was written; a bad byte may become U+FFFD.
                 assert!(topic.len() <= 3 * payload.len());
             }
+            Command::SubscribePrivately { topic } | Command::UnsubscribePrivately { topic } => {
+                assert!(topic.len() <= 3 * payload.len());
+            }
+            Command::Login { token } => assert!(token.len() <= payload.len().max(4)),
+            Command::Logout => {}
             Command::Reply(bytes) => assert!(!bytes.is_empty() && bytes.len() < 512),
             Command::Close { code, reason } => assert!((1000..5000).contains(&code) && reason.len() <= 123),
             Command::Heartbeat => {}

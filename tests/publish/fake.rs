@@ -85,11 +85,11 @@ impl Mind for FakeTopics {
         outlet: &mut dyn Outlet,
     ) {
         let answer = Answer::LoggedIn { uid, user: UserKey(0) };
-        outlet.push(shard, ToShard::Answer { client, answer });
+        outlet.push(shard, ToShard::Answer { client, answer: Box::new(answer) });
     }
 
     fn reply(&mut self, _now: Time, shard: ShardId, client: ClientRef, answer: Answer, outlet: &mut dyn Outlet) {
-        outlet.push(shard, ToShard::Answer { client, answer });
+        outlet.push(shard, ToShard::Answer { client, answer: Box::new(answer) });
     }
 
     fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time {

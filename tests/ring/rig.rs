@@ -372,7 +372,7 @@ impl Rig {
                     self.known.retain(|_, (known, _)| *known != interest);
                     ToShard::Unsubscribed { interest }
                 }
-                FromShard::Ask { client, .. } => ToShard::Answer { client, answer: Answer::LoginRefused },
+                FromShard::Ask { client, .. } => ToShard::Answer { client, answer: Box::new(Answer::LoginRefused) },
                 FromShard::LoggedOut { .. } => continue,
                 FromShard::Drained => {
                     self.drained = true;

@@ -1,0 +1,217 @@
+//! Whose a token is, by the word of `auth.url`: gpush's login.
+//!
+//! ```text
+//! {"token":<as the client sent it>} ── POST ──► auth.url
+//!        uid ◄── {"code":0,"data":{"user_info":{"uid":"…"}}}     all else, late answers included: nobody
+//! ```
+//!
+//! Bounded in time (`auth.deadline_ms`) and in the size of the answer; how many run at once whoever asks bounds. Connections are
+//! kept for the next login, certificates are checked against the system's roots.
+
+use crate::config::{Auth, LoginMode};
+use crate::queue::UID_BYTES_MAX;
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a connection to `auth.url` is kept without a login.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Why there is nobody to ask; says who must do what.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// Correct it.
+    #[error("auth.url = {url}: {error}; correct it")]
+    Url {
+        /// The setting.
+        url: String,
+        /// What is wrong.
+        error: hyper::http::uri::InvalidUri,
+    },
+    /// Install them.
+    #[error("auth.url is https, and the system's root certificates could not be loaded: {0}; install ca-certificates")]
+    Roots(std::io::Error),
+}
+
+/// Knows, or asks, whose a token is. Cloning shares the connections.
+#[derive(Clone)]
+pub enum Login {
+    /// Nobody can log in.
+    Nobody,
+    /// Whoever one says one is.
+    AcceptAny,
+    /// Whom the URL knows.
+    Url(Arc<Asker>),
+}
+
+/// The asking side of `auth.url`.
+pub struct Asker {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    url: Uri,
+    deadline: Duration,
+    answer_bytes_max: usize,
+}
+
+impl Login {
+    /// As the settings say. Connects to nobody yet.
+    ///
+    /// # Errors
+    /// A URL that is none, or https without root certificates.
+    pub fn new(settings: &Auth) -> Result<Login, AuthError> {
+        Ok(match settings.login {
+            LoginMode::None => Login::Nobody,
+            LoginMode::AcceptAny => Login::AcceptAny,
+            LoginMode::Url => Login::Url(Arc::new(Asker::new(settings)?)),
+        })
+    }
+
+    /// The uid behind `token` (JSON, verbatim); `None`: whatever is not a clear yes.
+    pub async fn uid(&self, token: &str) -> Option<Box<str>> {
+        match self {
+            Login::Nobody => None,
+            Login::AcceptAny => claimed(token),
+            Login::Url(asker) => tokio::time::timeout(asker.deadline, asker.ask(token)).await.ok()?,
+        }
+    }
+}
+
+impl Asker {
+    fn new(settings: &Auth) -> Result<Asker, AuthError> {
+        let url: Uri = settings.url.parse().map_err(|error| AuthError::Url { url: settings.url.clone(), error })?;
+        let tls = HttpsConnectorBuilder::new();
+        let tls = if url.scheme_str() == Some("https") {
+            tls.with_provider_and_native_roots(provider()).map_err(AuthError::Roots)?
+        } else {
+            // Never used: nothing but `url` is ever asked, and no redirection followed.
+            tls.with_tls_config(no_roots())
+        };
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        let connector = tls.https_or_http().enable_http1().wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(settings.idle_connections_max)
+            .build(connector);
+        let deadline = Duration::from_millis(settings.deadline_ms);
+        Ok(Asker { client, url, deadline, answer_bytes_max: settings.answer_bytes_max })
+    }
+
+    async fn ask(&self, token: &str) -> Option<Box<str>> {
+        let body = [r#"{"token":"#, token, "}"].concat();
+        let mut request = Request::new(Full::new(Bytes::from(body)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.url.clone();
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let response = match self.client.request(request).await {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::debug!(url = %self.url, "auth.url was not reached: {error}");
+                return None;
+            }
+        };
+        let mut body = Limited::new(response.into_body(), self.answer_bytes_max);
+        let mut answer = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            if let Ok(chunk) = frame.ok()?.into_data() {
+                answer.extend_from_slice(&chunk);
+            }
+        }
+        confirmed(&answer)
+    }
+}
+
+fn provider() -> rustls::crypto::CryptoProvider {
+    rustls::crypto::ring::default_provider()
+}
+
+fn no_roots() -> rustls::ClientConfig {
+    rustls::ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the versions that rustls speaks")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth()
+}
+
+/// The uid in an answer that is a clear yes. The HTTP status says nothing, as in the original.
+fn confirmed(answer: &[u8]) -> Option<Box<str>> {
+    let answer: Value = serde_json::from_slice(answer).ok()?;
+    let code = answer.get("code")?.as_f64()?;
+    let uid = answer.get("data")?.get("user_info")?.get("uid")?.as_str()?;
+    (code == 0.0).then_some(uid).and_then(usable)
+}
+
+/// Under `accept-any` a string is the uid, and so is the text of a number; anything else is nobody.
+fn claimed(token: &str) -> Option<Box<str>> {
+    match serde_json::from_str(token).ok()? {
+        Value::String(uid) => usable(&uid),
+        Value::Number(uid) => usable(&uid.to_string()),
+        _ => None,
+    }
+}
+
+fn usable(uid: &str) -> Option<Box<str>> {
+    (1..=UID_BYTES_MAX).contains(&uid.len()).then(|| uid.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_clear_yes_names_a_user() {
+        let uid = |answer: &str| confirmed(answer.as_bytes()).map(String::from);
+        let sheet = r#"{"code":0,"data":{"user_info":{"uid":"123456","username":"bob"}}}"#;
+        assert_eq!(uid(sheet).as_deref(), Some("123456"));
+        assert_eq!(uid(r#"{"x":[],"code":0.0,"data":{"user_info":{"uid":"用户"}}}"#).as_deref(), Some("用户"));
+        let with = |code: &str, uid: &str| format!(r#"{{"code":{code},"data":{{"user_info":{{"uid":{uid}}}}}}}"#);
+        for no in [
+            with("1", r#""a""#),
+            with("-1", r#""a""#),
+            with(r#""0""#, r#""a""#),
+            with("null", r#""a""#),
+            with("false", r#""a""#),
+            with("0", "7"),
+            with("0", r#""""#),
+            with("0", "null"),
+            with("0", &format!("\"{}\"", "x".repeat(256))),
+            r#"{"data":{"user_info":{"uid":"a"}}}"#.into(),
+            r#"{"code":0,"data":{"uid":"a"}}"#.into(),
+            r#"{"code":0,"data":[]}"#.into(),
+            r#"{"code":0}"#.into(),
+            "[0]".into(),
+            "no".into(),
+            String::new(),
+            format!("{sheet}x"),
+        ] {
+            assert_eq!(uid(&no), None, "{no}");
+        }
+    }
+
+    #[test]
+    fn under_accept_any_a_string_or_number_is_the_uid() {
+        let uid = |token: &str| claimed(token).map(String::from);
+        assert_eq!(uid(r#""bob""#).as_deref(), Some("bob"));
+        assert_eq!(uid("123456").as_deref(), Some("123456"));
+        for nobody in ["null", "true", "{}", "[\"bob\"]", "\"\"", "x"] {
+            assert_eq!(uid(nobody), None, "{nobody}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_is_none_is_told() {
+        let settings = |url: &str| Auth { login: LoginMode::Url, url: url.into(), ..Auth::default() };
+        let error = Login::new(&settings("http://[::1")).err().expect("no URL").to_string();
+        assert!(error.contains("auth.url = http://[::1"), "{error}");
+        assert!(Login::new(&settings("http://127.0.0.1:20014/account/v1/validate_token")).is_ok());
+    }
+}
