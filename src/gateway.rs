@@ -19,7 +19,7 @@ use crate::shard::settings::ShardSettings;
 use crate::socket::uring::{Features, RingError, UringParts};
 use crate::socket::{ListenOptions, Listener, listen};
 use crate::tick::{Endpoints, Reactor, Turn};
-use crate::topics::{Topics, TopicsLimits};
+use crate::topics::{MergeLimits, Topics, TopicsLimits};
 use core_affinity::CoreId;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -250,6 +250,7 @@ impl Gateway {
             Acceptor::new(listeners, doors, &accept_settings, from_control, accept_bell, accept_metrics.clone())
                 .map_err(|e| text(&e))?;
 
+        let gopush = &self.config.compat.gopush;
         let limits = TopicsLimits {
             topics_max: self.config.limits.topics_max,
             topic_idle_ms: self.config.limits.topic_idle_ms,
@@ -257,6 +258,11 @@ impl Gateway {
             publish_waiting_max: self.config.publish.publish_waiting_max,
             publish_waiting_bytes_max: self.config.publish.publish_waiting_bytes_max,
             message_bytes_max: self.config.limits.message_bytes_max,
+            merge: MergeLimits {
+                // A frame must fit an idle subscriber's bound, or a client that reads would look slow.
+                max_merge_bytes: gopush.max_merge_bytes.min(self.config.slow.pending_bytes_max / 2),
+                ..MergeLimits::from(gopush)
+            },
         };
         let seed = getrandom::u64().map_err(|e| StartError::Text(format!("no randomness: {e}")))?;
         let encoder = Encoder::new(&EncodeSettings::from(&self.config.websocket));

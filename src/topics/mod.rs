@@ -24,8 +24,10 @@
 
 mod sequencer;
 mod slab;
+mod windows;
 
 pub use sequencer::{LocalSequencer, Sequencer};
+pub use windows::{MergeCounts, MergeLimits};
 
 use crate::clock::Time;
 use crate::dialect::{Position, TOPIC_BYTES_MAX};
@@ -36,6 +38,7 @@ use crate::queue::{FromShard, InterestKey, ToShard};
 use slab::{Linked, Links, List, NIL, Slab};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use windows::Windows;
 
 /// Waiting publications looked at in one turn; above it the turn asks to be called again at once.
 const ADMISSIONS_PER_TURN_MAX: usize = 4096;
@@ -82,6 +85,8 @@ pub struct TopicsLimits {
     pub publish_waiting_bytes_max: usize,
     /// Largest payload.
     pub message_bytes_max: usize,
+    /// Merge windows.
+    pub merge: MergeLimits,
 }
 
 /// What an admitted publication got.
@@ -143,7 +148,7 @@ pub struct Ticket(pub u64);
 /// What became of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// In the queue of every shard with an interest.
+    /// In the queue of every shard with an interest, or in its topic's merge window.
     Admitted(Ack),
     /// It waits; [`Topics::turn`] will name this ticket.
     Waiting(Ticket),
@@ -156,7 +161,7 @@ pub enum Outcome {
 pub struct BlockedShard {
     /// Which one.
     pub shard: ShardId,
-    /// Topics whose lines wait for it.
+    /// Topics whose lines or merge windows wait for it.
     pub topics: usize,
     /// Answers about interest that it is owed.
     pub answers: usize,
@@ -174,6 +179,8 @@ struct Need {
 impl Need {
     /// Nothing fits where this does not.
     const LEAST: Need = Need { items: 1, bytes: 0 };
+    /// Fits anywhere.
+    const NONE: Need = Need { items: 0, bytes: 0 };
 }
 
 /// Where a topic stands. One list at a time, whose links it carries.
@@ -195,6 +202,7 @@ struct Interest {
     encoding: Encoding,
     shard: ShardId,
     interest: InterestRef,
+    merged: bool, // It gets merge windows; the others get each publication at once.
 }
 
 struct Topic {
@@ -204,6 +212,8 @@ struct Topic {
     interests: Vec<Interest>, // Sorted by (encoding, shard).
     line_head: u32,           // Into `Topics::waiting`; NIL if nobody waits.
     line_tail: u32,
+    merged: u32, // How many of its interests are.
+    window: u32, // Into `Windows::all`; NIL if nothing is collected. Never without a merged interest.
     place: Place,
     links: Links,
     last_used: Time,
@@ -277,7 +287,8 @@ impl Shard {
     }
 }
 
-/// Who had no room for a publication.
+/// Who had no room for a publication or a merge window.
+#[derive(Clone, Copy)]
 struct Blocked {
     shard: ShardId,
     need: Need,
@@ -300,6 +311,7 @@ pub struct Topics {
     arrivals: List, // All who wait, in the order they came. One wait for all, so this is the order of their deadlines too.
     waiting_bytes: usize,
     tickets: u64,
+    windows: Windows,
     draining: bool,
     built: Built,     // Scratch of one admission.
     needs: Vec<Need>, // Scratch of one admission, zero between two.
@@ -317,8 +329,10 @@ impl Topics {
             assert_eq!(index, stream);
         }
         let shard = || Shard { numbers: Vec::new(), owed: VecDeque::new(), blocked: List::EMPTY, full_since: None };
+        let windows = Windows::new(limits.merge, shards);
         Topics {
             limits,
+            windows,
             encoder,
             sequencer,
             names: HashMap::new(),
@@ -420,8 +434,10 @@ impl Topics {
         if self.shards_owed > 0 {
             self.answer_all(now, outlet);
         }
-        // Admission goes first: when this core comes late to its turn, what fits by now is not refused for that.
-        let mut more = self.admit_waiting(now, outlet, done);
+        // Windows before lines: a line may wait for the window of its topic, and a window has been acknowledged.
+        let mut more = self.turn_windows(now, outlet);
+        // Admission before refusal: when this core comes late to its turn, what fits by now is not refused for that.
+        more |= self.admit_waiting(now, outlet, done);
         more |= self.refuse_late(now, done);
         more |= self.forget_idle(now);
         if more {
@@ -431,7 +447,8 @@ impl Topics {
         if let Some(first) = self.arrivals.first() {
             next = self.deadline(first);
         }
-        if self.waiting.len() > 0 || self.shards_owed > 0 {
+        next = next.min(self.windows.due());
+        if self.waiting.len() > 0 || self.shards_owed > 0 || self.windows.has_blocked() {
             next = next.min(now.plus_ms(RETRY_MS));
         }
         for (list, patience_ms) in self.idlers() {
@@ -442,7 +459,8 @@ impl Topics {
         next
     }
 
-    /// From now on every publication is refused as draining; those waiting are refused at the next turn.
+    /// From now on every publication is refused as draining; those waiting are refused at the next turn, and what is collected
+    /// leaves. The last of it has left when [`Topics::is_flushed`] says so, at most `publish_wait_ms` later.
     pub fn drain(&mut self) {
         self.draining = true;
     }
@@ -475,9 +493,10 @@ impl Topics {
     /// The shards somebody waits for. One that goes on taking things is not among them, however long its list.
     pub fn blocked_shards(&self) -> impl Iterator<Item = BlockedShard> {
         self.shards.iter().enumerate().filter_map(|(index, shard)| {
-            let (topics, answers) = (shard.blocked.len(), shard.owed.len());
+            let id = ShardId(index as u16);
+            let (topics, answers) = (shard.blocked.len() + self.windows.blocked_on(id), shard.owed.len());
             let since = shard.full_since.filter(|_| topics + answers > 0)?;
-            Some(BlockedShard { shard: ShardId(index as u16), topics, answers, since })
+            Some(BlockedShard { shard: id, topics, answers, since })
         })
     }
 
@@ -646,8 +665,11 @@ impl Topics {
         };
         let topic = &mut self.topics[index];
         let at = topic.interests.partition_point(|i| (i.encoding, i.shard) <= (encoding, shard));
-        topic.interests.insert(at, Interest { encoding, shard, interest });
-        let position = (topic.epoch, topic.last);
+        let merged = Topics::is_merged(index, encoding);
+        topic.interests.insert(at, Interest { encoding, shard, interest, merged });
+        let (epoch, last) = (topic.epoch, topic.last);
+        let from = if merged { self.window_joined(index) } else { None };
+        let position = (epoch, from.unwrap_or(last));
         if self.is_idle(index) {
             self.put(index, Place::Settled);
         }
@@ -664,8 +686,11 @@ impl Topics {
         let from = topic.interests.partition_point(|i| (i.encoding, i.shard) < (registered.encoding, shard));
         let at =
             topic.interests[from..].iter().position(|i| i.interest.id == id).expect("a registered interest is listed");
-        topic.interests.remove(from + at);
-        match topic.place {
+        let gone = topic.interests.remove(from + at);
+        if gone.merged {
+            self.window_left(index, shard);
+        }
+        match self.topics[index].place {
             Place::Blocked(on) if on == shard => self.put(index, Place::Freed(shard)),
             Place::Settled => self.settle(now, index),
             _ => {}
@@ -676,14 +701,17 @@ impl Topics {
 
     /// Whether a newcomer may be admitted although others wait, namely for none of the shards it needs.
     fn overtakes_none(&self, index: u32) -> Result<(), Blocked> {
-        let mut interests = self.topics[index].interests.iter();
-        match interests.find(|i| !self.shards[usize::from(i.shard.0)].blocked.is_empty()) {
+        let is_waited_for = |shard: ShardId| {
+            !self.shards[usize::from(shard.0)].blocked.is_empty() || self.windows.blocked_on(shard) > 0
+        };
+        match self.topics[index].interests.iter().find(|i| !i.merged && is_waited_for(i.shard)) {
             Some(interest) => Err(Blocked { shard: interest.shard, need: Need::LEAST }),
             None => Ok(()),
         }
     }
 
-    /// Gives the publication to every interested shard, or changes nothing but `self.built`, which holds its frames so far.
+    /// Gives the publication to every interested shard or the topic's merge window, or changes nothing but `self.built`, which
+    /// holds its frames so far, and windows, some of which may have left to make room.
     fn admit(
         &mut self,
         now: Time,
@@ -691,6 +719,7 @@ impl Topics {
         publication: &Publication,
         outlet: &mut dyn Outlet,
     ) -> Result<Ack, Blocked> {
+        self.prepare_item(now, index, &publication.data, outlet)?;
         let topic = &mut self.topics[index];
         let Topic { epoch, last: prev, .. } = *topic;
         let position = Position { epoch, offset: self.sequencer.after(epoch, prev), prev };
@@ -700,7 +729,7 @@ impl Topics {
             self.built.frames.clear();
             self.built.position = Some(position);
         }
-        for interest in &topic.interests {
+        for interest in topic.interests.iter().filter(|i| !i.merged) {
             let frame = match frame_of(&self.built.frames, interest.encoding) {
                 Some(frame) => frame,
                 None => {
@@ -728,7 +757,7 @@ impl Topics {
         }
 
         topic.last = position.offset;
-        for interest in &topic.interests {
+        for interest in topic.interests.iter().filter(|i| !i.merged) {
             let frame = frame_of(&self.built.frames, interest.encoding).expect("built above").clone();
             self.shards[usize::from(interest.shard.0)].full_since = None;
             let Position { offset, prev, .. } = position;
@@ -737,6 +766,7 @@ impl Topics {
                 ToShard::Frame { interest: interest.interest, offset, prev, frame, admitted: now },
             );
         }
+        self.add_item(now, index, prev, position.offset, outlet);
         Ok(Ack { epoch, offset: position.offset })
     }
 
@@ -812,6 +842,10 @@ impl Topics {
         for shard in (self.first_shard..shards).chain(0..self.first_shard) {
             while let Some(index) = self.shards[shard].blocked.first() {
                 let need = self.waiting[self.topics[index].line_head].need;
+                // A window that finds no room here was acknowledged before any of these came.
+                if self.windows.blocked_on(ShardId(shard as u16)) > 0 {
+                    break;
+                }
                 if !outlet.has_room(ShardId(shard as u16), need.items, need.bytes) {
                     self.shards[shard].full_since.get_or_insert(now);
                     break;
@@ -889,6 +923,8 @@ impl Topic {
             interests: Vec::new(),
             line_head: NIL,
             line_tail: NIL,
+            merged: 0,
+            window: NIL,
             place,
             links: Links::NONE,
             last_used: now,
@@ -906,17 +942,17 @@ mod tests {
     use crate::dialect::DialectId;
     use crate::encode::EncodeSettings;
 
-    const T0: Time = Time(1_000_000_000);
-    const WAIT_MS: u64 = 100;
-    const IDLE_MS: u64 = 1000;
-    const S0: ShardId = ShardId(0);
-    const S1: ShardId = ShardId(1);
+    pub(super) const T0: Time = Time(1_000_000_000);
+    pub(super) const WAIT_MS: u64 = 100;
+    pub(super) const IDLE_MS: u64 = 1000;
+    pub(super) const S0: ShardId = ShardId(0);
+    pub(super) const S1: ShardId = ShardId(1);
 
     /// Queues of a few items each, which only the test drains.
-    struct Queues {
-        shards: Vec<VecDeque<ToShard>>,
-        items_max: usize,
-        bytes_max: usize,
+    pub(super) struct Queues {
+        pub(super) shards: Vec<VecDeque<ToShard>>,
+        pub(super) items_max: usize,
+        pub(super) bytes_max: usize,
     }
 
     impl Queues {
@@ -925,12 +961,12 @@ mod tests {
         }
 
         /// What the shard finds, shortened: "sub id.generation offset", "unsub id.generation", "id.generation prev>offset text".
-        fn take(&mut self, shard: ShardId) -> Vec<String> {
+        pub(super) fn take(&mut self, shard: ShardId) -> Vec<String> {
             self.shards[usize::from(shard.0)].drain(..).map(|m| shorten(&m)).collect()
         }
     }
 
-    fn shorten(message: &ToShard) -> String {
+    pub(super) fn shorten(message: &ToShard) -> String {
         let name = |i: &InterestRef| format!("{}.{}", i.id, i.generation);
         match message {
             ToShard::Subscribed { interest, offset, .. } => format!("sub {} {offset}", name(interest)),
@@ -958,7 +994,7 @@ mod tests {
         }
     }
 
-    fn limits() -> TopicsLimits {
+    pub(super) fn limits() -> TopicsLimits {
         TopicsLimits {
             topics_max: 3,
             topic_idle_ms: IDLE_MS,
@@ -966,55 +1002,62 @@ mod tests {
             publish_waiting_max: 4,
             publish_waiting_bytes_max: 1000,
             message_bytes_max: 500,
+            merge: MergeLimits {
+                max_merge_delay_ms: 50,
+                max_merge_items: 4,
+                max_merge_bytes: 1000,
+                merge_pending_items_max: 10,
+                merge_pending_bytes_max: 10_000,
+            },
         }
     }
 
-    struct World {
-        topics: Topics,
-        queues: Queues,
-        now: Time,
+    pub(super) struct World {
+        pub(super) topics: Topics,
+        pub(super) queues: Queues,
+        pub(super) now: Time,
     }
 
     impl World {
-        fn new(items_max: usize) -> World {
+        pub(super) fn new(items_max: usize) -> World {
             World::with(limits(), items_max)
         }
 
-        fn with(limits: TopicsLimits, items_max: usize) -> World {
+        pub(super) fn with(limits: TopicsLimits, items_max: usize) -> World {
             let encoder = Encoder::new(&EncodeSettings { deflate_level: 6, deflate_bytes_min: 16 });
             let shards = (0..3).map(|_| VecDeque::new()).collect();
             let queues = Queues { shards, items_max, bytes_max: 10_000 };
             World { topics: Topics::new(limits, encoder, 3, 7), queues, now: T0 }
         }
 
-        fn publish(&mut self, topic: &str, data: &str) -> Outcome {
+        pub(super) fn publish(&mut self, topic: &str, data: &str) -> Outcome {
             let publication = Publication::new(topic, data.to_owned());
             self.topics.publish(self.now, publication, &mut self.queues)
         }
 
         /// The offset, if it is admitted at once.
-        fn admitted(&mut self, topic: &str, data: &str) -> u64 {
+        pub(super) fn admitted(&mut self, topic: &str, data: &str) -> u64 {
             match self.publish(topic, data) {
                 Outcome::Admitted(ack) => ack.offset.0,
                 other => panic!("{topic} {data}: {other:?}"),
             }
         }
 
-        fn waits(&mut self, topic: &str, data: &str) -> Ticket {
+        pub(super) fn waits(&mut self, topic: &str, data: &str) -> Ticket {
             match self.publish(topic, data) {
                 Outcome::Waiting(ticket) => ticket,
                 other => panic!("{topic} {data}: {other:?}"),
             }
         }
 
-        fn refused(&mut self, topic: &str, data: &str) -> Refusal {
+        pub(super) fn refused(&mut self, topic: &str, data: &str) -> Refusal {
             match self.publish(topic, data) {
                 Outcome::Refused(refusal) => refusal,
                 other => panic!("{topic} {data}: {other:?}"),
             }
         }
 
-        fn subscribe(&mut self, shard: ShardId, id: u32, generation: u32, topic: &str) {
+        pub(super) fn subscribe(&mut self, shard: ShardId, id: u32, generation: u32, topic: &str) {
             self.subscribe_in(shard, id, generation, topic, false);
         }
 
@@ -1028,19 +1071,19 @@ mod tests {
             self.topics.shard_says(self.now, shard, FromShard::Subscribe { interest, key }, &mut self.queues);
         }
 
-        fn unsubscribe(&mut self, shard: ShardId, id: u32, generation: u32) {
+        pub(super) fn unsubscribe(&mut self, shard: ShardId, id: u32, generation: u32) {
             let interest = InterestRef { id: InterestId(id), generation };
             self.topics.shard_says(self.now, shard, FromShard::Unsubscribe { interest }, &mut self.queues);
         }
 
         /// Turns until nothing more is to be done now.
-        fn turn(&mut self) -> Vec<(Ticket, Result<u64, Refusal>)> {
+        pub(super) fn turn(&mut self) -> Vec<(Ticket, Result<u64, Refusal>)> {
             let mut done = Vec::new();
             while self.topics.turn(self.now, &mut self.queues, &mut done) == self.now {}
             done.into_iter().map(|(ticket, result)| (ticket, result.map(|ack| ack.offset.0))).collect()
         }
 
-        fn after_ms(&mut self, ms: u64) {
+        pub(super) fn after_ms(&mut self, ms: u64) {
             self.now = self.now.plus_ms(ms);
         }
     }
