@@ -20,7 +20,7 @@ use crate::shard::settings::ShardSettings;
 use crate::socket::uring::{Features, RingError, UringParts};
 use crate::socket::{ListenOptions, Listener, listen};
 use crate::tick::{Endpoints, Reactor, Turn};
-use crate::topics::{Topics, TopicsLimits};
+use crate::topics::{MergeLimits, Topics, TopicsLimits};
 use core_affinity::CoreId;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -256,6 +256,7 @@ impl Gateway {
             Acceptor::new(listeners, doors, &accept_settings, from_control, accept_bell, accept_metrics.clone())
                 .map_err(|e| text(&e))?;
 
+        let gopush = &self.config.compat.gopush;
         let limits = TopicsLimits {
             topics_max: self.config.limits.topics_max,
             topic_idle_ms: self.config.limits.topic_idle_ms,
@@ -263,6 +264,11 @@ impl Gateway {
             publish_waiting_max: self.config.publish.publish_waiting_max,
             publish_waiting_bytes_max: self.config.publish.publish_waiting_bytes_max,
             message_bytes_max: self.config.limits.message_bytes_max,
+            merge: MergeLimits {
+                // A frame must fit an idle subscriber's bound, or a client that reads would look slow.
+                max_merge_bytes: gopush.max_merge_bytes.min(self.config.slow.pending_bytes_max / 2),
+                ..MergeLimits::from(gopush)
+            },
         };
         let encoder = Encoder::new(&EncodeSettings::from(&self.config.websocket));
         let topics = Topics::new(limits, encoder, shards, random()?);

@@ -310,6 +310,24 @@ cells! {
         topics: Gauge = "topics",
         /// Publications now waiting for room in a shard's queue.
         waiting: Gauge = "publications_waiting",
+        /// Items that left merge windows of rooms (go-push), or for which nobody was there.
+        merged_room_items: Counter = "merged_items" { target: "room" },
+        /// Items that left the merge window of what goes to everyone.
+        merged_all_items: Counter = "merged_items" { target: "everyone" },
+        /// Items of merge windows of rooms that not every shard got, at the end of a drain.
+        merged_room_items_dropped: Counter = "merged_items_dropped" { target: "room" },
+        /// Items for everyone that not every shard got, at the end of a drain.
+        merged_all_items_dropped: Counter = "merged_items_dropped" { target: "everyone" },
+        /// Merge windows that left: messages made of items.
+        merged_messages: Counter = "merged_messages",
+        /// Merge windows that not every shard got, at the end of a drain.
+        merged_messages_dropped: Counter = "merged_messages_dropped",
+        /// Rooms: topics with go-push clients.
+        merged_rooms: Gauge = "merged_rooms",
+        /// Items collected in merge windows.
+        merging_items: Gauge = "merging_items",
+        /// Merge windows that wait for room in a shard's queue.
+        merging_blocked: Gauge = "merging_blocked",
         /// Topics forgotten to make room.
         topics_evicted: Counter = "topics_evicted",
         /// Publish handlers that panicked and were answered INTERNAL: a defect of the gateway, the log names it.

@@ -10,7 +10,7 @@ use fanwire::encode::{EncodeSettings, Encoder};
 use fanwire::frame::Publication;
 use fanwire::ids::{Encoding, Epoch, InterestId, InterestRef, Offset, ShardId};
 use fanwire::queue::{FromShard, InterestKey, ToShard};
-use fanwire::topics::{Ack, Outcome, Outlet, Refusal, Ticket, Topics, TopicsLimits};
+use fanwire::topics::{Ack, MergeLimits, Outcome, Outlet, Refusal, Ticket, Topics, TopicsLimits};
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -147,6 +147,7 @@ impl Model {
             publish_waiting_max: bounds.waiting_max,
             publish_waiting_bytes_max: bounds.waiting_bytes_max,
             message_bytes_max: MESSAGE_BYTES_MAX,
+            merge: MergeLimits::default(),
         };
         let encoder = || Encoder::new(&EncodeSettings { deflate_level: 1, deflate_bytes_min: 16 });
         Model {

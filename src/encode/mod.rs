@@ -5,7 +5,7 @@
 //! and a plain frame otherwise, which every client of that encoding takes as well (§6: per message).
 
 use crate::config::Websocket;
-use crate::dialect::{DialectId, Position};
+use crate::dialect::{Dialect, DialectId, Position};
 use crate::frame::{Frame, Publication};
 use crate::ids::Encoding;
 use crate::websocket::deflate::Deflater;
@@ -54,11 +54,20 @@ impl Encoder {
 
     /// The wire bytes of `publication` at `position` in `encoding`. One allocation, the frame itself.
     pub fn frame(&mut self, publication: &Publication, position: Position, encoding: Encoding) -> Frame {
+        self.build(encoding, |dialect, out| dialect.payload(publication, position, out))
+    }
+
+    /// The wire bytes of several publications in one message, `items` being what [`Dialect::merged`] wants.
+    pub fn merged_frame(&mut self, items: &[u8], encoding: Encoding) -> Frame {
+        self.build(encoding, |dialect, out| dialect.merged(items, out))
+    }
+
+    fn build(&mut self, encoding: Encoding, payload: impl FnOnce(&dyn Dialect, &mut Vec<u8>)) -> Frame {
         let (dialect, compressed) = DialectId::of(encoding);
         // The header's length depends on the payload's, so it is put in front afterwards, into room left for it.
         self.plain.clear();
         self.plain.resize(HEADER_BYTES_MAX, 0);
-        dialect.get().payload(publication, position, &mut self.plain);
+        payload(dialect.get(), &mut self.plain);
         let payload_len = self.plain.len() - HEADER_BYTES_MAX;
 
         if compressed && payload_len >= self.deflate_bytes_min {

@@ -67,6 +67,14 @@ pub trait Mind: Send {
     fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time;
     /// See [`Topics::drain`].
     fn drain(&mut self);
+    /// See [`Topics::due`].
+    fn due(&self) -> Time {
+        Time::NEVER
+    }
+    /// See [`Topics::is_flushed`].
+    fn is_flushed(&self) -> bool {
+        true
+    }
     /// Brings what only the mind knows into the cells: topics, frames, evictions.
     fn report(&self, _metrics: &ControlMetrics) {}
     /// One sentence for each shard that holds publications up.
@@ -108,11 +116,33 @@ impl Mind for Topics {
         self.drain();
     }
 
+    fn due(&self) -> Time {
+        self.due()
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.is_flushed()
+    }
+
     fn report(&self, metrics: &ControlMetrics) {
         metrics.topics.set(self.topics() as u64);
         metrics.users.set(self.users() as u64);
         metrics.frames.add(self.frames_built() - metrics.frames.get());
         metrics.topics_evicted.add(self.evicted() - metrics.topics_evicted.get());
+        let merge = self.merge_counts();
+        for (counter, count) in [
+            (&metrics.merged_room_items, merge.room_items),
+            (&metrics.merged_all_items, merge.all_items),
+            (&metrics.merged_messages, merge.messages),
+            (&metrics.merged_messages_dropped, merge.messages_dropped),
+            (&metrics.merged_room_items_dropped, merge.room_items_dropped),
+            (&metrics.merged_all_items_dropped, merge.all_items_dropped),
+        ] {
+            counter.add(count - counter.get());
+        }
+        metrics.merged_rooms.set(merge.rooms as u64);
+        metrics.merging_items.set(merge.items as u64);
+        metrics.merging_blocked.set(merge.blocked as u64);
     }
 
     fn blocked(&self, now: Time) -> Vec<String> {
@@ -221,6 +251,8 @@ struct Core {
     orders: Vec<(ShardId, Drain)>,
     drain_ordered: bool,
     pullers: Pullers,
+    /// Until when the driver sleeps, as of its last turn.
+    sleeps_until: Time,
 }
 
 struct Waiter {
@@ -293,6 +325,7 @@ impl Control {
                 orders: Vec::new(),
                 drain_ordered: false,
                 pullers: Pullers::default(),
+                sleeps_until: Time::NEVER,
             }),
             bell,
             nudge: Notify::new(),
@@ -369,6 +402,12 @@ impl Control {
                 return Admission::Waiting(Waiting(receiver));
             }
         };
+        let due = core.mind.due();
+        if due < core.sleeps_until {
+            // What was just admitted is to be looked at again sooner than the driver knows.
+            core.sleeps_until = due;
+            self.nudge.notify_one();
+        }
         self.count(&outcome, bytes);
         if outcome.is_ok() {
             self.hand_on(&mut core.pullers, copy);
@@ -509,16 +548,19 @@ impl Control {
             again |= !outbox.queue.is_empty();
         }
 
-        let Core { orders, shards, .. } = core;
+        let mut deadline = core.mind.turn(now, &mut core.shards, &mut core.done);
+
+        let Core { orders, shards, mind, .. } = core;
+        // Behind everything that was acknowledged.
+        let is_flushed = mind.is_flushed();
         orders.retain(|&(shard, drain)| {
-            let room = shards.has_room(shard, 1, 0);
+            let room = is_flushed && shards.has_room(shard, 1, 0);
             if room {
                 shards.push(shard, ToShard::Drain(drain));
             }
             !room
         });
 
-        let mut deadline = core.mind.turn(now, &mut core.shards, &mut core.done);
         for (ticket, outcome) in core.done.drain(..) {
             // Nobody's: the call that took the ticket panicked before it could say so.
             let Some(waiter) = core.waiting.remove(&ticket) else { continue };
@@ -537,7 +579,8 @@ impl Control {
         if !core.orders.is_empty() {
             deadline = deadline.min(now.plus_ms(ORDER_RETRY_MS));
         }
-        if again || deadline <= now { Turn::Again } else { Turn::Sleep(deadline.min(now.plus_ms(SLEEP_MS_MAX))) }
+        core.sleeps_until = deadline.min(now.plus_ms(SLEEP_MS_MAX));
+        if again || deadline <= now { Turn::Again } else { Turn::Sleep(core.sleeps_until) }
     }
 
     /// From now on every publication is refused as draining; those waiting are refused at the driver's next turn.

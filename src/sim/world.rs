@@ -26,7 +26,7 @@ use crate::metrics::ShardMetrics;
 use crate::queue::{Arrival, Bell, Departure, Drain, Receiver, Sender, ToShard, channel};
 use crate::shard::settings::ShardSettings;
 use crate::tick::{Audit, Endpoints, Reactor, Turn};
-use crate::topics::{Topics, TopicsLimits};
+use crate::topics::{MergeLimits, Topics, TopicsLimits};
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
@@ -210,6 +210,7 @@ impl World {
             publish_waiting_max: dice.magnitude(1..=200) as usize,
             publish_waiting_bytes_max: 1 << 20,
             message_bytes_max: 65_536,
+            merge: MergeLimits::default(),
         };
         // Larger than any payload: compressed encodings exist, and their frames are plain.
         let encoder = Encoder::new(&EncodeSettings { deflate_level: 1, deflate_bytes_min: 1 << 20 });

@@ -29,8 +29,10 @@
 mod sequencer;
 mod slab;
 mod users;
+mod windows;
 
 pub use sequencer::{LocalSequencer, Sequencer};
+pub use windows::{MergeCounts, MergeLimits};
 
 use crate::clock::Time;
 use crate::dialect::{Position, TOPIC_BYTES_MAX};
@@ -43,6 +45,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 use std::sync::Arc;
 use users::UserTable;
+use windows::Windows;
 
 /// Waiting publications looked at in one turn; above it the turn asks to be called again at once.
 const ADMISSIONS_PER_TURN_MAX: usize = 4096;
@@ -89,6 +92,8 @@ pub struct TopicsLimits {
     pub publish_waiting_bytes_max: usize,
     /// Largest payload.
     pub message_bytes_max: usize,
+    /// Merge windows.
+    pub merge: MergeLimits,
 }
 
 /// What an admitted publication got.
@@ -150,7 +155,7 @@ pub struct Ticket(pub u64);
 /// What became of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// In the queue of every shard with an interest.
+    /// In the queue of every shard with an interest, or in its topic's merge window.
     Admitted(Ack),
     /// It waits; [`Topics::turn`] will name this ticket.
     Waiting(Ticket),
@@ -163,7 +168,7 @@ pub enum Outcome {
 pub struct BlockedShard {
     /// Which one.
     pub shard: ShardId,
-    /// Topics whose lines wait for it.
+    /// Topics whose lines or merge windows wait for it.
     pub topics: usize,
     /// Answers about interest that it is owed.
     pub answers: usize,
@@ -181,6 +186,8 @@ struct Need {
 impl Need {
     /// Nothing fits where this does not.
     const LEAST: Need = Need { items: 1, bytes: 0 };
+    /// Fits anywhere.
+    const NONE: Need = Need { items: 0, bytes: 0 };
 }
 
 /// Where a topic stands. One list at a time, whose links it carries.
@@ -202,6 +209,7 @@ struct Interest {
     encoding: Encoding,
     shard: ShardId,
     interest: InterestRef,
+    merged: bool, // It gets merge windows; the others get each publication at once.
 }
 
 struct Topic {
@@ -211,6 +219,8 @@ struct Topic {
     interests: Vec<Interest>, // Sorted by (encoding, shard).
     line_head: u32,           // Into `Topics::waiting`; NIL if nobody waits.
     line_tail: u32,
+    merged: u32, // How many of its interests are.
+    window: u32, // Into `Windows::all`; NIL if nothing is collected. Never without a merged interest.
     place: Place,
     links: Links,
     last_used: Time,
@@ -308,7 +318,8 @@ impl Shard {
     }
 }
 
-/// Who had no room for a publication.
+/// Who had no room for a publication or a merge window.
+#[derive(Clone, Copy)]
 struct Blocked {
     shard: ShardId,
     need: Need,
@@ -333,6 +344,7 @@ pub struct Topics {
     arrivals: List, // All who wait, in the order they came. One wait for all, so this is the order of their deadlines too.
     waiting_bytes: usize,
     tickets: u64,
+    windows: Windows,
     draining: bool,
     recipients: Vec<Recipient>, // Scratch of one admission.
     built: Built,               // Likewise.
@@ -358,8 +370,10 @@ impl Topics {
             blocked: List::EMPTY,
             full_since: None,
         };
+        let windows = Windows::new(limits.merge, shards);
         Topics {
             limits,
+            windows,
             encoder,
             sequencer,
             names: HashMap::new(),
@@ -516,8 +530,10 @@ impl Topics {
         if self.shards_owed > 0 {
             self.answer_all(now, outlet);
         }
-        // Admission goes first: when this core comes late to its turn, what fits by now is not refused for that.
-        let mut more = self.admit_waiting(now, outlet, done);
+        // Windows before lines: a line may wait for the window of its topic, and a window has been acknowledged.
+        let mut more = self.turn_windows(now, outlet);
+        // Admission before refusal: when this core comes late to its turn, what fits by now is not refused for that.
+        more |= self.admit_waiting(now, outlet, done);
         more |= self.refuse_late(now, done);
         more |= self.forget_idle(now);
         if more {
@@ -527,7 +543,8 @@ impl Topics {
         if let Some(first) = self.arrivals.first() {
             next = self.deadline(first);
         }
-        if self.waiting.len() > 0 || self.shards_owed > 0 {
+        next = next.min(self.windows.due());
+        if self.waiting.len() > 0 || self.shards_owed > 0 || self.windows.has_blocked() {
             next = next.min(now.plus_ms(RETRY_MS));
         }
         for (list, patience_ms) in self.idlers() {
@@ -538,7 +555,8 @@ impl Topics {
         next
     }
 
-    /// From now on every publication is refused as draining; those waiting are refused at the next turn.
+    /// From now on every publication is refused as draining; those waiting are refused at the next turn, and what is collected
+    /// leaves. The last of it has left when [`Topics::is_flushed`] says so, at most `publish_wait_ms` later.
     pub fn drain(&mut self) {
         self.draining = true;
     }
@@ -576,9 +594,11 @@ impl Topics {
     /// The shards somebody waits for. One that goes on taking things is not among them, however long its list.
     pub fn blocked_shards(&self) -> impl Iterator<Item = BlockedShard> {
         self.shards.iter().enumerate().filter_map(|(index, shard)| {
-            let (topics, answers) = (shard.blocked.len(), shard.owed.len() + shard.answers.len());
+            let id = ShardId(index as u16);
+            let topics = shard.blocked.len() + self.windows.blocked_on(id);
+            let answers = shard.owed.len() + shard.answers.len();
             let since = shard.full_since.filter(|_| topics + answers > 0)?;
-            Some(BlockedShard { shard: ShardId(index as u16), topics, answers, since })
+            Some(BlockedShard { shard: id, topics, answers, since })
         })
     }
 
@@ -778,8 +798,11 @@ impl Topics {
         };
         let topic = &mut self.topics[index];
         let at = topic.interests.partition_point(|i| (i.encoding, i.shard) <= (encoding, shard));
-        topic.interests.insert(at, Interest { encoding, shard, interest });
-        let position = (topic.epoch, topic.last);
+        let merged = Topics::is_merged(index, encoding);
+        topic.interests.insert(at, Interest { encoding, shard, interest, merged });
+        let (epoch, last) = (topic.epoch, topic.last);
+        let from = if merged { self.window_joined(index) } else { None };
+        let position = (epoch, from.unwrap_or(last));
         if self.is_idle(index) {
             self.put(index, Place::Settled);
         }
@@ -796,8 +819,11 @@ impl Topics {
         let from = topic.interests.partition_point(|i| (i.encoding, i.shard) < (registered.encoding, shard));
         let at =
             topic.interests[from..].iter().position(|i| i.interest.id == id).expect("a registered interest is listed");
-        topic.interests.remove(from + at);
-        match topic.place {
+        let gone = topic.interests.remove(from + at);
+        if gone.merged {
+            self.window_left(index, shard);
+        }
+        match self.topics[index].place {
             Place::Blocked(on) if on == shard => self.put(index, Place::Freed(shard)),
             Place::Settled => self.settle(now, index),
             _ => {}
@@ -806,10 +832,10 @@ impl Topics {
 
     // Admission.
 
-    /// Lists who gets a publication.
+    /// Lists who gets a publication at once: all but those with a merge window.
     fn address(&mut self, index: u32, publication: &Publication) {
         self.recipients.clear();
-        let interests = self.topics[index].interests.iter();
+        let interests = self.topics[index].interests.iter().filter(|i| !i.merged);
         self.recipients.extend(interests.map(|i| Recipient {
             shard: i.shard,
             encoding: i.encoding,
@@ -827,13 +853,17 @@ impl Topics {
 
     /// Whether a newcomer may be admitted although others wait, namely for none of the shards it needs.
     fn overtakes_none(&self) -> Result<(), Blocked> {
-        match self.recipients.iter().find(|r| !self.shards[usize::from(r.shard.0)].blocked.is_empty()) {
+        let is_waited_for = |shard: ShardId| {
+            !self.shards[usize::from(shard.0)].blocked.is_empty() || self.windows.blocked_on(shard) > 0
+        };
+        match self.recipients.iter().find(|r| is_waited_for(r.shard)) {
             Some(recipient) => Err(Blocked { shard: recipient.shard, need: Need::LEAST }),
             None => Ok(()),
         }
     }
 
-    /// Gives the publication to every recipient, or changes nothing but `self.built`, which holds its frames so far.
+    /// Gives the publication to every recipient and to the topic's merge window, or changes nothing but `self.built`, which holds
+    /// its frames so far, and windows, some of which may have left to make room.
     fn admit(
         &mut self,
         now: Time,
@@ -841,6 +871,7 @@ impl Topics {
         publication: &Publication,
         outlet: &mut dyn Outlet,
     ) -> Result<Ack, Blocked> {
+        self.prepare_item(now, index, &publication.data, outlet)?;
         let stream = match publication.target {
             Target::User { .. } => USERS, // `index` may be a lane.
             Target::Everyone | Target::Topic(_) => index,
@@ -908,6 +939,7 @@ impl Topics {
             };
             outlet.push(recipient.shard, message);
         }
+        self.add_item(now, stream, prev, position.offset, outlet);
         Ok(Ack { epoch, offset: position.offset })
     }
 
@@ -1006,6 +1038,10 @@ impl Topics {
         for shard in (self.first_shard..shards).chain(0..self.first_shard) {
             while let Some(index) = self.shards[shard].blocked.first() {
                 let need = self.waiting[self.topics[index].line_head].need;
+                // A window that finds no room here was acknowledged before any of these came.
+                if self.windows.blocked_on(ShardId(shard as u16)) > 0 {
+                    break;
+                }
                 if !outlet.has_room(ShardId(shard as u16), need.items, need.bytes) {
                     self.shards[shard].full_since.get_or_insert(now);
                     break;
@@ -1084,6 +1120,8 @@ impl Topic {
             interests: Vec::new(),
             line_head: NIL,
             line_tail: NIL,
+            merged: 0,
+            window: NIL,
             place,
             links: Links::NONE,
             last_used: now,
@@ -1101,17 +1139,17 @@ mod tests {
     use crate::dialect::DialectId;
     use crate::encode::EncodeSettings;
 
-    const T0: Time = Time(1_000_000_000);
-    const WAIT_MS: u64 = 100;
-    const IDLE_MS: u64 = 1000;
-    const S0: ShardId = ShardId(0);
-    const S1: ShardId = ShardId(1);
+    pub(super) const T0: Time = Time(1_000_000_000);
+    pub(super) const WAIT_MS: u64 = 100;
+    pub(super) const IDLE_MS: u64 = 1000;
+    pub(super) const S0: ShardId = ShardId(0);
+    pub(super) const S1: ShardId = ShardId(1);
 
     /// Queues of a few items each, which only the test drains.
-    struct Queues {
-        shards: Vec<VecDeque<ToShard>>,
-        items_max: usize,
-        bytes_max: usize,
+    pub(super) struct Queues {
+        pub(super) shards: Vec<VecDeque<ToShard>>,
+        pub(super) items_max: usize,
+        pub(super) bytes_max: usize,
     }
 
     impl Queues {
@@ -1120,12 +1158,12 @@ mod tests {
         }
 
         /// What the shard finds, shortened: "sub id.generation offset", "unsub id.generation", "id.generation prev>offset text".
-        fn take(&mut self, shard: ShardId) -> Vec<String> {
+        pub(super) fn take(&mut self, shard: ShardId) -> Vec<String> {
             self.shards[usize::from(shard.0)].drain(..).map(|m| shorten(&m)).collect()
         }
     }
 
-    fn shorten(message: &ToShard) -> String {
+    pub(super) fn shorten(message: &ToShard) -> String {
         let name = |i: &InterestRef| format!("{}.{}", i.id, i.generation);
         match message {
             ToShard::Subscribed { interest, offset, .. } => format!("sub {} {offset}", name(interest)),
@@ -1153,7 +1191,7 @@ mod tests {
         }
     }
 
-    fn limits() -> TopicsLimits {
+    pub(super) fn limits() -> TopicsLimits {
         TopicsLimits {
             topics_max: 3,
             topic_idle_ms: IDLE_MS,
@@ -1161,55 +1199,62 @@ mod tests {
             publish_waiting_max: 4,
             publish_waiting_bytes_max: 1000,
             message_bytes_max: 500,
+            merge: MergeLimits {
+                max_merge_delay_ms: 50,
+                max_merge_items: 4,
+                max_merge_bytes: 1000,
+                merge_pending_items_max: 10,
+                merge_pending_bytes_max: 10_000,
+            },
         }
     }
 
-    struct World {
-        topics: Topics,
-        queues: Queues,
-        now: Time,
+    pub(super) struct World {
+        pub(super) topics: Topics,
+        pub(super) queues: Queues,
+        pub(super) now: Time,
     }
 
     impl World {
-        fn new(items_max: usize) -> World {
+        pub(super) fn new(items_max: usize) -> World {
             World::with(limits(), items_max)
         }
 
-        fn with(limits: TopicsLimits, items_max: usize) -> World {
+        pub(super) fn with(limits: TopicsLimits, items_max: usize) -> World {
             let encoder = Encoder::new(&EncodeSettings { deflate_level: 6, deflate_bytes_min: 16 });
             let shards = (0..3).map(|_| VecDeque::new()).collect();
             let queues = Queues { shards, items_max, bytes_max: 10_000 };
             World { topics: Topics::new(limits, encoder, 3, 7), queues, now: T0 }
         }
 
-        fn publish(&mut self, topic: &str, data: &str) -> Outcome {
+        pub(super) fn publish(&mut self, topic: &str, data: &str) -> Outcome {
             let publication = Publication::new(topic, data.to_owned());
             self.topics.publish(self.now, publication, &mut self.queues)
         }
 
         /// The offset, if it is admitted at once.
-        fn admitted(&mut self, topic: &str, data: &str) -> u64 {
+        pub(super) fn admitted(&mut self, topic: &str, data: &str) -> u64 {
             match self.publish(topic, data) {
                 Outcome::Admitted(ack) => ack.offset.0,
                 other => panic!("{topic} {data}: {other:?}"),
             }
         }
 
-        fn waits(&mut self, topic: &str, data: &str) -> Ticket {
+        pub(super) fn waits(&mut self, topic: &str, data: &str) -> Ticket {
             match self.publish(topic, data) {
                 Outcome::Waiting(ticket) => ticket,
                 other => panic!("{topic} {data}: {other:?}"),
             }
         }
 
-        fn refused(&mut self, topic: &str, data: &str) -> Refusal {
+        pub(super) fn refused(&mut self, topic: &str, data: &str) -> Refusal {
             match self.publish(topic, data) {
                 Outcome::Refused(refusal) => refusal,
                 other => panic!("{topic} {data}: {other:?}"),
             }
         }
 
-        fn subscribe(&mut self, shard: ShardId, id: u32, generation: u32, topic: &str) {
+        pub(super) fn subscribe(&mut self, shard: ShardId, id: u32, generation: u32, topic: &str) {
             self.subscribe_in(shard, id, generation, topic, false);
         }
 
@@ -1223,19 +1268,19 @@ mod tests {
             self.topics.shard_says(self.now, shard, FromShard::Subscribe { interest, key }, &mut self.queues);
         }
 
-        fn unsubscribe(&mut self, shard: ShardId, id: u32, generation: u32) {
+        pub(super) fn unsubscribe(&mut self, shard: ShardId, id: u32, generation: u32) {
             let interest = InterestRef { id: InterestId(id), generation };
             self.topics.shard_says(self.now, shard, FromShard::Unsubscribe { interest }, &mut self.queues);
         }
 
         /// Turns until nothing more is to be done now.
-        fn turn(&mut self) -> Vec<(Ticket, Result<u64, Refusal>)> {
+        pub(super) fn turn(&mut self) -> Vec<(Ticket, Result<u64, Refusal>)> {
             let mut done = Vec::new();
             while self.topics.turn(self.now, &mut self.queues, &mut done) == self.now {}
             done.into_iter().map(|(ticket, result)| (ticket, result.map(|ack| ack.offset.0))).collect()
         }
 
-        fn after_ms(&mut self, ms: u64) {
+        pub(super) fn after_ms(&mut self, ms: u64) {
             self.now = self.now.plus_ms(ms);
         }
     }
