@@ -193,7 +193,8 @@ impl Gateway {
     fn start(mut self) -> Result<(Running, tokio_uring::Runtime), StartError> {
         let text = |e: &dyn std::fmt::Display| StartError::Text(e.to_string());
         let Layout { shards, slots } = self.layout;
-        let settings = ShardSettings::new(&self.config, shards, slots);
+        let random = || getrandom::u64().map_err(|e| StartError::Text(format!("no randomness: {e}")));
+        let settings = ShardSettings { seed: random()?, ..ShardSettings::new(&self.config, shards, slots) };
         let (items_max, bytes_max) = (self.config.shards.queue_items_max, self.config.shards.queue_bytes_max);
         let bell = || Bell::new().map_err(|e| StartError::starved("an eventfd", &e));
         let (control_bell, accept_bell) = (bell()?, bell()?);
@@ -257,9 +258,8 @@ impl Gateway {
             publish_waiting_bytes_max: self.config.publish.publish_waiting_bytes_max,
             message_bytes_max: self.config.limits.message_bytes_max,
         };
-        let seed = getrandom::u64().map_err(|e| StartError::Text(format!("no randomness: {e}")))?;
         let encoder = Encoder::new(&EncodeSettings::from(&self.config.websocket));
-        let topics = Topics::new(limits, encoder, shards, seed);
+        let topics = Topics::new(limits, encoder, shards, random()?);
         let control_metrics = Arc::new(ControlMetrics::default());
         let control = Arc::new(Control::new(Box::new(topics), queues, control_bell, control_metrics.clone()));
 
@@ -314,6 +314,9 @@ impl Gateway {
             if !block.gpush_path.is_empty() {
                 lines.push(format!("subscribers  ws://{address}{} (gpush)", block.gpush_path));
                 first = first.or(Some((*address, block.gpush_path.clone())));
+            }
+            if !block.centrifugo_path.is_empty() {
+                lines.push(format!("subscribers  ws://{address}{} (centrifugo)", block.centrifugo_path));
             }
             if self.config.dev {
                 lines.push(format!("subscribers  ws://{address}/echo (echo, for development)"));

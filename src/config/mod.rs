@@ -255,7 +255,7 @@ section! { "slow"
     Slow {
         /// Bytes one subscriber may be behind.
         pending_bytes_max: usize = 1 << 20 => Allowed::Integer(&[1..=TIB]),
-        /// At that bound: `drop` (its newest messages, counted), `disconnect` (1013), or `dialect` (gpush: drop, others: disconnect).
+        /// At that bound: `drop` (its newest messages, counted), `disconnect` (1013; Centrifugo 3008), or `dialect` (gpush: drop, others: disconnect).
         policy: SlowPolicy = SlowPolicy::Dialect => Allowed::OneOf(&["dialect", "drop", "disconnect"]),
         /// Disconnected after this long without any progress.
         slow_deadline_ms: u64 = 10_000 => Allowed::Integer(&[1..=HOUR_MS]),
@@ -293,6 +293,20 @@ section! { "gpush"
     GpushSettings {
         /// A client that has not sent `ping` for this long is cut.
         heartbeat_timeout_ms: u64 = 120_000 => Allowed::Integer(&[1..=DAY_MS]),
+    }
+}
+
+section! { "centrifugo"
+    /// The Centrifugo dialect: its clients' JSON protocol, and its server API's `publish` and `broadcast`.
+    CentrifugoSettings {
+        /// How often a client is pinged; the first time within this, spread at random.
+        ping_interval_ms: u64 = 25_000 => Allowed::Integer(&[100..=HOUR_MS]),
+        /// Closed (3012) when a ping is not answered for this long; less than `ping_interval_ms`.
+        pong_timeout_ms: u64 = 8000 => Allowed::Integer(&[1..=HOUR_MS]),
+        /// Closed (3502) when it has not sent `connect` for this long after the handshake.
+        stale_timeout_ms: u64 = 10_000 => Allowed::Integer(&[1..=HOUR_MS]),
+        /// Channels one connection may hold, in place of `limits.topics_per_connection_max`.
+        channels_per_connection_max: usize = 128 => Allowed::Integer(&[1..=1_000_000]),
     }
 }
 
@@ -337,7 +351,7 @@ section! { "drain"
         drain_rate_per_s: u32 = 20_000 => Allowed::Integer(&[1..=10_000_000]),
         /// After this, stuck sends are cut.
         drain_deadline_ms: u64 = 30_000 => Allowed::Integer(&[1..=DAY_MS]),
-        /// Close code clients get: 1001 going away, 1012 where other gateways remain.
+        /// Close code clients get: 1001 going away, 1012 where other gateways remain. Those of the Centrifugo dialect always get 3001.
         drain_close_code: u16 = 1001 => Allowed::Integer(&[1000..=1001, 1012..=1013, 3000..=4999]),
     }
 }
@@ -359,6 +373,8 @@ section! { "listen"
         address: String = "0.0.0.0:9992".into() => ADDRESS,
         /// Path of the gpush dialect; empty = not served here.
         gpush_path: String = "/ws".into() => PATH,
+        /// Path of the Centrifugo dialect; empty = not served here.
+        centrifugo_path: String = "/connection/websocket".into() => PATH,
     }
 }
 
@@ -403,6 +419,8 @@ config! {
     websocket: Websocket = Websocket,
     /// `[gpush]`
     gpush: GpushSettings = GpushSettings,
+    /// `[centrifugo]`
+    centrifugo: CentrifugoSettings = CentrifugoSettings,
     /// `[drain]`
     drain: DrainSettings = DrainSettings,
     /// `[log]`
@@ -417,6 +435,7 @@ impl Default for Config {
             slow: Slow::default(),
             websocket: Websocket::default(),
             gpush: GpushSettings::default(),
+            centrifugo: CentrifugoSettings::default(),
             publish: Publish::default(),
             drain: DrainSettings::default(),
             log: Log::default(),

@@ -18,6 +18,7 @@ impl Config {
         // What holds between values makes sense only among values that make sense.
         if problems.is_empty() {
             self.check_sizes(&mut problems);
+            self.check_dialects(&mut problems);
             self.check_addresses(&mut problems);
         }
         if problems.is_empty() { Ok(self.warnings()) } else { Err(ConfigError { problems }) }
@@ -92,6 +93,29 @@ impl Config {
         }
     }
 
+    fn check_dialects(&self, problems: &mut Vec<Problem>) {
+        let (pong, ping) = (self.centrifugo.pong_timeout_ms, self.centrifugo.ping_interval_ms);
+        if pong >= ping {
+            problems.push(problem(
+                "centrifugo.pong_timeout_ms",
+                format!(
+                    "centrifugo.pong_timeout_ms = {pong} is not less than centrifugo.ping_interval_ms = {ping}, so the next ping would come before the answer to the last: lower the first or raise the second"
+                ),
+            ));
+        }
+        for (i, listen) in self.listen.iter().enumerate() {
+            if !listen.gpush_path.is_empty() && listen.gpush_path == listen.centrifugo_path {
+                let path = &listen.gpush_path;
+                problems.push(problem(
+                    &format!("listen.{i}.centrifugo_path"),
+                    format!(
+                        "listen.{i}.gpush_path and listen.{i}.centrifugo_path are both {path}: a path serves one dialect, change one of them"
+                    ),
+                ));
+            }
+        }
+    }
+
     fn check_addresses(&self, problems: &mut Vec<Problem>) {
         let mut taken: Vec<(String, SocketAddr)> = Vec::new();
         let addresses = self.listen.iter().enumerate().map(|(i, l)| (format!("listen.{i}.address"), &l.address));
@@ -137,8 +161,9 @@ impl Config {
                 self.drain.drain_deadline_ms, self.drain.drain_window_ms
             ));
         }
-        for (i, listen) in self.listen.iter().enumerate().filter(|(_, l)| l.gpush_path.is_empty()) {
-            warnings.push(format!("listen.{i}.gpush_path is empty: nobody can subscribe at {}", listen.address));
+        let serves_nobody = |l: &super::Listen| l.gpush_path.is_empty() && l.centrifugo_path.is_empty();
+        for (i, listen) in self.listen.iter().enumerate().filter(|(_, l)| serves_nobody(l)) {
+            warnings.push(format!("listen.{i} has no path of any dialect: nobody can subscribe at {}", listen.address));
         }
         if self.websocket.deflate && self.websocket.deflate_bytes_min > self.limits.message_bytes_max {
             warnings.push(
@@ -217,6 +242,17 @@ mod tests {
     }
 
     #[test]
+    fn a_path_serves_one_dialect_and_a_pong_comes_before_the_next_ping() {
+        assert!(said(|c| c.listen[0].centrifugo_path = "/ws".into()).contains("a path serves one dialect"));
+        warned(|c| {
+            c.listen[0].gpush_path.clear();
+            c.listen[0].centrifugo_path = "/ws".into();
+        });
+        let late = said(|c| c.centrifugo.pong_timeout_ms = c.centrifugo.ping_interval_ms);
+        assert!(late.starts_with("centrifugo.pong_timeout_ms"), "{late}");
+    }
+
+    #[test]
     fn two_listeners_never_take_the_same_port() {
         let second = |address: &str| {
             let address = address.to_owned();
@@ -269,7 +305,12 @@ mod tests {
     #[test]
     fn what_is_probably_not_meant_is_said() {
         assert!(warned(|c| c.drain.drain_deadline_ms = 4999)[0].contains("cut without a close frame"));
-        assert!(warned(|c| c.listen[0].gpush_path.clear())[0].contains("nobody can subscribe"));
+        let pathless = warned(|c| {
+            c.listen[0].gpush_path.clear();
+            c.listen[0].centrifugo_path.clear();
+        });
+        assert!(pathless[0].contains("nobody can subscribe"));
+        assert_eq!(warned(|c| c.listen[0].gpush_path.clear()), Vec::<String>::new());
         let never = warned(|c| (c.websocket.deflate, c.websocket.deflate_bytes_min) = (true, 65_537));
         assert!(never[0].contains("nothing will ever be compressed"));
     }

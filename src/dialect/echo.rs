@@ -17,6 +17,7 @@ impl Dialect for Echo {
             subprotocol: None,
             plain: DialectId::Echo.encoding(false),
             deflated: DialectId::Echo.encoding(true),
+            session: Session::default(),
         })
     }
     fn parse(&self, _session: &mut Session, kind: MessageKind, payload: &[u8], commands: &mut Vec<Command>) {

@@ -46,6 +46,7 @@ impl Dialect for Gpush {
             subprotocol: None,
             plain: DialectId::Gpush.encoding(false),
             deflated: DialectId::Gpush.encoding(true),
+            session: Session::default(),
         })
     }
 

@@ -3,14 +3,17 @@
 //! An [`Encoding`] is dialect × format × compression, fixed at the handshake; interest, frames and batches are keyed by it.
 //! A publication reaches subscribers of every dialect: room `x`, public topic `x` and channel `x` are one topic.
 
+mod centrifugo;
 mod echo;
 mod gpush;
+pub mod json;
 
+pub use centrifugo::Centrifugo;
 pub use echo::Echo;
 pub use gpush::Gpush;
 
 use crate::frame::Publication;
-use crate::ids::{Encoding, Epoch, Offset};
+use crate::ids::{ConnectId, Encoding, Epoch, Offset};
 use crate::websocket::{Head, MessageKind};
 
 /// Where a message stands in its topic.
@@ -27,6 +30,11 @@ pub struct Position {
 /// What a client asks of the engine, in the order it asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
+    /// The client introduces itself. Answered by [`Dialect::connected`]; what goes to everyone begins for it here.
+    Connect {
+        /// The client's number for the request.
+        request: u32,
+    },
     /// Take part in a topic. Answered by [`Dialect::subscribed`].
     Subscribe {
         /// At most [`TOPIC_BYTES_MAX`] bytes, checked by the engine.
@@ -41,7 +49,7 @@ pub enum Command {
         /// The client's number for the request.
         request: u32,
     },
-    /// Send these wire bytes, in turn.
+    /// Send this, in turn: wire bytes, or a line where [`Dialect::joins_replies`].
     Reply(Vec<u8>),
     /// Send this message back, framed and compressed as the connection agreed: only the engine knows how.
     Echo {
@@ -84,6 +92,17 @@ pub struct Negotiated {
     pub plain: Encoding,
     /// The encoding with permessage-deflate.
     pub deflated: Encoding,
+    /// What the dialect remembers from the request.
+    pub session: Session,
+}
+
+/// What a client is told when it has introduced itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// Its name, unlike that of any other connection.
+    pub client: ConnectId,
+    /// How often it is pinged.
+    pub ping_interval_ms: u64,
 }
 
 /// How a connection shows that it is alive.
@@ -91,8 +110,39 @@ pub struct Negotiated {
 pub enum Heartbeat {
     /// The client must send something the dialect calls a heartbeat within the configured time.
     FromClient,
+    /// The client introduces itself in time, and then answers what [`Dialect::overdue`] asks.
+    FromServer,
     /// Nobody watches.
     None,
+}
+
+/// What becomes of a connection whose heartbeat deadline has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// It is cut without a word.
+    Cut,
+    /// It is closed.
+    Close {
+        /// RFC 6455 §7.4.
+        code: u16,
+        /// At most 123 bytes.
+        reason: &'static str,
+    },
+    /// It was asked by a reply, and has until the pong timeout to answer.
+    Pinged,
+    /// It was asked by a control frame, written whole.
+    PingedByFrame,
+}
+
+/// Why the engine closes a connection that keeps to RFC 6455; a dialect may have its own code and reason for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The gateway is going away.
+    Drain,
+    /// It reads less than it is sent.
+    Slow,
+    /// It sends too many messages.
+    Flood,
 }
 
 /// What the connection remembers for its dialect: a few bits, no allocation.
@@ -113,13 +163,22 @@ pub trait Dialect: Sync {
     /// Wire bytes that follow the 101 in the same send; nothing by default.
     fn greeting(&self, _out: &mut Vec<u8>) {}
 
+    /// Whether clients introduce themselves by [`Command::Connect`]. What goes to everyone begins for them with its answer, and
+    /// otherwise with the handshake.
+    fn connects(&self) -> bool {
+        false
+    }
+
+    /// Answers [`Command::Connect`].
+    fn connected(&self, _session: Session, _request: u32, _welcome: &Welcome, _out: &mut Vec<u8>) {}
+
     /// Reads one message of the client: appends what it asks for to `commands`.
     fn parse(&self, session: &mut Session, kind: MessageKind, payload: &[u8], commands: &mut Vec<Command>);
 
-    /// Wire bytes that answer a subscription. The messages after `position` follow it.
+    /// Answers a subscription. The messages after `position` follow it.
     fn subscribed(&self, request: u32, topic: &str, result: Result<(Epoch, Offset), SubscribeError>, out: &mut Vec<u8>);
 
-    /// Wire bytes that answer an unsubscription.
+    /// Answers an unsubscription.
     fn unsubscribed(&self, request: u32, topic: &str, out: &mut Vec<u8>);
 
     /// Appends the payload (not the frame) of a publication as this dialect's clients see it.
@@ -127,6 +186,27 @@ pub trait Dialect: Sync {
 
     /// How its clients show that they are alive.
     fn heartbeat(&self) -> Heartbeat;
+
+    /// The heartbeat deadline has passed: what now? Whatever is to be sent is appended to `out`.
+    fn overdue(&self, _session: &mut Session, _out: &mut Vec<u8>) -> Overdue {
+        Overdue::Cut
+    }
+
+    /// A pong frame has come.
+    fn control_pong(&self, _session: &mut Session) -> Option<Command> {
+        None
+    }
+
+    /// Code and reason for an end that the engine decided; `None`: the engine's own.
+    fn ending(&self, _ending: Ending) -> Option<(u16, &'static str)> {
+        None
+    }
+
+    /// Whether replies are lines of text that the engine frames: those to one message together, with line feeds between them.
+    /// Otherwise what the dialect writes are whole frames.
+    fn joins_replies(&self) -> bool {
+        false
+    }
 
     /// Whether answers must come in the order of the questions: then a question waits until the one before it is answered.
     fn answers_in_order(&self) -> bool {
@@ -152,10 +232,12 @@ pub enum DialectId {
     Gpush = 0,
     /// Sends back what it gets: `/echo`, for conformance tests, only with `--dev`.
     Echo = 1,
+    /// Centrifugo: `/connection/websocket`.
+    Centrifugo = 2,
 }
 
 /// Every dialect, in the order of [`DialectId`].
-pub static ALL: [&dyn Dialect; 2] = [&Gpush, &Echo];
+pub static ALL: [&dyn Dialect; 3] = [&Gpush, &Echo, &Centrifugo];
 
 impl DialectId {
     /// The dialect itself.
@@ -168,6 +250,7 @@ impl DialectId {
         let id = match encoding.0 / 2 {
             0 => DialectId::Gpush,
             1 => DialectId::Echo,
+            2 => DialectId::Centrifugo,
             other => unreachable!("no encoding is built from dialect {other}"),
         };
         (id, encoding.0 % 2 == 1)
@@ -185,7 +268,7 @@ mod tests {
 
     #[test]
     fn an_encoding_names_its_dialect_and_compression() {
-        for id in [DialectId::Gpush, DialectId::Echo] {
+        for id in [DialectId::Gpush, DialectId::Echo, DialectId::Centrifugo] {
             for deflated in [false, true] {
                 let encoding = id.encoding(deflated);
                 assert_eq!(DialectId::of(encoding), (id, deflated));
@@ -194,5 +277,6 @@ mod tests {
         }
         assert_eq!(DialectId::Gpush.get().name(), "gpush");
         assert_eq!(DialectId::Echo.get().name(), "echo");
+        assert_eq!(DialectId::Centrifugo.get().name(), "centrifugo");
     }
 }

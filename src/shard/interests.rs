@@ -185,6 +185,11 @@ impl Interests {
         }
     }
 
+    /// Whether `slot` waits for the ack.
+    pub fn awaits(&self, id: InterestId, slot: Slot) -> bool {
+        self.all[id.0 as usize].waiters.iter().any(|waiter| waiter.slot == slot)
+    }
+
     /// Messages of the present batch that are `slot`'s.
     pub fn collected(&self, id: InterestId, slot: Slot) -> usize {
         let interest = &self.all[id.0 as usize];

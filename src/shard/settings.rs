@@ -48,6 +48,16 @@ pub struct ShardSettings {
     pub deflate_level: u32,
     /// Heartbeat of gpush clients.
     pub gpush_heartbeat_timeout_ms: u64,
+    /// How often Centrifugo's clients are pinged.
+    pub centrifugo_ping_interval_ms: u64,
+    /// How long they may take to answer.
+    pub centrifugo_pong_timeout_ms: u64,
+    /// How long they may take to send `connect`.
+    pub centrifugo_stale_timeout_ms: u64,
+    /// Channels one of their connections may hold.
+    pub centrifugo_channels_max: usize,
+    /// Differs from one start to the next: the names of connections begin with it. Not a setting; the gateway draws it.
+    pub seed: u64,
     /// How long an interest is kept after its last subscriber.
     pub interest_linger_ms: u64,
     /// What is served where.
@@ -80,6 +90,7 @@ impl ShardSettings {
                 }
             };
             route(&listen.gpush_path, DialectId::Gpush);
+            route(&listen.centrifugo_path, DialectId::Centrifugo);
             if config.dev {
                 route("/echo", DialectId::Echo);
             }
@@ -109,6 +120,11 @@ impl ShardSettings {
             deflate: config.websocket.deflate,
             deflate_level: config.websocket.deflate_level,
             gpush_heartbeat_timeout_ms: config.gpush.heartbeat_timeout_ms,
+            centrifugo_ping_interval_ms: config.centrifugo.ping_interval_ms,
+            centrifugo_pong_timeout_ms: config.centrifugo.pong_timeout_ms,
+            centrifugo_stale_timeout_ms: config.centrifugo.stale_timeout_ms,
+            centrifugo_channels_max: config.centrifugo.channels_per_connection_max,
+            seed: 0,
             interest_linger_ms: 1000,
             routes,
         }
@@ -138,11 +154,28 @@ impl ShardSettings {
         dialect != DialectId::Echo
     }
 
-    /// How long a client of this dialect may be silent; `None`: nobody watches.
-    pub fn heartbeat_timeout_ms(&self, dialect: DialectId) -> Option<u64> {
+    /// How long after the handshake a client of this dialect must be heard of; `None`: nobody watches.
+    pub fn first_word_ms(&self, dialect: DialectId) -> Option<u64> {
+        match dialect {
+            DialectId::Centrifugo => Some(self.centrifugo_stale_timeout_ms),
+            DialectId::Gpush | DialectId::Echo => self.heartbeat_ms(dialect),
+        }
+    }
+
+    /// How long after a heartbeat the next is due, or to be asked for; `None`: nobody watches.
+    pub fn heartbeat_ms(&self, dialect: DialectId) -> Option<u64> {
         match dialect {
             DialectId::Gpush => Some(self.gpush_heartbeat_timeout_ms),
+            DialectId::Centrifugo => Some(self.centrifugo_ping_interval_ms),
             DialectId::Echo => None,
+        }
+    }
+
+    /// Topics one connection of this dialect may hold.
+    pub fn topics_per_connection_max(&self, dialect: DialectId) -> usize {
+        match dialect {
+            DialectId::Centrifugo => self.centrifugo_channels_max,
+            DialectId::Gpush | DialectId::Echo => self.topics_per_connection_max,
         }
     }
 }

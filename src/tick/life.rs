@@ -1,6 +1,7 @@
 //! A connection's coming and going: two halves of an arrival, deadlines, the ways to close, and the slot's return.
 
 use super::Reactor;
+use crate::dialect::{Ending, Overdue};
 use crate::ids::{Generation, Slot};
 use crate::metrics::{Counter, ShardMetrics};
 use crate::queue::{Arrival, Departure};
@@ -49,6 +50,16 @@ impl Cause {
             Cause::Dialect => &m.closes_dialect,
             Cause::Drain => &m.closes_drain,
             Cause::SendFailed => &m.closes_send_failed,
+        }
+    }
+
+    /// What a dialect may call it.
+    fn ending(self) -> Option<Ending> {
+        match self {
+            Cause::Drain => Some(Ending::Drain),
+            Cause::SlowPending | Cause::SlowDeadline | Cause::SlowOwed | Cause::Replies => Some(Ending::Slow),
+            Cause::Flood => Some(Ending::Flood),
+            _ => None,
         }
     }
 
@@ -143,7 +154,7 @@ impl<R: Ring> Reactor<R> {
                         self.metrics.handshakes_timed_out.add(1);
                         self.cut(slot, Cause::ByPeer);
                     }
-                    Phase::Open => self.cut(slot, Cause::Heartbeat),
+                    Phase::Open => self.overdue(slot),
                     Phase::Flushing | Phase::Lingering => {
                         self.metrics.closes_cut.add(1);
                         self.cut(slot, Cause::ByPeer);
@@ -157,9 +168,25 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
+    /// A heartbeat, or the first word, did not come in time; or it is time to ask for one.
+    fn overdue(&mut self, slot: Slot) {
+        self.reply.clear();
+        let connection = &mut self.connections[slot.0 as usize];
+        match connection.dialect.get().overdue(&mut connection.session, &mut self.reply) {
+            Overdue::Cut => return self.cut(slot, Cause::Heartbeat),
+            Overdue::Close { code, reason } => return self.close(slot, Cause::Heartbeat, code, reason, false),
+            Overdue::Pinged => self.owe_reply(slot),
+            Overdue::PingedByFrame => self.owe_frame(slot),
+        }
+        let deadline = self.wheel.after(self.now, self.settings.centrifugo_pong_timeout_ms);
+        self.connections[slot.0 as usize].deadline = deadline;
+    }
+
     /// Begins to close: ends its subscriptions, owes a close frame behind what is left, and then waits for the peer.
     /// `keep_pushes`: what it is owed leaves first (a drain); otherwise it is dropped and counted.
     pub(super) fn close(&mut self, slot: Slot, cause: Cause, code: u16, reason: &str, keep_pushes: bool) {
+        let dialect = self.connections[slot.0 as usize].dialect.get();
+        let (code, reason) = cause.ending().and_then(|ending| dialect.ending(ending)).unwrap_or((code, reason));
         self.close_with(slot, cause, Some(code), reason, keep_pushes);
     }
 
@@ -171,6 +198,7 @@ impl<R: Ring> Reactor<R> {
             Phase::Handshake | Phase::Joining => return self.cut(slot, cause),
             Phase::Free | Phase::Flushing | Phase::Lingering | Phase::Cut => return,
         }
+        self.finish_replies(slot);
         let mid_frame = self.connections[index].egress.is_mid_frame();
         self.leave_all(slot, cause);
         if !keep_pushes {

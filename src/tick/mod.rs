@@ -157,6 +157,11 @@ pub struct Reactor<R: Ring> {
     scratch: Scratch,
     incoming: Vec<u8>,
     reply: Vec<u8>,
+    /// Whose replies are being joined, and what they are so far.
+    joining: Option<Slot>,
+    joined: Vec<u8>,
+    /// Connections that introduced themselves.
+    connects: u64,
     commands: Vec<Command>,
     waiters: Vec<Waiter>,
 }
@@ -203,6 +208,9 @@ impl<R: Ring> Reactor<R> {
             scratch: Scratch::new(),
             incoming: Vec::new(),
             reply: Vec::new(),
+            joining: None,
+            joined: Vec::new(),
+            connects: 0,
             commands: Vec::new(),
             waiters: Vec::new(),
         }

@@ -2,8 +2,8 @@
 
 use super::Reactor;
 use super::life::Cause;
-use crate::dialect::{Command, Dialect, SubscribeError, TOPIC_BYTES_MAX};
-use crate::ids::{Epoch, InterestId, Offset, Slot};
+use crate::dialect::{Command, Dialect, SubscribeError, TOPIC_BYTES_MAX, Welcome};
+use crate::ids::{ConnectId, Epoch, InterestId, Offset, Slot};
 use crate::queue::InterestKey;
 use crate::shard::connection::Phase;
 use crate::shard::interests::{Joined, Waiter};
@@ -167,6 +167,7 @@ impl<R: Ring> Reactor<R> {
         let agreed = dialect.negotiate(&head).map_err(|(status, body)| Rejection::new(status, body))?;
         let deflate = if self.settings.deflate { upgrade.deflate_offer } else { None };
         connection.dialect = id;
+        connection.session = agreed.session;
         connection.deflate = deflate;
         connection.encoding = match deflate {
             // Frames are shared by all, so a client that asked for a smaller window gets them as they are.
@@ -186,24 +187,56 @@ impl<R: Ring> Reactor<R> {
         let index = slot.0 as usize;
         let connection = &mut self.connections[index];
         connection.phase = Phase::Joining;
-        if !connection.dialect.get().takes_publications() {
+        let dialect = connection.dialect.get();
+        if !dialect.takes_publications() || dialect.connects() {
             return self.open(slot);
         }
+        if let Joined::From(..) = self.join_broadcast(slot, 0) {
+            self.open(slot);
+        }
+    }
+
+    /// Lets it take part in what goes to everyone: the first of its subscriptions.
+    fn join_broadcast(&mut self, slot: Slot, request: u32) -> Joined {
+        let index = slot.0 as usize;
+        let connection = &mut self.connections[index];
+        debug_assert!(connection.subscriptions.is_empty());
         let encoding = connection.encoding;
         let id = self.interests.find_or_add(InterestKey::Broadcast(encoding));
         let connection = &mut self.connections[index];
         connection.subscriptions.push(id);
-        let waiter = Waiter { slot, generation: connection.generation, request: 0 };
-        if let Joined::From(..) = self.interests.join(id, waiter) {
-            self.open(slot);
+        let waiter = Waiter { slot, generation: connection.generation, request };
+        self.interests.join(id, waiter)
+    }
+
+    /// It introduces itself. Nothing else it asked for is looked at until it is told that it is welcome.
+    fn connect(&mut self, slot: Slot, request: u32) {
+        match self.join_broadcast(slot, request) {
+            Joined::From(..) => self.answer_connect(slot, request),
+            Joined::Waiting => self.connections[slot.0 as usize].held().awaits_ack = true,
         }
+    }
+
+    fn answer_connect(&mut self, slot: Slot, request: u32) {
+        self.connects += 1;
+        let client = ConnectId::new(self.settings.seed, self.id, self.connects);
+        let connection = &mut self.connections[slot.0 as usize];
+        let ping_interval_ms = self.settings.heartbeat_ms(connection.dialect).unwrap_or(0);
+        let welcome = Welcome { client, ping_interval_ms };
+        self.reply.clear();
+        connection.dialect.get().connected(connection.session, request, &welcome, &mut self.reply);
+        // Those who come together, after a restart, are not pinged together: steps of the golden ratio spread any number of them.
+        let share = self.connects.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        connection.deadline = self.wheel.after(self.now, (ping_interval_ms * share) >> 32);
+        self.schedule(slot);
+        self.owe_reply(slot);
     }
 
     fn open(&mut self, slot: Slot) {
         self.metrics.handshakes_ok.add(1);
         let connection = &mut self.connections[slot.0 as usize];
         connection.phase = Phase::Open;
-        let timeout = self.settings.heartbeat_timeout_ms(connection.dialect);
+        let timeout = self.settings.first_word_ms(connection.dialect);
         connection.deadline = timeout.map_or(crate::shard::wheel::Tick::NEVER, |ms| self.wheel.after(self.now, ms));
         self.schedule(slot);
         self.make_ready(slot);
@@ -218,8 +251,10 @@ impl<R: Ring> Reactor<R> {
         if connection.phase == Phase::Joining {
             return self.open(slot);
         }
-        let InterestKey::Topic(topic, _) = self.interests.get(id).key.clone() else { return };
-        self.answer_subscribe(slot, waiter.request, &topic, Ok((epoch, offset)));
+        match self.interests.get(id).key.clone() {
+            InterestKey::Topic(topic, _) => self.answer_subscribe(slot, waiter.request, &topic, Ok((epoch, offset))),
+            InterestKey::Broadcast(_) => self.answer_connect(slot, waiter.request),
+        }
         let connection = &mut self.connections[slot.0 as usize];
         if let Some(held) = &mut connection.held {
             held.awaits_ack = false;
@@ -229,6 +264,12 @@ impl<R: Ring> Reactor<R> {
 
     /// Goes on with what had to wait, and then with reading.
     pub(super) fn resume(&mut self, slot: Slot) {
+        self.join_replies(slot);
+        self.go_on(slot);
+        self.finish_replies(slot);
+    }
+
+    fn go_on(&mut self, slot: Slot) {
         let index = slot.0 as usize;
         while let Some(held) = &mut self.connections[index].held {
             if held.awaits_ack {
@@ -297,9 +338,13 @@ impl<R: Ring> Reactor<R> {
                 Event::Ping => {
                     self.reply.clear();
                     frame::write_frame(&mut self.reply, Opcode::Pong, self.scratch.payload());
-                    self.owe_reply(slot);
+                    self.owe_frame(slot);
                 }
-                Event::Pong => {}
+                Event::Pong => {
+                    if let Some(command) = dialect.get().control_pong(&mut connection.session) {
+                        self.carry_out(slot, command);
+                    }
+                }
                 Event::Close { code } => return self.peer_closes(slot, code),
             }
         }
@@ -310,6 +355,7 @@ impl<R: Ring> Reactor<R> {
         let mut commands = std::mem::take(&mut self.commands);
         let connection = &mut self.connections[slot.0 as usize];
         dialect.parse(&mut connection.session, kind, self.scratch.payload(), &mut commands);
+        self.join_replies(slot);
         for command in commands.drain(..) {
             let connection = &mut self.connections[slot.0 as usize];
             match connection.phase {
@@ -318,11 +364,13 @@ impl<R: Ring> Reactor<R> {
                 _ => {}
             }
         }
+        self.finish_replies(slot);
         self.commands = commands;
     }
 
     fn carry_out(&mut self, slot: Slot, command: Command) {
         match command {
+            Command::Connect { request } => self.connect(slot, request),
             Command::Subscribe { topic, request } => self.subscribe(slot, topic, request),
             Command::Unsubscribe { topic, request } => self.unsubscribe(slot, &topic, request),
             Command::Reply(bytes) => {
@@ -333,7 +381,7 @@ impl<R: Ring> Reactor<R> {
             Command::Echo { kind, payload } => self.echo(slot, kind, &payload),
             Command::Heartbeat => {
                 let connection = &mut self.connections[slot.0 as usize];
-                if let Some(ms) = self.settings.heartbeat_timeout_ms(connection.dialect) {
+                if let Some(ms) = self.settings.heartbeat_ms(connection.dialect) {
                     connection.deadline = self.wheel.after(self.now, ms);
                 }
             }
@@ -367,7 +415,7 @@ impl<R: Ring> Reactor<R> {
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
         let is_one_too_many = known.is_none() && self.interests.topics() >= self.settings.topics_max;
-        if held >= self.settings.topics_per_connection_max || is_one_too_many {
+        if held >= self.settings.topics_per_connection_max(connection.dialect) || is_one_too_many {
             self.metrics.topics_refused.add(1);
             return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::TooManyTopics));
         }
@@ -403,7 +451,16 @@ impl<R: Ring> Reactor<R> {
     fn unsubscribe(&mut self, slot: Slot, topic: &str, request: u32) {
         let connection = &mut self.connections[slot.0 as usize];
         let dialect = connection.dialect.get();
-        if let Some(id) = self.interests.find(topic, connection.encoding)
+        let known = self.interests.find(topic, connection.encoding);
+        if let Some(id) = known
+            && self.interests.awaits(id, slot)
+        {
+            // The answer to its subscription goes before the answer to this, and is on its way.
+            let held = connection.held();
+            held.awaits_ack = true;
+            return held.commands.push_front(Command::Unsubscribe { topic: topic.into(), request });
+        }
+        if let Some(id) = known
             && let Some(at) = connection.subscriptions.iter().position(|s| *s == id)
         {
             connection.subscriptions.swap_remove(at);
@@ -424,11 +481,50 @@ impl<R: Ring> Reactor<R> {
                 .write_frame(&mut self.reply, opcode, payload),
             _ => frame::write_frame(&mut self.reply, opcode, payload),
         }
-        self.owe_reply(slot);
+        self.owe_frame(slot);
     }
 
-    /// Owes `self.reply`. Above the bound of replies the client is not read from until it has read some.
-    fn owe_reply(&mut self, slot: Slot) {
+    /// From here to [`Reactor::finish_replies`] its replies go into one frame, if its dialect wants that.
+    fn join_replies(&mut self, slot: Slot) {
+        // Within a message that was held, the frame that is open already takes them.
+        if self.joining.is_none() && self.connections[slot.0 as usize].dialect.get().joins_replies() {
+            self.joining = Some(slot);
+        }
+    }
+
+    /// Owes the replies joined so far, and joins no more.
+    pub(super) fn finish_replies(&mut self, slot: Slot) {
+        if self.joining != Some(slot) {
+            return;
+        }
+        self.joining = None;
+        let is_heard = matches!(self.connections[slot.0 as usize].phase, Phase::Open);
+        if !self.joined.is_empty() && is_heard {
+            self.reply.clear();
+            frame::write_frame(&mut self.reply, Opcode::Text, &self.joined);
+            self.owe_frame(slot);
+        }
+        self.joined.clear();
+    }
+
+    /// Owes `self.reply`, as the dialect wrote it: whole frames, or a line that gets its frame here.
+    pub(super) fn owe_reply(&mut self, slot: Slot) {
+        if !self.connections[slot.0 as usize].dialect.get().joins_replies() || self.reply.is_empty() {
+            return self.owe_frame(slot);
+        }
+        if !self.joined.is_empty() {
+            self.joined.push(b'\n');
+        }
+        self.joined.extend_from_slice(&self.reply);
+        if self.joining.is_none() {
+            self.joining = Some(slot);
+            self.finish_replies(slot);
+        }
+        debug_assert!(self.joining.is_none_or(|joining| joining == slot), "replies of one client at a time are joined");
+    }
+
+    /// Owes `self.reply`, whole frames. Above the bound of replies the client is not read from until it has read some.
+    pub(super) fn owe_frame(&mut self, slot: Slot) {
         let connection = &mut self.connections[slot.0 as usize];
         if !self.reply.is_empty() {
             connection.egress.reply(&self.reply, &mut self.spares);

@@ -7,6 +7,7 @@ mod http;
 mod publisher;
 
 mod admin;
+mod centrifugo;
 mod delivery;
 mod denied;
 mod drain;

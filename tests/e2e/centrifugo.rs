@@ -1,0 +1,317 @@
+//! What clients of Centrifugo see: its JSON protocol over real sockets.
+
+use crate::client::{Client, PING, PONG, TEXT, tungstenite, upgrade};
+use crate::gateway::{Gateway, wait_until};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tungstenite::Message;
+
+const PATH: &str = "/connection/websocket";
+const DEFLATE: &str = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+
+/// A client that has sent `connect` and was welcomed.
+fn connect(gateway: &Gateway, more: &str) -> (Client, Value) {
+    let (_, mut client) = Client::open(gateway.subscribers, PATH, more);
+    client.send(TEXT, r#"{"connect":{"name":"js"},"id":1}"#);
+    let welcome: Value = serde_json::from_str(&client.text()).unwrap();
+    assert_eq!(welcome["id"], 1);
+    (client, welcome["connect"].clone())
+}
+
+/// A client that is subscribed to `channels`.
+fn subscriber(gateway: &Gateway, more: &str, channels: &[&str]) -> Client {
+    let (mut client, _) = connect(gateway, more);
+    for (n, channel) in channels.iter().enumerate() {
+        subscribe(&mut client, n as u32 + 2, channel);
+    }
+    client
+}
+
+fn subscribe(client: &mut Client, id: u32, channel: &str) {
+    client.send(TEXT, json!({ "id": id, "subscribe": { "channel": channel } }).to_string());
+    let answer: Value = serde_json::from_str(&client.text()).unwrap();
+    assert!(answer["id"] == id && answer["subscribe"].is_object(), "{answer}");
+}
+
+/// The lines of the next frame.
+fn lines(client: &mut Client) -> Vec<Value> {
+    client.text().lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+/// The data of publications, all of `channel`.
+fn data(lines: &[Value], channel: &str) -> Vec<Value> {
+    let of = |line: &Value| {
+        assert_eq!(line["push"]["channel"], channel, "{line}");
+        line["push"]["pub"]["data"].clone()
+    };
+    lines.iter().map(of).collect()
+}
+
+#[test]
+fn a_client_that_we_did_not_write_connects_subscribes_receives_and_leaves() {
+    let gateway = Gateway::start(&[]);
+    let mut socket = tungstenite(gateway.subscribers, PATH);
+    let mut ask = |text: &str| {
+        socket.send(Message::text(text)).unwrap();
+        socket.read().unwrap().into_text().unwrap().to_string()
+    };
+    // In one frame, as the JavaScript client does it, answered in one frame.
+    let answer =
+        ask("{\"connect\":{\"name\":\"js\"},\"id\":1}\n{\"subscribe\":{\"channel\":\"news\",\"flag\":1},\"id\":2}");
+    let connect: Value = serde_json::from_str(answer.lines().next().unwrap()).unwrap();
+    assert_eq!(connect["id"], 1);
+    assert_eq!((&connect["connect"]["ping"], &connect["connect"]["pong"]), (&json!(25), &json!(true)));
+    assert_eq!(connect["connect"]["client"].as_str().unwrap().len(), 36);
+    let subscribed = match answer.lines().nth(1) {
+        Some(line) => line.to_owned(),
+        None => socket.read().unwrap().into_text().unwrap().to_string(),
+    };
+    let subscribed: Value = serde_json::from_str(&subscribed).unwrap();
+    assert_eq!(subscribed["id"], 2);
+    assert_eq!(subscribed["subscribe"]["recoverable"], Value::Null);
+
+    gateway.push("news", r#"{"price": 1.5}"#);
+    let push = socket.read().unwrap().into_text().unwrap();
+    let epoch = &subscribed["subscribe"]["epoch"];
+    assert_eq!(
+        push.as_str(),
+        format!(r#"{{"push":{{"channel":"news","pub":{{"data":{{"price": 1.5}},"offset":1,"epoch":{epoch}}}}}}}"#)
+    );
+    gateway.push("news", "not json\n");
+    assert_eq!(
+        socket.read().unwrap().into_text().unwrap().as_str(),
+        r#"{"push":{"channel":"news","pub":{"data":"not json\n","offset":2}}}"#
+    );
+    socket.send(Message::text(r#"{"id":3,"unsubscribe":{"channel":"news"}}"#)).unwrap();
+    assert_eq!(socket.read().unwrap().into_text().unwrap().as_str(), r#"{"id":3,"unsubscribe":{}}"#);
+    gateway.push("news", "3");
+    gateway.push("", "{\"to\":\"everyone\"}");
+    assert_eq!(
+        socket.read().unwrap().into_text().unwrap().as_str(),
+        r#"{"push":{"message":{"data":{"to":"everyone"}}}}"#
+    );
+    socket.close(None).unwrap();
+    while socket.read().is_ok() {}
+    wait_until("the connection is gone", || gateway.metrics().connections() == 0.0);
+}
+
+#[test]
+fn what_goes_to_everyone_reaches_who_is_connected_and_nobody_before() {
+    let gateway = Gateway::start(&[("shards.count", "1")]);
+    let (_, mut early) = Client::open(gateway.subscribers, PATH, "");
+    let (mut connected, _) = connect(&gateway, "");
+    gateway.push("", "1");
+    assert_eq!(connected.text(), r#"{"push":{"message":{"data":1}}}"#);
+    early.send(TEXT, r#"{"id":1,"connect":{}}"#);
+    let welcome: Value = serde_json::from_str(&early.text()).unwrap();
+    assert!(welcome["connect"].is_object(), "the first it hears is its own answer: {welcome}");
+    gateway.push("", "2");
+    assert_eq!(early.text(), r#"{"push":{"message":{"data":2}}}"#);
+}
+
+#[test]
+fn every_connection_has_a_name_of_its_own() {
+    let gateway = Gateway::start(&[("shards.count", "2")]);
+    let mut clients = Vec::new();
+    let mut names = std::collections::HashSet::new();
+    for _ in 0..20 {
+        let (client, welcome) = connect(&gateway, "");
+        assert!(names.insert(welcome["client"].as_str().unwrap().to_owned()), "{welcome}");
+        clients.push(client);
+    }
+    let other = Gateway::start(&[]);
+    assert!(names.insert(connect(&other, "").1["client"].as_str().unwrap().to_owned()));
+}
+
+#[test]
+fn each_command_of_a_frame_gets_its_answer_by_number_in_one_frame_where_it_is_known_at_once() {
+    let gateway = Gateway::start(&[("shards.count", "1"), ("centrifugo.channels_per_connection_max", "3")]);
+    let mut other = subscriber(&gateway, "", &["a", "b", "c", "d"][..3]);
+    let (mut client, _) = connect(&gateway, "");
+    let long = "x".repeat(256);
+    let ask = [
+        json!({"id": 2, "subscribe": {"channel": "a"}}),
+        json!({"id": 3, "subscribe": {"channel": "a"}}),
+        json!({"id": 4, "subscribe": {"channel": long}}),
+        json!({"id": 5, "subscribe": {"channel": "b"}}),
+        json!({"id": 6, "subscribe": {"channel": "$private"}}),
+        json!({"id": 7, "subscribe": {"channel": "c"}}),
+        json!({"id": 8, "subscribe": {"channel": "d"}}),
+        json!({"id": 9, "publish": {"channel": "a", "data": {}}}),
+        json!({"id": 10, "presence": {"channel": "a"}}),
+        json!({"id": 11, "rpc": {"method": "m"}}),
+        json!({"id": 12, "unsubscribe": {"channel": "a"}}),
+        json!({"id": 13, "unsubscribe": {"channel": "never had"}}),
+        json!({"id": 14, "subscribe": {"channel": "a"}}),
+    ];
+    client.send(TEXT, ask.map(|line| line.to_string()).join("\n"));
+    let answers = lines(&mut client);
+    let said: Vec<(u64, u64)> =
+        answers.iter().map(|a| (a["id"].as_u64().unwrap(), a["error"]["code"].as_u64().unwrap_or(0))).collect();
+    let expected = [
+        (2, 0),
+        (3, 105),
+        (4, 107),
+        (5, 0),
+        (6, 103),
+        (7, 0),
+        (8, 106),
+        (9, 103),
+        (10, 108),
+        (11, 104),
+        (12, 0),
+        (13, 0),
+        (14, 0),
+    ];
+    assert_eq!(said, expected);
+    assert_eq!(answers[1]["error"]["message"], "already subscribed");
+    gateway.push("b", "1");
+    assert_eq!(data(&lines(&mut client), "b"), [json!(1)]);
+    assert_eq!(data(&lines(&mut other), "b"), [json!(1)]);
+}
+
+#[test]
+fn whatever_is_asked_while_a_subscription_is_under_way_is_answered_in_full() {
+    let gateway = Gateway::start(&[]);
+    let (mut client, _) = connect(&gateway, "");
+    // The first subscriber of a channel waits for the control core; what follows in the same frame does not.
+    let ask: Vec<String> = (0..40)
+        .flat_map(|n| {
+            let (channel, id) = (format!("c{n}"), 10 + 3 * n);
+            [
+                json!({"id": id, "subscribe": {"channel": channel}}).to_string(),
+                json!({"id": id + 1, "unsubscribe": {"channel": channel}}).to_string(),
+                json!({"id": id + 2, "subscribe": {"channel": channel}}).to_string(),
+            ]
+        })
+        .collect();
+    client.send(TEXT, ask.join("\n"));
+    let mut answers = Vec::new();
+    while answers.len() < 120 {
+        answers.extend(lines(&mut client));
+    }
+    let ids: Vec<u64> = answers.iter().map(|answer| answer["id"].as_u64().unwrap()).collect();
+    for n in 0..40 {
+        let place = |id| ids.iter().position(|at| *at == id).unwrap_or_else(|| panic!("{id} was not answered"));
+        let first = 10 + 3 * n;
+        assert!(place(first) < place(first + 1) && place(first + 1) < place(first + 2), "{ids:?}");
+    }
+    assert!(answers.iter().all(|answer| answer["error"].is_null()), "{answers:?}");
+    gateway.push("c7", "7");
+    assert_eq!(data(&lines(&mut client), "c7"), [json!(7)]);
+}
+
+#[test]
+fn violations_close_with_their_code_and_a_reason() {
+    let gateway = Gateway::start(&[("centrifugo.stale_timeout_ms", "300")]);
+    for message in ["", "nonsense", "{}", r#"{"id":1,"subscribe":{"channel":"c"}}"#] {
+        let (_, mut client) = Client::open(gateway.subscribers, PATH, "");
+        client.send(TEXT, message);
+        let (code, reason, _) = client.closed();
+        assert_eq!((code, reason.as_str()), (3501, "bad request"), "{message:?}");
+    }
+    for message in [r#"{"id":2,"connect":{}}"#, r#"{"id":2,"subscribe":{"channel":""}}"#, "{}", "[]"] {
+        let (mut client, _) = connect(&gateway, "");
+        client.send(TEXT, format!("{{\"id\":2,\"rpc\":{{}}}}\n{message}"));
+        let (code, reason, texts) = client.closed();
+        assert_eq!((code, reason.as_str()), (3501, "bad request"), "{message:?}");
+        assert_eq!(texts.len(), 1, "what was asked before is answered before");
+    }
+    let (_, mut silent) = Client::open(gateway.subscribers, PATH, "");
+    let (code, reason, _) = silent.closed();
+    assert_eq!((code, reason.as_str()), (3502, "stale"));
+    let (mut client, _) = connect(&gateway, "");
+    client.send(TEXT, r#"{"send":{"data":{}}}"#);
+    assert_eq!(client.closed().0, 3508);
+    let big = Gateway::start(&[("limits.message_bytes_max", "1024")]);
+    let (mut client, _) = connect(&big, "");
+    client.send(TEXT, vec![b' '; 1025]);
+    assert_eq!(client.closed().0, 1009);
+}
+
+#[test]
+fn the_subprotocol_is_echoed_and_protobuf_refused_in_words() {
+    let gateway = Gateway::start(&[]);
+    let (response, _) = Client::open(gateway.subscribers, PATH, "Sec-WebSocket-Protocol: centrifuge-json\r\n");
+    assert_eq!(response.headers["sec-websocket-protocol"], "centrifuge-json");
+    for (path, more) in [
+        (format!("{PATH}?format=protobuf"), ""),
+        (format!("{PATH}?cf_protocol=protobuf"), ""),
+        (PATH.to_owned(), "Sec-WebSocket-Protocol: centrifuge-protobuf\r\n"),
+    ] {
+        let (response, _) = Client::ask(gateway.subscribers, &upgrade(&path, more));
+        assert_eq!(response.status, 400);
+        assert!(response.body.contains("protobuf is not served"), "{response:?}");
+    }
+}
+
+#[test]
+fn who_answers_pings_stays_and_who_does_not_is_closed_with_3012() {
+    let gateway = Gateway::start(&[("centrifugo.ping_interval_ms", "600"), ("centrifugo.pong_timeout_ms", "300")]);
+    let (mut mute, welcome) = connect(&gateway, "");
+    assert_eq!(welcome["ping"], 1, "whole seconds, upwards");
+    let (mut polite, _) = connect(&gateway, "");
+    let start = Instant::now();
+    let mut pings = 0;
+    while pings < 4 {
+        assert_eq!(polite.text(), "{}");
+        polite.send(TEXT, "{}");
+        pings += 1;
+    }
+    assert!(start.elapsed() > Duration::from_millis(1800), "four pings in {:?}", start.elapsed());
+    let (code, reason, texts) = mute.closed();
+    assert_eq!((code, reason.as_str(), texts), (3012, "no pong", vec!["{}".to_owned()]));
+    polite.send(TEXT, "{}");
+    assert_eq!(polite.closed().0, 3501, "one pong too many");
+    assert_eq!(gateway.metrics().closes("heartbeat"), 1.0);
+}
+
+#[test]
+fn who_asks_for_control_frames_is_pinged_by_them() {
+    let gateway = Gateway::start(&[("centrifugo.ping_interval_ms", "600"), ("centrifugo.pong_timeout_ms", "300")]);
+    let (_, mut client) = Client::open(gateway.subscribers, &format!("{PATH}?cf_ws_frame_ping_pong=true"), "");
+    client.send(TEXT, r#"{"id":1,"connect":{}}"#);
+    let welcome: Value = serde_json::from_str(&client.text()).unwrap();
+    assert_eq!((&welcome["connect"]["ping"], &welcome["connect"]["pong"]), (&Value::Null, &Value::Null));
+    for _ in 0..2 {
+        assert_eq!(client.frame().opcode(), PING);
+        client.send(PONG, "");
+    }
+    assert_eq!(client.frame().opcode(), PING);
+    assert_eq!(client.closed().0, 3012);
+}
+
+#[test]
+fn a_drain_closes_with_3001_behind_what_was_published() {
+    let mut gateway = Gateway::start(&[("drain.drain_window_ms", "0")]);
+    let mut client = subscriber(&gateway, "", &["c"]);
+    let mut gpush = Client::subscriber(&gateway, &["c"]);
+    gateway.push("c", "1");
+    assert!(gateway.stop().success());
+    let (code, reason, texts) = client.closed();
+    assert_eq!((code, reason.as_str(), texts.len()), (3001, "shutdown", 1));
+    assert_eq!(gpush.closed().0, 1001);
+}
+
+#[test]
+fn one_publication_reaches_the_clients_of_every_dialect() {
+    let gateway = Gateway::start(&[("websocket.deflate", "true")]);
+    let mut gpush = Client::subscriber(&gateway, &["c"]);
+    let mut plain = subscriber(&gateway, "", &["c"]);
+    let mut deflated = subscriber(&gateway, DEFLATE, &["c"]);
+    for (n, message) in
+        [r#"{"a":1}"#.to_owned(), "text".to_owned(), format!("[{}]", "1,".repeat(500) + "1")].iter().enumerate()
+    {
+        gateway.push("c", message);
+        assert_eq!(gpush.text(), *message);
+        let expected = serde_json::from_str(message).unwrap_or_else(|_| json!(message));
+        for client in [&mut plain, &mut deflated] {
+            let lines = lines(client);
+            assert_eq!(data(&lines, "c"), std::slice::from_ref(&expected));
+            assert_eq!(lines[0]["push"]["pub"]["offset"], n + 1);
+        }
+    }
+    gateway.push("", "all");
+    assert_eq!(gpush.text(), "all");
+    assert_eq!(deflated.text(), r#"{"push":{"message":{"data":"all"}}}"#);
+}
