@@ -8,7 +8,7 @@
 //! 2  topics   encode   shard           decisions, pure, no I/O, no clock
 //! 1  dialect                           one client family each, over websocket
 //! 1  queue    socket   websocket       mechanisms, ignorant of one another
-//! 0  frame ids clock config metrics sys
+//! 0  frame ids clock config metrics sys demo
 //! ·  sim                               stands in for socket, queue pace and clock; tests only
 //! ```
 
@@ -19,6 +19,7 @@ pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod dialect;
 pub mod encode;
 pub mod frame;

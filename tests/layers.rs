@@ -10,6 +10,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("ids", 0),
     ("clock", 0),
     ("config", 0),
+    ("demo", 0),
     ("metrics", 0),
     ("sys", 0),
     ("proto", 0),

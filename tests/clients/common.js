@@ -13,10 +13,10 @@ const WINDOW = 1000;
 /** Longest wait for something that should happen at once, in ms. */
 const DEADLINE_MS = 15000;
 
-/** --subscribers HOST:PORT --grpc HOST:PORT --http HOST:PORT --messages N --protos DIR, as run.py passes them. */
+/** --messages N, and --subscribers HOST:PORT --grpc HOST:PORT --http HOST:PORT --protos DIR or what else run.py passes. */
 function args() {
-  const text = { type: "string" };
-  const { values } = parseArgs({ options: { subscribers: text, grpc: text, http: text, protos: text, messages: text } });
+  const names = ["subscribers", "grpc", "http", "protos", "messages", "binary", "screenshot"];
+  const { values } = parseArgs({ options: Object.fromEntries(names.map((name) => [name, { type: "string" }])) });
   return { ...values, messages: Number(values.messages) };
 }
 
@@ -85,4 +85,5 @@ async function check(name, messages, body) {
   console.log(JSON.stringify({ check: name, messages, seconds }));
 }
 
-module.exports = { CONNECTED, SUBSCRIBED, UNSUBSCRIBED, NONSENSE, WINDOW, args, payload, soon, Inbox, Progress, readAll, check };
+module.exports = { CONNECTED, SUBSCRIBED, UNSUBSCRIBED, NONSENSE, WINDOW, DEADLINE_MS };
+Object.assign(module.exports, { args, payload, soon, Inbox, Progress, readAll, check });

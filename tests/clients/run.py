@@ -1,7 +1,8 @@
 """Runs client libraries against the real gateway: run.py BINARY WORK_DIRECTORY NODE_MODULES MESSAGES [NAME...]
 
-Each client has a gateway of its own on free ports, which must neither lose a message nor fail to stop well. A client prints one
-JSON line for each thing it checked, and those are the rows of the table. Exit 0 iff every client ended well.
+Each client has a gateway of its own on free ports, which must neither lose a message nor fail to stop well; one that restarts its
+gateway starts it too. A client prints one JSON line for each thing it checked, and those are the rows of the table. Exit 0 iff
+every client ended well.
 """
 
 import json
@@ -23,7 +24,7 @@ GATEWAY_S = 15
 CLIENT_S, CLIENT_S_PER_MESSAGE = 60, 0.05
 LINES_SHOWN = 40
 
-# Name → command, the libraries whose versions the table shows, further settings of its gateway.
+# Name → command, the libraries whose versions are shown.
 CLIENTS = {
     "websockets": (["python", "python_websockets.py"], ["websockets"]),
     "aiohttp": (["python", "python_aiohttp.py"], ["aiohttp"]),
@@ -31,7 +32,10 @@ CLIENTS = {
     "grpcio": (["python", "python_grpcio.py"], ["grpcio", "websockets"]),
     "grpc-js": (["node", "node_grpc.js"], ["@grpc/grpc-js", "ws"]),
     "curl": (["python", "curl_http.py"], ["curl", "websockets"]),
+    "demo": (["node", "demo.js"], ["chromium", "playwright-core"]),
 }
+# Those that start, stop and restart their gateway themselves.
+OWN_GATEWAY = {"demo"}
 
 
 class Failed(Exception):
@@ -46,11 +50,11 @@ def tail(path):
 class Gateway:
     """A gateway on free loopback ports with compression on, ended by its process id."""
 
-    def __init__(self, binary, directory, settings=()):
+    def __init__(self, binary, directory):
         self.out, self.err = directory / "gateway.out", directory / "gateway.err"
         ports = ["--listen", "127.0.0.1:0", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
-        common = ["websocket.deflate=true", "shards.count=2", "shards.pin=false"]
-        sets = [word for setting in [*common, *settings] for word in ("--set", setting)]
+        settings = ["websocket.deflate=true", "shards.count=2", "shards.pin=false"]
+        sets = [word for setting in settings for word in ("--set", setting)]
         # Settings and a notify socket of whoever runs this are not ours.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FANWIRE_") and k != "NOTIFY_SOCKET"}
         with self.out.open("w") as out, self.err.open("w") as err:
@@ -85,9 +89,9 @@ class Gateway:
             status = self.process.wait(GATEWAY_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise Failed(f"the gateway did not stop within {GATEWAY_S} s; its stderr:\n{tail(self.err)}") from None
+            raise Failed(f"the gateway did not stop within {GATEWAY_S} s") from None
         if status != 0:
-            raise Failed(f"the gateway ended with {status}; its stderr:\n{tail(self.err)}")
+            raise Failed(f"the gateway ended with {status}")
 
     def kill(self):
         if self.process.poll() is None:
@@ -95,7 +99,7 @@ class Gateway:
             self.process.wait()
 
 
-def run_client(command, gateway, directory, messages):
+def run_client(command, arguments, directory, messages):
     """Its rows, once it has ended well."""
     program, script = command
     program = sys.executable if program == "python" else program
@@ -105,8 +109,7 @@ def run_client(command, gateway, directory, messages):
     environment |= {"NODE_PATH": str(node_modules)}
     for proxy in ("http_proxy", "https_proxy", "all_proxy"):
         environment.pop(proxy, None), environment.pop(proxy.upper(), None)
-    arguments = ["--subscribers", gateway.subscribers, "--grpc", gateway.grpc, "--http", gateway.http]
-    arguments += ["--protos", str(PROTOS), "--messages", str(messages)]
+    arguments = [*arguments, "--messages", str(messages)]
     out, err = directory / "client.out", directory / "client.err"
     patience = CLIENT_S + CLIENT_S_PER_MESSAGE * messages
     with out.open("w") as o, err.open("w") as e:
@@ -129,17 +132,14 @@ def run_client(command, gateway, directory, messages):
     rows = [json.loads(line) for line in out.read_text().splitlines() if line.startswith('{"check"')]
     if status != 0 or not rows:
         done = ", ".join(row["check"] for row in rows) or "nothing"
-        raise Failed(
-            f"the client ended with: {status}; it had finished: {done}\n  its stderr:\n{tail(err)}\n"
-            f"  the gateway's stderr:\n{tail(gateway.err)}"
-        )
+        raise Failed(f"the client ended with: {status}; it had finished: {done}\n  its stderr:\n{tail(err)}")
     return rows
 
 
 def version(library):
     """As installed, from the lock files."""
-    if library == "curl":
-        return subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    if library in ("curl", "chromium"):
+        return subprocess.run([library, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
     package = node_modules / library / "package.json"
     if package.exists():
         return json.loads(package.read_text())["version"]
@@ -149,17 +149,22 @@ def version(library):
 
 
 def run(name, binary, work, messages):
-    command, _, *settings = CLIENTS[name]
+    command, _ = CLIENTS[name]
     directory = work / name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    gateway = Gateway(binary, directory, settings)
+    if name in OWN_GATEWAY:
+        return run_client(command, ["--binary", binary, "--screenshot", str(screenshot)], directory, messages)
+    gateway = Gateway(binary, directory)
+    addresses = ["--subscribers", gateway.subscribers, "--grpc", gateway.grpc, "--http", gateway.http]
     try:
-        rows = run_client(command, gateway, directory, messages)
+        rows = run_client(command, [*addresses, "--protos", str(PROTOS)], directory, messages)
         if dropped := gateway.dropped():
             raise Failed(f"the gateway dropped messages: {dropped}")
         gateway.stop()
         return rows
+    except Failed as failure:
+        raise Failed(f"{failure}\n  the gateway's stderr:\n{tail(gateway.err)}") from None
     finally:
         gateway.kill()
 
@@ -192,6 +197,8 @@ def main(binary, work, messages, names):
 
 binary, work, node_modules, messages, *names = sys.argv[1:]
 node_modules = pathlib.Path(node_modules)
+# Of the demo; the README's is taken by CLIENTS_SCREENSHOT=docs/demo.png.
+screenshot = os.environ.get("CLIENTS_SCREENSHOT", os.path.join(work, "demo.png"))
 # A signal unwinds the stack, and with it every process ends.
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda number, _: sys.exit(128 + number))

@@ -1,0 +1,169 @@
+// The page of GET /demo in headless Chromium: prices move, the panels say what they should in their colours, and all of it comes
+// back after a restart of the gateway. Leaves a screenshot at --screenshot.
+"use strict";
+const assert = require("node:assert/strict");
+const { chromium } = require("playwright-core");
+const { args, check, DEADLINE_MS } = require("./common.js");
+const { Command, Gateway } = require("./gateway.js");
+
+const SYMBOLS = 500;
+const QUOTES_PER_S = 2000;
+const FLAGS = [
+  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  "--disable-component-update", "--disable-sync",
+]; // prettier-ignore
+
+/** Polls the page until `condition`, run there, is true. */
+const until = (page, condition, argument) => page.waitForFunction(condition, argument, { timeout: DEADLINE_MS, polling: 50 });
+const text = (page, selector) => page.locator(selector).innerText();
+const number = async (page, selector) => Number.parseInt((await text(page, selector)).replaceAll(",", ""), 10);
+const connected = (page) => until(page, () => document.getElementById("state").innerText === "connected");
+const bids = (page) => page.$$eval("#rows tr", (rows) => rows.slice(0, 15).map((row) => row.cells[1].innerText));
+
+/** Of a panel's lines: their text, and their colour as it is painted. */
+const lines = (page, pane) =>
+  page.$$eval(`#${pane} div`, (all) => all.map((line) => [line.innerText, getComputedStyle(line).color]));
+const saidLine = (page, pane, wanted, times = 1) =>
+  until(
+    page,
+    ([id, line, n]) => [...document.querySelectorAll(`#${id} div`)].filter((div) => div.innerText === line).length >= n,
+    [pane, wanted, times],
+  );
+
+/** What no good page does: errors of its own, errors on the console, requests to anybody else. */
+function watch(page, origin) {
+  const state = { faults: [], outage: false };
+  page.on("pageerror", (error) => state.faults.push(`page error: ${error.stack}`));
+  page.on("console", (message) => {
+    // The browser itself tells of each attempt while nobody listens.
+    const isOutage = state.outage && /WebSocket connection to .* failed/.test(message.text());
+    if (["error", "warning"].includes(message.type()) && !isOutage) state.faults.push(`console: ${message.text()}`);
+  });
+  page.on("request", (request) => {
+    if (!request.url().startsWith(`${origin}/`) && !request.url().startsWith("data:")) state.faults.push(`asks ${request.url()}`);
+  });
+  return state;
+}
+
+async function pricesMove(page) {
+  await connected(page);
+  await until(page, (n) => document.getElementById("live").innerText === `${n}`, SYMBOLS);
+  const before = await bids(page);
+  await until(
+    page,
+    (old) => [...document.querySelectorAll("#rows tr")].slice(0, 15).filter((row, i) => row.cells[1].innerText !== old[i]).length >= 10,
+    before,
+  );
+  for (const bid of await bids(page)) assert.match(bid, /^\d+\.\d\d$/);
+  // A tick up and a tick down, each in its colour.
+  const flash = (way) => until(page, (kind) => document.querySelector(`td.price.${kind}`), way);
+  await Promise.all([flash("up"), flash("down")]);
+  await until(page, () => Number.parseInt(document.getElementById("rate").innerText.replaceAll(",", ""), 10) > 100);
+  const [p50, p99] = [await text(page, "#p50"), await text(page, "#p99")];
+  assert.match(p50, /^[\d,]+ ms$/);
+  assert.match(p99, /^[\d,]+ ms$/);
+  assert.ok(Number.parseInt(p50, 10) <= Number.parseInt(p99, 10), `${p50} ${p99}`);
+  assert.equal(await text(page, "#order"), "");
+}
+
+async function echoPanel(page) {
+  const blue = "rgb(0, 0, 255)";
+  await saidLine(page, "echo-output", "CONNECTED");
+  const from = Date.now();
+  await saidLine(page, "echo-output", "RESPONSE: heartbeat", 3);
+  for (const [way, word] of [["click", "hello"], ["Enter", "wörld 价🙂"]]) {
+    await page.fill("#echo input", word);
+    if (way === "click") await page.click("#echo button:has-text('send')");
+    else await page.press("#echo input", way);
+    assert.equal(await page.inputValue("#echo input"), "");
+    await saidLine(page, "echo-output", `RESPONSE: ${word}`);
+    const said = (await lines(page, "echo-output")).filter(([line]) => line.endsWith(word));
+    assert.deepEqual(said.map(([line]) => line), [`SENT: ${word}`, `RESPONSE: ${word}`]);
+    assert.equal(said[1][1], blue);
+    assert.notEqual(said[0][1], blue);
+  }
+  // About one a second: not fewer than half as many as seconds, not more than seconds and one.
+  const seconds = (Date.now() - from) / 1000;
+  const beats = (await lines(page, "echo-output")).filter(([line]) => line === "RESPONSE: heartbeat").length;
+  assert.ok(beats >= 3 && beats <= seconds + 4, `${beats} heartbeats in ${seconds} s`);
+
+  await page.click("#echo button:has-text('close')");
+  await saidLine(page, "echo-output", "DISCONNECTED");
+  // `send` opens it again, and keeps what was typed.
+  await page.fill("#echo input", "again");
+  await page.click("#echo button:has-text('send')");
+  await saidLine(page, "echo-output", "CONNECTED", 2);
+  assert.equal(await page.inputValue("#echo input"), "again");
+  await page.click("#echo button:has-text('send')");
+  await saidLine(page, "echo-output", "RESPONSE: again");
+}
+
+async function comesBack(page, gateway, state, feed) {
+  const red = "rgb(208, 0, 0)";
+  state.outage = true;
+  await gateway.stop();
+  await until(page, () => document.getElementById("state").innerText === "reconnecting");
+  await until(page, () => document.querySelector(".prices").classList.contains("stale"));
+  await saidLine(page, "echo-output", "DISCONNECTED", 2);
+  const refused = `ERROR: no connection to ws://${gateway.subscribers}/demo/ws`;
+  await saidLine(page, "echo-output", refused);
+  assert.equal((await lines(page, "echo-output")).find(([line]) => line === refused)[1], red);
+  await gateway.startAgain();
+  await feed();
+  await pricesMove(page);
+  state.outage = false;
+  assert.ok((await number(page, "#reconnects")) >= 1);
+  await until(page, () => !document.querySelector(".prices").classList.contains("stale"));
+  await saidLine(page, "echo-output", "CONNECTED", 3);
+}
+
+async function main(a) {
+  const gateway = await Gateway.start(a.binary);
+  const origin = `http://${gateway.subscribers}`;
+  let publisher = null;
+  const feed = async () => {
+    if (publisher) await publisher.stop();
+    publisher = new Command(a.binary, simulate(gateway));
+  };
+  await feed();
+  const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", headless: true, args: FLAGS });
+  try {
+    const open = async (options) => {
+      const page = await (await browser.newContext(options)).newPage();
+      page.setDefaultTimeout(DEADLINE_MS);
+      const state = watch(page, origin);
+      const answer = await page.goto(`${origin}/demo`);
+      assert.equal(answer.status(), 200);
+      return { page, state };
+    };
+    const { page, state } = await open({ viewport: { width: 1280, height: 720 }, colorScheme: "light" });
+    await check("prices move", SYMBOLS, () => pricesMove(page));
+    await check("echo panel", 4, () => echoPanel(page));
+    await check("screenshot", 1, async () => {
+      const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+      const light = await background();
+      await page.emulateMedia({ colorScheme: "dark" });
+      assert.notEqual(await background(), light);
+      const size = await page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.scrollHeight]);
+      assert.deepEqual(size, [1280, 720]);
+      await page.screenshot({ path: a.screenshot });
+      await page.emulateMedia({ colorScheme: "light" });
+    });
+    await check("restart", 1, () => comesBack(page, gateway, state, feed));
+    await check("on a phone", SYMBOLS, async () => {
+      const phone = await open({ viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true });
+      await pricesMove(phone.page);
+      assert.equal(await phone.page.evaluate(() => document.documentElement.scrollWidth), 390);
+      state.faults.push(...phone.state.faults);
+    });
+    assert.deepEqual(state.faults, []);
+  } finally {
+    await browser.close();
+  }
+  await publisher.stop();
+  await gateway.stop();
+}
+
+const simulate = (gateway) => ["pub", "--simulate", `${SYMBOLS}`];
+
+main(args());
