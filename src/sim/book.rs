@@ -10,12 +10,21 @@ use std::collections::VecDeque;
 /// Topic 0 is the broadcast.
 pub const BROADCAST: usize = 0;
 
+/// Users there are.
+pub const USERS: usize = 3;
+
+/// A user's uid, which is its token as well.
+pub fn uid(user: usize) -> String {
+    format!("user-{user}")
+}
+
 /// The name of a topic; empty for the broadcast, as publishers say it.
 pub fn topic_name(topic: usize) -> String {
     if topic == BROADCAST { String::new() } else { format!("topic-{topic}") }
 }
 
 struct Published {
+    /// Its stream: a topic, or a user's part of one.
     topic: usize,
     length: usize,
     /// Its place among the admitted ones of its topic.
@@ -50,6 +59,10 @@ const MOMENT_MS: u64 = 25;
 /// Everything published in one run.
 #[derive(Default)]
 pub struct Book {
+    topics: usize,
+    /// Last message and offset of each user, whatever the topic; and of all users.
+    of_user: [Option<u32>; USERS],
+    of_users: Option<Offset>,
     messages: Vec<Published>,
     admitted: Vec<Vec<(u32, Epoch, Offset)>>,
     flushed: Vec<VecDeque<Flushed>>,
@@ -61,8 +74,11 @@ impl Book {
     /// A book for so many topics (the broadcast is one of them) and shards.
     pub fn new(topics: usize, shards: usize) -> Book {
         Book {
+            topics,
+            of_user: [None; USERS],
+            of_users: None,
             messages: Vec::new(),
-            admitted: vec![Vec::new(); topics],
+            admitted: vec![Vec::new(); topics + USERS * (topics - 1)],
             flushed: (0..shards).map(|_| VecDeque::new()).collect(),
             tallies: vec![Tally::default(); shards],
         }
@@ -70,7 +86,24 @@ impl Book {
 
     /// Number of topics, the broadcast included.
     pub fn topics(&self) -> usize {
+        self.topics
+    }
+
+    /// Number of streams: topics come first, then what goes to each user about each topic.
+    pub fn streams(&self) -> usize {
         self.admitted.len()
+    }
+
+    /// The stream of what goes to a user about a topic.
+    pub fn stream(&self, user: usize, topic: usize) -> usize {
+        debug_assert!(topic != BROADCAST);
+        self.topics + user * (self.topics - 1) + topic - 1
+    }
+
+    /// User and topic of such a stream.
+    pub fn user_of(&self, stream: usize) -> Option<(usize, usize)> {
+        let index = stream.checked_sub(self.topics)?;
+        Some((index / (self.topics - 1), index % (self.topics - 1) + 1))
     }
 
     /// A new message: its number and its payload of at least `length` bytes.
@@ -87,6 +120,15 @@ impl Book {
     /// # Panics
     /// If it takes it twice, or with an offset that does not grow within its epoch.
     pub fn admit(&mut self, number: u32, epoch: Epoch, offset: Offset) {
+        if let Some((user, _)) = self.user_of(self.messages[number as usize].topic) {
+            let before = self.of_user[user].replace(number);
+            assert!(before < Some(number), "message {number} of user {user} was admitted after {before:?}");
+            let last = self.of_users.replace(offset);
+            assert!(
+                last < Some(offset),
+                "message {number} of user {user} has offset {offset}, {last:?} was given before"
+            );
+        }
         let message = &mut self.messages[number as usize];
         let line = &mut self.admitted[message.topic];
         if let Some((before, last_epoch, last)) = line.last() {
@@ -104,11 +146,11 @@ impl Book {
         self.admitted[topic].len() as u32
     }
 
-    /// Topic and place of the message with this payload.
+    /// Stream, place and number of the message with this payload.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn read(&self, payload: &[u8]) -> Result<(usize, u32), String> {
+    pub fn read(&self, payload: &[u8]) -> Result<(usize, u32, u32), String> {
         let shown = || String::from_utf8_lossy(&payload[..payload.len().min(40)]).into_owned();
         let split = payload.iter().position(|b| *b == b';').ok_or_else(|| format!("not a message: {:?}", shown()))?;
         let number: u32 = std::str::from_utf8(&payload[1..split])
@@ -120,7 +162,7 @@ impl Book {
             return Err(format!("message {number} arrived with other bytes: {:?}", shown()));
         }
         let place = message.place.ok_or_else(|| format!("message {number} arrived and was never admitted"))?;
-        Ok((message.topic, place))
+        Ok((message.topic, place, number))
     }
 
     /// A shard with an empty inbox has gone to sleep: what is admitted by now it hands out within `tick_ns`.
@@ -168,7 +210,7 @@ mod tests {
         let (number, mut payload) = book.write(1, 20);
         assert!(book.read(&payload).unwrap_err().contains("never admitted"));
         book.admit(number, Epoch(1), Offset(1));
-        assert_eq!(book.read(&payload), Ok((1, 0)));
+        assert_eq!(book.read(&payload), Ok((1, 0, 0)));
         payload[10] = b'z';
         assert!(book.read(&payload).unwrap_err().contains("other bytes"));
     }

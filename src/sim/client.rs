@@ -1,6 +1,6 @@
 //! One simulated client: connects, asks, reads at its pace, misbehaves in its manner, leaves, comes again.
 
-use super::book::{BROADCAST, topic_name};
+use super::book::{BROADCAST, USERS, topic_name, uid};
 use super::line::Line;
 use super::machine::{Machine, trace};
 use super::reader::{Heard, KEY, Question};
@@ -150,7 +150,7 @@ impl Client {
     }
 
     /// It got a connection.
-    pub fn connected(&mut self, shard: usize, line: SharedLine) {
+    pub fn connected(&mut self, shard: usize, line: SharedLine, connects_as: Option<usize>) {
         let now = self.machine.now();
         let m = self.machine.clone();
         self.shard = shard;
@@ -187,8 +187,9 @@ impl Client {
         line.borrow_mut().reader.misses_nothing = self.is_exemplary();
         self.line = Some(line);
         let deflate = if m.chance(250) { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
+        let token = connects_as.map_or(String::new(), |user| format!("?token={}", uid(user)));
         let mut request = format!(
-            "GET /ws HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            "GET /ws{token} HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{deflate}\r\n"
         );
         if self.manner == Manner::Mute {
@@ -234,7 +235,7 @@ impl Client {
             return Wish::Nothing;
         }
         if self.is_open && now >= self.next_ping && self.leaving == Leaving::No {
-            self.ask(Question::Ping, &line, 0);
+            self.ask(Question::Ping, &line, Vec::new());
         }
         if now >= self.next_act {
             self.next_act = Time::NEVER;
@@ -447,14 +448,27 @@ impl Client {
         }
         let topic = self.machine.within(1..=self.wanted.len() as u64 - 1) as usize;
         let subscribed = self.wanted[topic];
-        match self.machine.within(0..=9) {
-            _ if self.manner == Manner::Floods => self.ping_control(line),
-            0..=4 if !subscribed => self.ask(Question::Subscribe(topic), line, admitted_before(topic)),
-            0 => self.ask(Question::Subscribe(topic), line, admitted_before(topic)),
-            5..=6 => self.ask(Question::Unsubscribe(topic), line, 0),
-            1..=4 | 7 => self.ask(Question::Ping, line, 0),
-            8 => self.ask(Question::Nonsense, line, 0),
-            _ => self.ping_control(line),
+        let user = self.machine.within(0..=USERS as u64 - 1) as usize;
+        let question = match self.machine.within(0..=19) {
+            _ if self.manner == Manner::Floods => None,
+            0..=4 if !subscribed => Some(Question::Subscribe(topic)),
+            0 => Some(Question::Subscribe(topic)),
+            5..=6 => Some(Question::Unsubscribe(topic)),
+            1..=4 | 7 => Some(Question::Ping),
+            8 => Some(Question::Nonsense),
+            9..=12 => Some(Question::Login(user)),
+            13..=16 => Some(Question::SubscribePrivately(topic)),
+            17 => Some(Question::UnsubscribePrivately(topic)),
+            18 if self.machine.chance(700) => Some(Question::Logout),
+            18 => Some(Question::LoginBadly),
+            _ => None,
+        };
+        match question {
+            Some(question) => {
+                let streams = self.machine.book.borrow().streams();
+                self.ask(question, line, (0..streams).map(admitted_before).collect());
+            }
+            None => self.ping_control(line),
         }
         if !self.is_patient || self.awaited == 0 {
             self.plan();
@@ -467,7 +481,7 @@ impl Client {
         self.say(&ping);
     }
 
-    fn ask(&mut self, question: Question, line: &SharedLine, admitted: u32) {
+    fn ask(&mut self, question: Question, line: &SharedLine, admitted: Vec<u32>) {
         let topic_command = |code: u8, topic: usize| format!(r#"{{"code":{code},"topic":"{}"}}"#, topic_name(topic));
         let text = match question {
             Question::Subscribe(topic) => {
@@ -479,6 +493,11 @@ impl Client {
                 self.wanted[topic] = false;
                 topic_command(2, topic)
             }
+            Question::Login(user) => format!(r#"{{"code":3,"data":"{}"}}"#, uid(user)),
+            Question::LoginBadly => r#"{"code":3,"data":{"token":"nobody's"}}"#.to_owned(),
+            Question::Logout => r#"{"code":4}"#.to_owned(),
+            Question::SubscribePrivately(topic) => topic_command(5, topic),
+            Question::UnsubscribePrivately(topic) => topic_command(6, topic),
             Question::Ping => "ping".to_owned(),
             Question::Nonsense => r#"{"code":"one"}"#.to_owned(),
         };

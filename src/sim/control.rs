@@ -3,12 +3,12 @@
 //! Whatever goes to a shard passes a spy, which knows from the same messages who should get what: every admitted publication
 //! reaches every interest exactly once, each message naming the one before it.
 
-use super::book::{BROADCAST, topic_name};
+use super::book::{BROADCAST, USERS, topic_name, uid};
 use super::machine::{Machine, trace};
 use crate::clock::Time;
-use crate::frame::Publication;
-use crate::ids::{InterestId, InterestRef, Offset, ShardId};
-use crate::queue::{Bell, FromShard, InterestKey, Receiver, Sender, ToShard};
+use crate::frame::{Publication, Target};
+use crate::ids::{ClientRef, InterestId, InterestRef, Offset, ShardId, UserKey};
+use crate::queue::{Answer, Bell, FromShard, InterestKey, Question, Receiver, Sender, ToShard};
 use crate::topics::{Ack, Outcome, Outlet, Refusal, Ticket, Topics};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -38,6 +38,10 @@ struct Spy {
     queues: Vec<Sender<ToShard>>,
     touched: Vec<bool>,
     wanted: Vec<HashMap<InterestId, Wanted>>,
+    /// Who is logged in where: answers out less farewells heard, by shard.
+    users: Vec<HashMap<UserKey, (Box<str>, usize)>>,
+    /// Last offset of a user's message pushed to each shard.
+    last_of_users: Vec<Offset>,
 }
 
 impl Outlet for Spy {
@@ -67,6 +71,19 @@ impl Outlet for Spy {
                 };
                 assert!(known.last.replace(*offset).is_none(), "shard {shard}: {interest:?} was answered twice");
             }
+            ToShard::User(message) => {
+                let Some((uid, _)) = self.users[index].get(&message.user) else {
+                    panic!("shard {shard} gets a message of {}, who is not there", message.uid)
+                };
+                assert!(**uid == *message.uid, "shard {shard} gets a message of {} for {uid}", message.uid);
+                let last = std::mem::replace(&mut self.last_of_users[index], message.offset);
+                assert!(last <= message.offset, "shard {shard} gets {} to users after {last}", message.offset);
+            }
+            ToShard::Answer { answer, .. } => {
+                if let Answer::LoggedIn { uid, user } = &**answer {
+                    self.users[index].entry(*user).or_insert((uid.clone(), 0)).1 += 1;
+                }
+            }
             _ => {}
         }
         let bytes = message.queued_bytes();
@@ -87,6 +104,8 @@ pub struct Control {
     /// Publications that wait for room.
     waiting: HashMap<Ticket, u32>,
     done: Vec<(Ticket, Result<Ack, Refusal>)>,
+    /// Questions, and when whoever knows has found the answer.
+    asked: Vec<(Time, ShardId, ClientRef, Question)>,
     next_publish: Time,
     next_turn: Time,
     paused_until: Time,
@@ -117,12 +136,19 @@ impl Control {
         Control {
             machine,
             topics,
-            spy: Spy { queues, touched: vec![false; shards], wanted: (0..shards).map(|_| HashMap::new()).collect() },
+            spy: Spy {
+                queues,
+                touched: vec![false; shards],
+                wanted: (0..shards).map(|_| HashMap::new()).collect(),
+                users: (0..shards).map(|_| HashMap::new()).collect(),
+                last_of_users: vec![Offset(0); shards],
+            },
             from,
             bell,
             plan,
             waiting: HashMap::new(),
             done: Vec::new(),
+            asked: Vec::new(),
             next_publish: now,
             next_turn: now,
             paused_until: now,
@@ -138,7 +164,8 @@ impl Control {
     pub fn wakes_at(&self) -> Time {
         let publish = if self.quiet { Time::NEVER } else { self.next_publish };
         let mail = if self.bell.is_sleeping() { Time::NEVER } else { self.machine.now() };
-        self.paused_until.max(publish.min(self.next_turn).min(mail))
+        let answer = self.asked.iter().map(|(at, ..)| *at).min().unwrap_or(Time::NEVER);
+        self.paused_until.max(publish.min(self.next_turn).min(mail).min(answer))
     }
 
     /// Items in a shard's inbox.
@@ -149,8 +176,14 @@ impl Control {
     /// Whether nothing is under way: no mail, nobody waiting, nothing in an inbox.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty()
+            && self.asked.is_empty()
             && self.from.iter().all(Receiver::is_empty)
             && self.spy.queues.iter().all(Sender::is_empty)
+    }
+
+    /// Users that it believes to be logged in, and questions it has not answered.
+    pub fn users_and_questions(&self) -> (usize, usize) {
+        (self.topics.users(), self.asked.len())
     }
 
     /// Whether somebody pushed to it and did not wake it.
@@ -171,6 +204,7 @@ impl Control {
         }
         self.bell.awake();
         self.take_mail(now);
+        self.answer_questions(now);
         if !self.quiet && now >= self.next_publish {
             self.publish_burst(now);
         }
@@ -188,9 +222,9 @@ impl Control {
     /// Publishes one message on every topic: the last words of a run.
     pub fn publish_everywhere(&mut self) {
         let now = self.machine.now();
-        let topics = self.machine.book.borrow().topics();
-        for topic in 0..topics {
-            self.publish(now, topic);
+        let streams = self.machine.book.borrow().streams();
+        for stream in 0..streams {
+            self.publish(now, stream);
         }
         self.turn(now);
         self.ring();
@@ -232,7 +266,20 @@ impl Control {
                         wanted.remove(&interest.id);
                     }
                 }
-                FromShard::Ask { .. } | FromShard::LoggedOut { .. } => {}
+                FromShard::Ask { client, question } => {
+                    let us = self.machine.draw(|dice| dice.magnitude(1..=400_000));
+                    let us = if self.machine.calm.get() { 1 } else { us };
+                    self.asked.push((Time(now.0 + us * 1000), shard, *client, question.clone()));
+                    continue;
+                }
+                FromShard::LoggedOut { user } => {
+                    let users = &mut self.spy.users[index];
+                    let (_, logins) = users.get_mut(user).expect("who logs out was logged in");
+                    *logins -= 1;
+                    if *logins == 0 {
+                        users.remove(user);
+                    }
+                }
                 FromShard::Drained => {
                     self.drained += 1;
                     continue;
@@ -242,13 +289,29 @@ impl Control {
         }
     }
 
+    fn answer_questions(&mut self, now: Time) {
+        while let Some(due) = self.asked.iter().position(|(at, ..)| *at <= now) {
+            let (_, shard, client, question) = self.asked.swap_remove(due);
+            let Question::Login { token, encoding } = question else { panic!("{client:?} asks {question:?}") };
+            match (0..USERS).map(uid).find(|uid| *token == format!("\"{uid}\"")) {
+                Some(uid) => self.topics.log_in(now, shard, client, uid.into(), encoding, &mut self.spy),
+                None => self.topics.reply(now, shard, client, Answer::LoginRefused, &mut self.spy),
+            }
+            self.next_turn = now; // The answer may have found no room.
+        }
+    }
+
     fn publish_burst(&mut self, now: Time) {
-        let topics = self.machine.book.borrow().topics() as u64;
+        let (topics, streams) = {
+            let book = self.machine.book.borrow();
+            (book.topics() as u64, book.streams() as u64)
+        };
         let favourite = self.machine.within(0..=topics - 1) as usize;
         for _ in 0..self.machine.draw(|dice| dice.magnitude(1..=self.plan.burst_max)) {
             let topic = match self.machine.within(0..=9) {
                 0 => BROADCAST,
-                1..=5 => favourite,
+                1..=3 => favourite,
+                4..=7 => self.machine.within(topics..=streams - 1) as usize,
                 _ => self.machine.within(0..=topics - 1) as usize,
             };
             self.publish(now, topic);
@@ -260,7 +323,12 @@ impl Control {
     fn publish(&mut self, now: Time, topic: usize) {
         let length = self.machine.draw(|dice| dice.magnitude(1..=self.plan.bytes_max)) as usize;
         let (number, payload) = self.machine.book.borrow_mut().write(topic, length);
-        let publication = Publication::new(topic_name(topic), payload);
+        let user = self.machine.book.borrow().user_of(topic);
+        let target = match user {
+            Some((user, topic)) => Target::user_or_topic(&uid(user), &topic_name(topic)),
+            None => Target::topic(topic_name(topic)),
+        };
+        let publication = Publication { target, data: payload.into() };
         match self.topics.publish(now, publication, &mut self.spy) {
             Outcome::Admitted(ack) => {
                 trace!(self.machine, "control admits message {number} to topic {topic} at {}", ack.offset);
@@ -298,6 +366,19 @@ impl Control {
     }
 
     fn reached_everyone(&self, topic: usize, ack: Ack) {
+        if let Some((user, _)) = self.machine.book.borrow().user_of(topic) {
+            let uid = uid(user);
+            for (shard, users) in self.spy.users.iter().enumerate() {
+                let last = self.spy.last_of_users[shard];
+                let is_there = users.values().any(|(its, _)| **its == *uid);
+                assert!(
+                    !is_there || last == ack.offset,
+                    "{uid} is on shard {shard}, which is at {last}, not {}",
+                    ack.offset
+                );
+            }
+            return;
+        }
         let name = topic_name(topic);
         for (shard, wanted) in self.spy.wanted.iter().enumerate() {
             for interest in wanted.values() {

@@ -4,7 +4,7 @@
 //! It listens to what is *sent*, not to what the client gets around to reading, so that clients which never read are
 //! checked as well. `docs/PROTOCOL.md` is what it expects; it shares no code with the gateway's own encoder.
 
-use super::book::{BROADCAST, Book};
+use super::book::{BROADCAST, Book, USERS};
 use crate::clock::Time;
 use crate::ids::ShardId;
 use std::collections::VecDeque;
@@ -15,6 +15,10 @@ const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 const WELCOME: &str = r#"{"code":20000,"message":"连接成功"}"#;
 const SUBSCRIBED: &str = r#"{"code":20001,"message":"订阅成功"}"#;
 const UNSUBSCRIBED: &str = r#"{"code":20002,"message":"取消订阅成功"}"#;
+const LOGGED_IN: &str = r#"{"code":20003,"message":"登录成功"}"#;
+const LOGGED_OUT: &str = r#"{"code":20003,"message":"退出成功"}"#;
+const LOGIN_REFUSED: &str = r#"{"code":30003,"message":"token验证失败","detail":"token验证失败"}"#;
+const NOT_LOGGED_IN: &str = r#"{"code":30002,"message":"操作有误","detail":"未登录"}"#;
 const NONSENSE: &str = r#"{"code":30001,"message":"操作有误","detail":"数据格式不正确"}"#;
 
 /// What a client asks, in order; answers come in that order.
@@ -24,6 +28,16 @@ pub enum Question {
     Subscribe(usize),
     /// Leave it.
     Unsubscribe(usize),
+    /// Be a user.
+    Login(usize),
+    /// Be somebody, with a token that is nobody's.
+    LoginBadly,
+    /// Be nobody.
+    Logout,
+    /// Hear what goes to one's user about a topic.
+    SubscribePrivately(usize),
+    /// Hear it no longer.
+    UnsubscribePrivately(usize),
     /// The text `ping`.
     Ping,
     /// A text that means nothing.
@@ -45,12 +59,12 @@ pub enum Heard {
     Close(u16),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     question: Question,
     at: Time,
-    /// Messages of the topic that were certainly behind every shard by then.
-    admitted: u32,
+    /// Messages of each stream that were certainly behind every shard by then; empty if the question begins nothing.
+    admitted: Vec<u32>,
 }
 
 /// A subscription as the wire shows it.
@@ -82,7 +96,19 @@ pub struct Reader {
     position: u64,
     asked: VecDeque<Asked>,
     control_pings: usize,
+    /// By stream.
     windows: Vec<Option<Window>>,
+    /// Who the client is, as far as it was told.
+    user: Option<usize>,
+    /// Who it is once it is welcome.
+    connects_as: Option<usize>,
+    /// A login may be refused for want of room.
+    may_be_refused: bool,
+    /// By topic.
+    public: Vec<bool>,
+    private: Vec<bool>,
+    /// The last message of each user, whatever the topic.
+    newest: [Option<u32>; USERS],
     highest: Vec<Option<u32>>,
     heard: VecDeque<(u64, Heard)>,
     /// The client reads all the time, so it may miss nothing.
@@ -91,8 +117,15 @@ pub struct Reader {
 
 impl Reader {
     /// The ear of a client that connects to `shard`; the first `broadcasts` broadcasts were over by then.
-    pub fn new(shard: ShardId, topics: usize, broadcasts: u32) -> Reader {
+    pub fn new(shard: ShardId, book: &Book, broadcasts: u32, connects_as: Option<usize>) -> Reader {
+        let (topics, streams) = (book.topics(), book.streams());
         Reader {
+            user: None,
+            connects_as,
+            may_be_refused: false,
+            public: vec![false; topics],
+            private: vec![false; topics],
+            newest: [None; USERS],
             shard,
             broadcasts,
             stage: Stage::Head,
@@ -101,15 +134,20 @@ impl Reader {
             position: 0,
             asked: VecDeque::new(),
             control_pings: 0,
-            windows: vec![None; topics],
-            highest: vec![None; topics],
+            windows: vec![None; streams],
+            highest: vec![None; streams],
             heard: VecDeque::new(),
             misses_nothing: false,
         }
     }
 
-    /// The client asked. `admitted`: messages of the topic that every shard had taken out of its queue by then.
-    pub fn asked(&mut self, question: Question, now: Time, admitted: u32) {
+    /// Logins may be refused although the token is good.
+    pub fn allow_refusals(&mut self) {
+        self.may_be_refused = true;
+    }
+
+    /// The client asked. `admitted`: messages of each stream that every shard had taken out of its queue by then.
+    pub fn asked(&mut self, question: Question, now: Time, admitted: Vec<u32>) {
         self.asked.push_back(Asked { question, at: now, admitted });
     }
 
@@ -178,14 +216,39 @@ impl Reader {
             self.open_window(BROADCAST, self.broadcasts, book);
         }
         let mut left = vec![false; self.windows.len()];
-        for asked in std::mem::take(&mut self.asked) {
-            if let Question::Unsubscribe(topic) = asked.question {
-                left[topic] = true;
+        // Whoever it may be by now, and whatever it may have subscribed to.
+        let mut maybe: Vec<usize> = self.user.into_iter().collect();
+        let mut heard: Vec<bool> = self.public.iter().zip(&self.private).map(|(a, b)| *a || *b).collect();
+        for Asked { question, admitted, .. } in std::mem::take(&mut self.asked) {
+            match question {
+                Question::Subscribe(topic) | Question::SubscribePrivately(topic) => heard[topic] = true,
+                Question::Login(user) => maybe.push(user),
+                _ => {}
             }
-            match asked.question {
-                Question::Subscribe(topic) => self.open_window(topic, asked.admitted, book),
+            match question {
+                Question::Unsubscribe(topic) => {
+                    left[topic] = true;
+                    (0..USERS).for_each(|user| left[book.stream(user, topic)] = true);
+                }
+                Question::UnsubscribePrivately(topic) => {
+                    (0..USERS).for_each(|user| left[book.stream(user, topic)] = true);
+                }
+                Question::Login(_) | Question::Logout => left[book.topics()..].fill(true),
+                _ => {}
+            }
+            match question {
+                Question::Subscribe(topic) => self.open_window(topic, admitted[topic], book),
                 Question::Unsubscribe(topic) => self.close_window(topic, book),
-                Question::Ping | Question::Nonsense => {}
+                _ => {}
+            }
+            if !admitted.is_empty() {
+                let topics = book.topics();
+                for (user, topic) in maybe.iter().flat_map(|user| (1..topics).map(move |topic| (*user, topic))) {
+                    if heard[topic] {
+                        let stream = book.stream(user, topic);
+                        self.open_window(stream, admitted[stream], book);
+                    }
+                }
             }
         }
         let mut owed = 0;
@@ -291,6 +354,7 @@ impl Reader {
             }
             self.welcomed = true;
             self.heard.push_back((self.position, Heard::Welcome));
+            self.user = self.connects_as;
             self.open_window(BROADCAST, self.broadcasts, book);
             return Ok(());
         }
@@ -300,9 +364,16 @@ impl Reader {
         let Some(asked) = self.asked.pop_front() else {
             return Err(format!("an answer to no question: {:?}", String::from_utf8_lossy(payload)));
         };
+        let somebody = |answer| if self.user.is_some() { answer } else { NOT_LOGGED_IN };
         let expected = match asked.question {
             Question::Subscribe(_) => SUBSCRIBED,
             Question::Unsubscribe(_) => UNSUBSCRIBED,
+            Question::Login(_) if self.may_be_refused && payload == LOGIN_REFUSED.as_bytes() => LOGIN_REFUSED,
+            Question::Login(_) => LOGGED_IN,
+            Question::LoginBadly => LOGIN_REFUSED,
+            Question::Logout => somebody(LOGGED_OUT),
+            Question::SubscribePrivately(_) => somebody(SUBSCRIBED),
+            Question::UnsubscribePrivately(_) => somebody(UNSUBSCRIBED),
             Question::Ping => "pong",
             Question::Nonsense => NONSENSE,
         };
@@ -314,19 +385,63 @@ impl Reader {
             return Err(format!("{:?} was answered after {waited_ms} ms", asked.question));
         }
         match asked.question {
-            Question::Subscribe(topic) => self.open_window(topic, asked.admitted, book),
-            Question::Unsubscribe(topic) => self.close_window(topic, book),
+            Question::Subscribe(topic) => {
+                self.public[topic] = true;
+                self.open_window(topic, asked.admitted[topic], book);
+                self.follow(topic, &asked.admitted, book);
+            }
+            Question::Unsubscribe(topic) => {
+                self.public[topic] = false;
+                self.close_window(topic, book);
+                self.follow(topic, &asked.admitted, book);
+            }
+            Question::Login(user) if expected == LOGGED_IN && self.user != Some(user) => {
+                self.become_nobody(book);
+                self.user = Some(user);
+                (1..self.public.len()).for_each(|topic| self.follow(topic, &asked.admitted, book));
+            }
+            Question::Logout => self.become_nobody(book),
+            Question::SubscribePrivately(topic) | Question::UnsubscribePrivately(topic) if self.user.is_some() => {
+                self.private[topic] = expected == SUBSCRIBED;
+                self.follow(topic, &asked.admitted, book);
+            }
             _ => {}
         }
         self.heard.push_back((self.position, Heard::Answer(asked.question)));
         Ok(())
     }
 
+    /// Opens or closes the window on what goes to the client's user about a topic, as its subscriptions say.
+    fn follow(&mut self, topic: usize, admitted: &[u32], book: &mut Book) {
+        let Some(user) = self.user else { return };
+        let stream = book.stream(user, topic);
+        match self.public[topic] || self.private[topic] {
+            true if self.windows[stream].is_none() => self.open_window(stream, admitted[stream], book),
+            true => {}
+            false => self.close_window(stream, book),
+        }
+    }
+
+    fn become_nobody(&mut self, book: &mut Book) {
+        self.user = None;
+        self.private.fill(false);
+        (book.topics()..book.streams()).for_each(|stream| self.close_window(stream, book));
+    }
+
     fn message(&mut self, payload: &[u8], book: &mut Book) -> Result<(), String> {
-        let (topic, place) = book.read(payload)?;
+        let (topic, place, number) = book.read(payload)?;
+        let user = book.user_of(topic);
         let Some(window) = &mut self.windows[topic] else {
-            return Err(format!("message {place} of topic {topic}, which is not subscribed"));
+            let whose =
+                user.map_or(String::new(), |(user, _)| format!(" and goes to user {user} ({:?} listens)", self.user));
+            return Err(format!("message {place} of topic {topic}{whose}, which is not subscribed"));
         };
+        if let Some((user, _)) = user {
+            let before = self.newest[user].replace(number);
+            if before >= Some(number) {
+                return Err(format!("message {number} of user {user} after {before:?}: twice, or out of order"));
+            }
+        }
         if let Some(highest) = self.highest[topic]
             && place <= highest
         {
@@ -381,7 +496,7 @@ mod tests {
     }
 
     fn greeted(book: &mut Book) -> Reader {
-        let mut reader = Reader::new(ShardId(0), book.topics(), 0);
+        let mut reader = Reader::new(ShardId(0), book, 0, None);
         let head = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
         reader.feed(head, Time(0), book).unwrap();
         reader.feed(&text(WELCOME.as_bytes()), Time(0), book).unwrap();
@@ -391,7 +506,7 @@ mod tests {
 
     fn subscribed(book: &mut Book) -> Reader {
         let mut reader = greeted(book);
-        reader.asked(Question::Subscribe(1), Time(0), 0);
+        reader.asked(Question::Subscribe(1), Time(0), vec![0; book.streams()]);
         reader.feed(&text(SUBSCRIBED.as_bytes()), Time(0), book).unwrap();
         reader
     }
@@ -452,6 +567,32 @@ mod tests {
         assert!(!reader.is_whole());
         let cut = [&frames[1][..], &frames[0][20..]].concat();
         assert!(reader.feed(&cut, Time(0), &mut book).is_err());
+    }
+
+    #[test]
+    fn what_goes_to_another_user_is_seen() {
+        let mut book = Book::new(2, 1);
+        let mut reader = greeted(&mut book);
+        let told = |reader: &mut Reader, book: &mut Book, question, answer: &str| {
+            reader.asked(question, Time(0), vec![0; book.streams()]);
+            reader.feed(&text(answer.as_bytes()), Time(0), book)
+        };
+        told(&mut reader, &mut book, Question::SubscribePrivately(1), NOT_LOGGED_IN).unwrap();
+        told(&mut reader, &mut book, Question::Login(0), LOGGED_IN).unwrap();
+        told(&mut reader, &mut book, Question::SubscribePrivately(1), SUBSCRIBED).unwrap();
+        let mut offset = 0;
+        let mut push = |reader: &mut Reader, book: &mut Book, user| {
+            let (number, payload) = book.write(book.stream(user, 1), 20);
+            offset += 1;
+            book.admit(number, Epoch(1), Offset(offset));
+            reader.feed(&text(&payload), Time(0), book)
+        };
+        push(&mut reader, &mut book, 0).unwrap();
+        assert!(push(&mut reader, &mut book, 1).unwrap_err().contains("goes to user 1"));
+        told(&mut reader, &mut book, Question::Login(1), LOGGED_IN).unwrap();
+        assert!(push(&mut reader, &mut book, 1).unwrap_err().contains("not subscribed"), "nothing was taken along");
+        told(&mut reader, &mut book, Question::Logout, LOGGED_OUT).unwrap();
+        assert!(told(&mut reader, &mut book, Question::Logout, LOGGED_OUT).unwrap_err().contains("was answered with"));
     }
 
     #[test]

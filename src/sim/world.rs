@@ -11,7 +11,7 @@
 //! What happens next is whatever is due next; whose turn takes how long, and who stands still, the dice decide.
 
 use super::Options;
-use super::book::{BROADCAST, Book};
+use super::book::{BROADCAST, Book, USERS};
 use super::client::{Client, Wish};
 use super::control::{Control, PublishPlan};
 use super::line::{Far, Line};
@@ -69,6 +69,12 @@ pub struct Summary {
     pub delivered: u64,
     /// Messages dropped and counted.
     pub dropped: u64,
+    /// Logins that went well.
+    pub logins: u64,
+    /// Logins refused.
+    pub logins_refused: u64,
+    /// Questions refused because too many were under way.
+    pub questions_refused: u64,
     /// Slow consumers closed.
     pub slow_closed: u64,
     /// Connections closed for what they sent.
@@ -90,6 +96,9 @@ impl Summary {
         self.refused += other.refused;
         self.delivered += other.delivered;
         self.dropped += other.dropped;
+        self.logins += other.logins;
+        self.logins_refused += other.logins_refused;
+        self.questions_refused += other.questions_refused;
         self.slow_closed += other.slow_closed;
         self.misbehaved += other.misbehaved;
         self.reads_paused += other.reads_paused;
@@ -137,7 +146,6 @@ pub struct World {
     control_unheard_since: Option<Time>,
     steps: u64,
     settings: ShardSettings,
-    topics: usize,
     rough_until: Time,
     drains: bool,
 }
@@ -245,7 +253,6 @@ impl World {
             control_unheard_since: None,
             steps: 0,
             settings,
-            topics,
         }
     }
 
@@ -440,7 +447,11 @@ impl World {
         let number = self.hand_overs;
         let behind = self.control.borrow().inbox_items(shard) as u32;
         let broadcasts = self.machine.book.borrow().admitted(BROADCAST).saturating_sub(behind);
-        let reader = Reader::new(ShardId(shard as u16), self.topics, broadcasts);
+        let connects_as = self.settings.token_at_connect.then(|| self.machine.draw(|dice| dice.index(USERS)));
+        let mut reader = Reader::new(ShardId(shard as u16), &self.machine.book.borrow(), broadcasts, connects_as);
+        if self.settings.questions_max < self.settings.slots {
+            reader.allow_refusals();
+        }
         let send_buffer_bytes = self.machine.draw(|dice| dice.magnitude(200..=16_384)) as usize;
         let line: SharedLine = Rc::new(RefCell::new(Line::new(index, self.machine.now(), send_buffer_bytes, reader)));
         let now = self.machine.now();
@@ -458,7 +469,7 @@ impl World {
         }
         self.shards[shard].reactor.ring_mut().hand_over(number, line.clone());
         self.lines.push((shard, line.clone()));
-        self.clients[index].connected(shard, line);
+        self.clients[index].connected(shard, line, connects_as);
     }
 
     fn announce(&mut self, shard: usize, arrival: Arrival) {
@@ -585,9 +596,14 @@ impl World {
         }
         let gone = self.run_while(15_000, |world| {
             world.shards.iter().any(|s| s.reactor.audit() != Audit::default() || s.metrics.interests.get() > 0)
+                || world.control.borrow().users_and_questions() != (0, 0)
         });
         let left: Vec<Audit> = self.shards.iter().map(|s| s.reactor.audit()).collect();
-        assert!(gone, "everybody left, and this is still held: {left:?}");
+        assert!(
+            gone,
+            "everybody left, and this is still held: {left:?}, and users and questions {:?}",
+            self.control.borrow().users_and_questions()
+        );
     }
 
     fn nothing_is_left(&mut self) {
@@ -631,6 +647,9 @@ impl World {
             let m = &shard.metrics;
             summary.delivered += m.deliveries.get();
             summary.dropped += dropped(m);
+            summary.logins += m.logins_ok.get();
+            summary.logins_refused += m.logins_refused.get();
+            summary.questions_refused += m.questions_refused.get();
             summary.slow_closed +=
                 m.closes_slow_pending.get() + m.closes_slow_deadline.get() + m.closes_slow_owed.get();
             summary.misbehaved += m.closes_protocol.get() + m.closes_flood.get();
@@ -667,6 +686,12 @@ fn settings(dice: &mut super::dice::Dice, shards: usize, slots: usize) -> ShardS
     settings.owed_bytes_max = dice.magnitude(100_000..=600_000) as usize;
     settings.deflate = dice.chance(500);
     settings.gpush_heartbeat_timeout_ms = dice.within(25_000..=40_000);
+    settings.token_at_connect = dice.chance(200);
+    // Clients that left may have questions out, and their slots new tenants that ask again.
+    settings.questions_max = match dice.chance(300) {
+        true if !settings.token_at_connect => 1,
+        _ => 1000,
+    };
     settings.interest_linger_ms = dice.magnitude(5..=500);
     settings
 }
