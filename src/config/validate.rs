@@ -20,6 +20,7 @@ impl Config {
             self.check_sizes(&mut problems);
             self.check_addresses(&mut problems);
             self.check_auth(&mut problems);
+            self.check_proxies(&mut problems);
         }
         if problems.is_empty() { Ok(self.warnings()) } else { Err(ConfigError { problems }) }
     }
@@ -134,6 +135,18 @@ impl Config {
         if auth.token_at_connect && auth.login == LoginMode::None {
             let message = "auth.token_at_connect = true and nobody can log in, so nobody could connect: set auth.login";
             complain("auth.token_at_connect", message);
+        }
+    }
+
+    fn check_proxies(&self, problems: &mut Vec<Problem>) {
+        for (i, listen) in self.listen.iter().enumerate() {
+            if listen.proxy_protocol && listen.trusted_proxies.is_empty() {
+                let key = format!("listen.{i}.proxy_protocol");
+                let message = format!(
+                    "{key} = true and listen.{i}.trusted_proxies is empty: name the addresses of the proxies that send the header"
+                );
+                problems.push(problem(&key, message));
+            }
         }
     }
 
@@ -290,6 +303,17 @@ mod tests {
         for address in ["127.0.0.2:10068", "[::1]:10068", "[::ffff:127.0.0.1]:10068"] {
             assert_eq!(warned(|c| c.publish.http_address = address.into()), Vec::<String>::new(), "{address}");
         }
+    }
+
+    #[test]
+    fn a_proxys_header_is_asked_for_only_where_proxies_are_named() {
+        assert!(said(|c| c.listen[0].proxy_protocol = true).contains("listen.0.trusted_proxies is empty"));
+        warned(|c| {
+            c.listen[0].proxy_protocol = true;
+            c.listen[0].trusted_proxies = vec!["10.0.0.0/8".into()];
+        });
+        assert!(said(|c| c.listen[0].trusted_proxies = vec!["proxy".into()]).contains("an IP address or a network"));
+        assert!(said(|c| c.listen[0].path_prefix = "/push/".into()).contains("does not end in one"));
     }
 
     #[test]

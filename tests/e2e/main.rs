@@ -10,6 +10,7 @@ mod admin;
 mod delivery;
 mod denied;
 mod drain;
+mod edges;
 mod frames;
 mod gpush;
 mod handshake;
