@@ -324,9 +324,10 @@ impl Gateway {
         let mut lines = vec![format!("fanwire {version}: {shards} shard{plural}, at most {most} connections")];
         let mut first = None;
         for (address, block) in addresses.iter().zip(&self.config.listen) {
+            let prefix = &block.path_prefix;
             if !block.gpush_path.is_empty() {
-                lines.push(format!("subscribers  ws://{address}{} (gpush)", block.gpush_path));
-                first = first.or(Some((*address, block.gpush_path.clone())));
+                lines.push(format!("subscribers  ws://{address}{prefix}{} (gpush)", block.gpush_path));
+                first = first.or(Some((*address, format!("{prefix}{}", block.gpush_path))));
             }
             if !block.centrifugo_path.is_empty() {
                 lines.push(format!("subscribers  ws://{address}{} (centrifugo)", block.centrifugo_path));
@@ -335,7 +336,7 @@ impl Gateway {
                 lines.push(format!("subscribers  ws://{address}{} (go-push)", block.gopush_path));
             }
             if self.config.dev {
-                lines.push(format!("subscribers  ws://{address}/echo (echo, for development)"));
+                lines.push(format!("subscribers  ws://{address}{prefix}/echo (echo, for development)"));
             }
         }
         lines.push(format!("gRPC publish {grpc}"));

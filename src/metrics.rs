@@ -154,6 +154,8 @@ cells! {
         handshakes_timed_out: Counter = "handshakes" { result: "timed_out" },
         /// Clients that left before their handshake was done.
         handshakes_abandoned: Counter = "handshakes" { result: "abandoned" },
+        /// Handshakes answered 403: pages of an `Origin` that `allowed_origins` does not have.
+        origins_refused: Counter = "origins_refused",
         /// Messages handed to the kernel for a subscriber, each counted once per subscriber.
         deliveries: Counter = "deliveries",
         /// Bytes of completed sends.

@@ -3,11 +3,15 @@
 
 mod document;
 mod load;
+mod networks;
+mod origins;
 mod validate;
 
 pub(crate) use document::comment;
 pub use document::{default_toml, markdown};
 pub use load::{ConfigError, ENVIRONMENT_PREFIX, FILE_BYTES_MAX, FILE_DEFAULT, Loaded, Problem, load};
+pub use networks::{Network, Networks};
+pub use origins::{OriginPattern, Origins};
 pub use validate::FRAME_OVERHEAD_BYTES;
 
 use std::fmt;
@@ -65,6 +69,13 @@ pub enum Allowed {
         /// Whether it is.
         holds: fn(&str) -> bool,
     },
+    /// A list of texts of each of which `holds` is true; in a variable or a flag they are separated by commas.
+    List {
+        /// What each must be, in words.
+        what: &'static str,
+        /// Whether it is.
+        holds: fn(&str) -> bool,
+    },
 }
 
 impl Allowed {
@@ -77,6 +88,9 @@ impl Allowed {
             }
             (Allowed::OneOf(words), toml::Value::String(text)) => words.contains(&text.as_str()),
             (Allowed::Text { holds, .. }, toml::Value::String(text)) => holds(text),
+            (Allowed::List { holds, .. }, toml::Value::Array(items)) => {
+                items.len() <= LIST_ITEMS_MAX && items.iter().all(|item| item.as_str().is_some_and(holds))
+            }
             _ => false,
         }
     }
@@ -88,6 +102,10 @@ impl Allowed {
             Allowed::Bool => text.parse().ok().map(toml::Value::Boolean),
             Allowed::Integer(_) => text.replace('_', "").parse().ok().map(toml::Value::Integer),
             Allowed::OneOf(_) | Allowed::Text { .. } => None,
+            Allowed::List { .. } => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Some(toml::Value::Array(items.map(|item| toml::Value::String(item.to_owned())).collect()))
+            }
         }
         .unwrap_or_else(|| toml::Value::String(text.to_owned()))
     }
@@ -98,6 +116,7 @@ impl fmt::Display for Allowed {
         let alternatives = match self {
             Allowed::Bool => return f.write_str("`true` or `false`"),
             Allowed::Text { what, .. } => return f.write_str(what),
+            Allowed::List { what, .. } => return write!(f, "a list, each {what}"),
             Allowed::OneOf(words) => words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>(),
             Allowed::Integer(ranges) => {
                 ranges.iter().map(|r| format!("{} to {}", grouped(*r.start()), grouped(*r.end()))).collect()
@@ -130,6 +149,9 @@ fn grouped(n: u64) -> String {
     head.into_iter().chain(groups).collect::<Vec<_>>().join("_")
 }
 
+/// Most items of one list.
+const LIST_ITEMS_MAX: usize = 1024;
+
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 const TIB: u64 = 1 << 40;
@@ -148,6 +170,23 @@ const PATH: Allowed = Allowed::Text {
         text.is_empty()
             || text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'))
     },
+};
+const PREFIX: Allowed = Allowed::Text {
+    what: "empty, or a path of visible ASCII characters that begins with `/` and does not end in one, without `?` and `#`",
+    holds: |text| {
+        text.is_empty()
+            || text.starts_with('/')
+                && !text.ends_with('/')
+                && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'))
+    },
+};
+const ORIGINS: Allowed = Allowed::List {
+    what: "an origin as browsers send it (`https://example.com`, with a port if it is not the scheme's), any subdomain (`https://*.example.com`), `null` or `*`",
+    holds: |text| OriginPattern::parse(text).is_some(),
+};
+const NETWORKS: Allowed = Allowed::List {
+    what: "an IP address or a network, as in `10.0.0.0/8`",
+    holds: |text| Network::parse(text).is_some(),
 };
 const FILE: Allowed = Allowed::Text { what: "the path of a file, or empty", holds: |text| !text.contains('\0') };
 const LOGIN_URL: Allowed = Allowed::Text {
@@ -465,7 +504,33 @@ section! { "listen"
         centrifugo_path: String = "/connection/websocket".into() => PATH,
         /// Path of the go-push dialect; empty = not served here.
         gopush_path: String = "/connect".into() => PATH,
+        /// What every path of this port begins with: with `/push`, `/ws` is `/push/ws`.
+        path_prefix: String = String::new() => PREFIX,
+        /// Whose pages may connect, by the browser's `Origin`; a client without one may. Empty = pages of the host that is asked (its port does not count). Without a configuration file: `*`.
+        allowed_origins: Vec<String> = Vec::new() => ORIGINS,
+        /// Serve `/stats` and `/metrics` here too, to whoever asks.
+        pages: bool = true => Allowed::Bool,
+        /// Proxies in front, whose word on the client's address is believed; they count against no cap themselves.
+        trusted_proxies: Vec<String> = Vec::new() => NETWORKS,
+        /// Which header of theirs is believed: `either` takes X-Forwarded-For, else X-Real-IP. The proxy must set it, or remove what a client sent.
+        client_address_header: AddressHeader = AddressHeader::Either => Allowed::OneOf(&["either", "x-forwarded-for", "x-real-ip", "none"]),
+        /// They begin each connection with a PROXY protocol header (version 1 or 2): without one they are cut.
+        proxy_protocol: bool = false => Allowed::Bool,
     }
+}
+
+/// Where a trusted proxy names its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddressHeader {
+    /// In `X-Forwarded-For`, else in `X-Real-IP`.
+    Either,
+    /// In `X-Forwarded-For`.
+    XForwardedFor,
+    /// In `X-Real-IP`.
+    XRealIp,
+    /// In no header.
+    None,
 }
 
 macro_rules! config {
@@ -538,6 +603,9 @@ impl Config {
             gpush_path: String::new(),
             centrifugo_path: String::new(),
             gopush_path: "/connect".into(),
+            allowed_origins: vec!["*".into()], // go-push looks at none.
+            pages: false,
+            ..Listen::default()
         });
         self.listen.iter().cloned().chain(connect).collect()
     }

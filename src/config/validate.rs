@@ -22,6 +22,7 @@ impl Config {
             self.check_addresses(&mut problems);
             self.check_auth(&mut problems);
             self.check_gopush(&mut problems);
+            self.check_proxies(&mut problems);
         }
         if problems.is_empty() { Ok(self.warnings()) } else { Err(ConfigError { problems }) }
     }
@@ -178,6 +179,18 @@ impl Config {
 
     fn of_gopush<'a>(&'a self, (key, address): (&'static str, &'a String)) -> Option<(&'static str, &'a String)> {
         (self.compat.gopush.enabled && !address.is_empty()).then_some((key, address))
+    }
+
+    fn check_proxies(&self, problems: &mut Vec<Problem>) {
+        for (i, listen) in self.listen.iter().enumerate() {
+            if listen.proxy_protocol && listen.trusted_proxies.is_empty() {
+                let key = format!("listen.{i}.proxy_protocol");
+                let message = format!(
+                    "{key} = true and listen.{i}.trusted_proxies is empty: name the addresses of the proxies that send the header"
+                );
+                problems.push(problem(&key, message));
+            }
+        }
     }
 
     fn publishing(&self) -> impl Iterator<Item = (&'static str, &String)> {
@@ -416,6 +429,17 @@ mod tests {
             let gopush = &mut c.compat.gopush;
             (gopush.connect_address, gopush.gateway_address, gopush.logic_address) = Default::default();
         });
+    }
+
+    #[test]
+    fn a_proxys_header_is_asked_for_only_where_proxies_are_named() {
+        assert!(said(|c| c.listen[0].proxy_protocol = true).contains("listen.0.trusted_proxies is empty"));
+        warned(|c| {
+            c.listen[0].proxy_protocol = true;
+            c.listen[0].trusted_proxies = vec!["10.0.0.0/8".into()];
+        });
+        assert!(said(|c| c.listen[0].trusted_proxies = vec!["proxy".into()]).contains("an IP address or a network"));
+        assert!(said(|c| c.listen[0].path_prefix = "/push/".into()).contains("does not end in one"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A shard's bounds and pace: the part of the configuration it needs, in its own units.
 
-use crate::config::{Config, SlowPolicy};
+use crate::config::{Config, Origins, SlowPolicy};
 use crate::dialect::DialectId;
 
 /// Bounds and pace of one shard; every field is a setting of the same name unless it says otherwise.
@@ -70,6 +70,8 @@ pub struct ShardSettings {
     pub interest_linger_ms: u64,
     /// What is served where.
     pub routes: Vec<Route>,
+    /// Of each `[[listen]]` block: whose pages may connect there.
+    pub origins: Vec<Origins>,
 }
 
 /// A path of a listener and the family of clients it serves.
@@ -77,7 +79,7 @@ pub struct ShardSettings {
 pub struct Route {
     /// Index of the `[[listen]]` block.
     pub listener: u16,
-    /// Exact path.
+    /// Exact path, with the listener's prefix.
     pub path: String,
     /// Who is served there.
     pub dialect: DialectId,
@@ -94,7 +96,7 @@ impl ShardSettings {
             let listener = listener as u16;
             let mut route = |path: &str, dialect| {
                 if !path.is_empty() {
-                    routes.push(Route { listener, path: path.to_owned(), dialect });
+                    routes.push(Route { listener, path: format!("{}{path}", listen.path_prefix), dialect });
                 }
             };
             route(&listen.gpush_path, DialectId::Gpush);
@@ -140,6 +142,7 @@ impl ShardSettings {
             max_join_room: config.compat.gopush.max_join_room,
             interest_linger_ms: 1000,
             routes,
+            origins: config.listen.iter().map(|listen| Origins::new(&listen.allowed_origins)).collect(),
         }
     }
 

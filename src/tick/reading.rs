@@ -18,6 +18,9 @@ use std::sync::Arc;
 /// Poll events after which a receive never says "nothing yet".
 const HUNG_UP: i32 = libc::POLLHUP as i32 | libc::POLLRDHUP as i32;
 
+/// What a page is told that may not connect. A browser does not show it; whoever looks for the reason does.
+const FORBIDDEN_ORIGIN: &str = "pages of this Origin may not connect: add it to allowed_origins of this [[listen]] block of the gateway, if it should\n";
+
 /// How a handshake goes on once its head is read.
 enum Next {
     /// With the 101.
@@ -177,6 +180,15 @@ impl<R: Ring> Reactor<R> {
             return Err(Rejection::new(404, "no WebSocket is served at this path\n"));
         };
         let upgrade = handshake::upgrade(&head)?;
+        let is_welcome = |origin: &[u8]| {
+            let host = head.header("Host").unwrap_or_default();
+            std::str::from_utf8(origin)
+                .is_ok_and(|o| self.settings.origins[usize::from(connection.listener)].allow(o, host))
+        };
+        if !head.values("Origin").all(is_welcome) {
+            self.metrics.origins_refused.add(1);
+            return Err(Rejection::new(403, FORBIDDEN_ORIGIN));
+        }
         let dialect = id.get();
         let token = if self.settings.token_at_connect && dialect.has_users() {
             let token = head.query_value("token").filter(|token| !token.is_empty());

@@ -11,6 +11,7 @@ mod centrifugo;
 mod delivery;
 mod denied;
 mod drain;
+mod edges;
 mod frames;
 mod gpush;
 mod handshake;
