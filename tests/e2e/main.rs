@@ -7,6 +7,7 @@ mod http;
 mod publisher;
 
 mod admin;
+mod ancestors;
 mod delivery;
 mod denied;
 mod drain;
@@ -16,6 +17,7 @@ mod handshake;
 mod hostile;
 mod limits;
 mod operating;
+mod pub_command;
 mod publish;
 mod readme;
 mod slow;
