@@ -4,8 +4,10 @@ pub mod bench;
 pub mod config;
 pub mod import;
 pub mod logging;
+mod market;
 pub mod publish;
 pub mod serve;
+mod simulate;
 pub mod subscribe;
 
 use clap::{Parser, Subcommand};
@@ -45,8 +47,8 @@ enum Command {
     Serve(serve::Args),
     /// Measure a gateway: many clients, one publisher, latency from the intended time
     Bench(Box<bench::Args>),
-    /// Publish to a topic
-    Pub(publish::Args),
+    /// Publish to a topic, a user or everyone, or the quotes of a simulated market
+    Pub(Box<publish::Args>),
     /// Subscribe to topics and print what arrives
     Sub(subscribe::Args),
     /// Print, check, document or take over the settings
@@ -59,7 +61,7 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => serve::run(args),
         Command::Bench(args) => bench::run(*args),
-        Command::Pub(args) => publish::run(args),
+        Command::Pub(args) => publish::run(*args),
         Command::Sub(args) => subscribe::run(args),
         Command::Config(args) => config::run(args),
     }

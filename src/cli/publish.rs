@@ -1,7 +1,9 @@
-//! `fanwire pub`: arguments, lines or a file → one `PublishStream`.
+//! `fanwire pub`: arguments, lines or a file → one `PublishStream`. With `--simulate`, a market of quotes.
 
+use super::market::SYMBOLS_MAX;
+use super::simulate::{self, Plan};
 use crate::load::publisher::{grpc_client, with_token};
-use crate::proto::v1::{PublishBatch, PublishRequest};
+use crate::proto::v1::{PublishBatch, PublishError, PublishRequest, PublishResult};
 use bytes::Bytes;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -22,9 +24,17 @@ const AHEAD_MAX: usize = 16;
 /// Refusals told one by one; the others are only counted.
 const REFUSALS_TOLD_MAX: u64 = 10;
 
+/// Quotes a second unless `--rate` says otherwise.
+const SIMULATED_RATE: f64 = 1000.0;
+
 const EXIT_CODES: &str = "\
+One message to three topics, to one user, and a market of 500 symbols, topics quotes:S000 to quotes:S499:
+  fanwire pub --topic a --topic b --topic c 'good morning'
+  fanwire pub orders 'your order is filled' --uid 123456
+  fanwire pub --simulate 500 --rate 5000
+
 Exit codes:
-  0  everything was accepted
+  0  everything was accepted; --simulate: it was told to stop, by --duration, SIGINT or SIGTERM
   1  something was refused, or the gateway can't be reached
   2  wrong arguments";
 
@@ -32,26 +42,64 @@ Exit codes:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Args {
-    /// Where to publish; left out with --all
-    #[arg(required_unless_present = "all")]
+    /// Where to publish; left out with --topic and --all
+    #[arg(required_unless_present_any = ["all", "topics", "simulate"])]
     topic: Option<String>,
     /// The message, or - for one message from each line of stdin
     data: Option<String>,
     /// To every client, subscribed to anything or not
-    #[arg(long)]
+    #[arg(long, visible_alias = "everyone", conflicts_with_all = ["topics", "uid"])]
     all: bool,
+    /// One of several topics, in place of TOPIC: one publication for each, in one call; repeatable
+    #[arg(long = "topic", value_name = "TOPIC")]
+    topics: Vec<String>,
+    /// Only to connections logged in as this user that subscribed to the topic
+    #[arg(long, value_name = "UID")]
+    uid: Option<String>,
     /// One message from each line of this file
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// At most so many messages a second
+    /// At most so many messages a second; quotes of --simulate, which has 1,000 without it
     #[arg(long, value_name = "MESSAGES/S")]
     rate: Option<f64>,
+    /// The quotes of a market of so many symbols, each to a topic of its own; all to TOPIC if there is one
+    #[arg(long, value_name = "SYMBOLS", conflicts_with_all = ["data", "all", "topics", "uid", "file"])]
+    simulate: Option<usize>,
+    /// Topics of --simulate: this and the symbol
+    #[arg(long, value_name = "TEXT", default_value = "quotes:", requires = "simulate")]
+    topic_prefix: String,
+    /// One seed, one market
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "simulate")]
+    seed: u64,
+    /// End --simulate after so many seconds
+    #[arg(long, value_name = "S", requires = "simulate")]
+    duration: Option<f64>,
     /// The gateway's gRPC interface
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10067")]
     grpc: String,
     /// Bearer token
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
+}
+
+/// Whom messages are for.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct To {
+    /// Empty: everyone, or `topics`.
+    topic: String,
+    topics: Vec<String>,
+    uid: String,
+}
+
+impl To {
+    fn request(&self, data: Bytes) -> PublishRequest {
+        PublishRequest { topic: self.topic.clone(), data, uid: self.uid.clone(), topics: self.topics.clone() }
+    }
+
+    /// Publications that one message becomes.
+    fn publications(&self) -> usize {
+        self.topics.len().max(1)
+    }
 }
 
 /// Where messages come from.
@@ -64,8 +112,9 @@ enum Source {
 
 /// Runs it.
 pub fn run(args: Args) -> ExitCode {
-    let (topic, source) = match args.what() {
-        Ok(what) => what,
+    let (to, source) = match args.what() {
+        Ok(What::Messages(to, source)) => (to, source),
+        Ok(What::Market(plan)) => return simulate::run(&plan),
         Err(e) => {
             eprintln!("{e}");
             return ExitCode::from(2);
@@ -83,7 +132,7 @@ pub fn run(args: Args) -> ExitCode {
         },
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime.map_err(|e| e.to_string()).and_then(|r| r.block_on(publish(&args, topic, lines)));
+    let result = runtime.map_err(|e| e.to_string()).and_then(|r| r.block_on(publish(&args, to, lines)));
     match result {
         Ok((accepted, refused)) => {
             println!("{accepted} accepted, {refused} refused");
@@ -96,18 +145,58 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
+/// What the arguments ask for.
+#[derive(Debug)]
+enum What {
+    Messages(To, Source),
+    Market(Plan),
+}
+
 impl Args {
-    /// Topic and source, or what is wrong with the arguments.
-    fn what(&self) -> Result<(String, Source), String> {
-        let (topic, data) = match (self.all, &self.topic, &self.data) {
-            (true, data, None) => (String::new(), data.clone()),
-            (true, _, Some(_)) => return Err("--all takes the place of TOPIC: give one of them".into()),
-            (false, Some(topic), data) if !topic.is_empty() => (topic.clone(), data.clone()),
-            (false, ..) => return Err("an empty TOPIC would reach everyone: say --all for that".into()),
-        };
-        if self.rate.is_some_and(|rate| rate <= 0.0 || !rate.is_finite()) {
+    /// What to do, or what is wrong with the arguments.
+    fn what(&self) -> Result<What, String> {
+        let is_positive = |n: f64| n > 0.0 && n.is_finite();
+        if !self.rate.is_none_or(is_positive) {
             return Err("--rate: messages a second, above 0".into());
         }
+        if let Some(symbols) = self.simulate {
+            if !(1..=SYMBOLS_MAX).contains(&symbols) {
+                return Err(format!("--simulate: 1 to {SYMBOLS_MAX} symbols"));
+            }
+            // Beyond that a duration is no number of seconds that a clock has.
+            if !self.duration.is_none_or(|s| is_positive(s) && s < 1e9) {
+                return Err("--duration: seconds, above 0".into());
+            }
+            return Ok(What::Market(Plan {
+                symbols,
+                rate: self.rate.unwrap_or(SIMULATED_RATE),
+                seed: self.seed,
+                topic: self.topic.clone().filter(|topic| !topic.is_empty()),
+                topic_prefix: self.topic_prefix.clone(),
+                duration: self.duration.map(Duration::from_secs_f64),
+                grpc: self.grpc.clone(),
+                token: self.token.clone(),
+            }));
+        }
+        // clap lets this pass: what --simulate conflicts with does away with the need for it.
+        if self.duration.is_some() {
+            return Err("--duration goes with --simulate".into());
+        }
+        if self.topics.iter().any(String::is_empty) || self.uid.as_deref() == Some("") {
+            return Err("--topic and --uid: a name".into());
+        }
+        let uid = self.uid.clone().unwrap_or_default();
+        let (to, data) = match (self.all, &self.topics[..], &self.topic, &self.data) {
+            (true, _, data, None) => (To::default(), data.clone()),
+            (true, _, _, Some(_)) => return Err("--all takes the place of TOPIC: give one of them".into()),
+            (_, [topic], data, None) => (To { topic: topic.clone(), uid, ..To::default() }, data.clone()),
+            (_, [_, ..], data, None) => (To { topics: self.topics.clone(), uid, ..To::default() }, data.clone()),
+            (_, [_, ..], _, Some(_)) => return Err("--topic takes the place of TOPIC: give one of them".into()),
+            (_, [], Some(topic), data) if !topic.is_empty() => {
+                (To { topic: topic.clone(), uid, ..To::default() }, data.clone())
+            }
+            _ => return Err("an empty TOPIC would reach everyone: say --all for that".into()),
+        };
         let source = match (data, &self.file) {
             (None, Some(file)) => Source::File(file.clone()),
             (Some(_), Some(_)) => return Err("DATA and --file: give one of them".into()),
@@ -115,52 +204,74 @@ impl Args {
             (Some(data), None) => Source::Argument(data),
             (None, None) => return Err("no message: give DATA, - for stdin, or --file".into()),
         };
-        Ok((topic, source))
+        Ok(What::Messages(to, source))
     }
 }
 
 type Lines = Box<dyn Iterator<Item = io::Result<Vec<u8>>> + Send>;
 
-/// Publishes all lines; how many were accepted and refused.
-async fn publish(args: &Args, topic: String, lines: Lines) -> Result<(u64, u64), String> {
+/// Publishes all lines; how many publications were accepted and refused.
+async fn publish(args: &Args, to: To, lines: Lines) -> Result<(u64, u64), String> {
     let mut client = grpc_client(&args.grpc).await?;
     let (batch, batches) = mpsc::channel(AHEAD_MAX);
     let gap = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate));
-    let reader = thread::spawn(move || read(lines, gap, &batch));
+    let publications = to.publications();
+    // A message to several topics counts once for each.
+    let batch_messages_max = (BATCH_MESSAGES_MAX / publications).max(1);
+    let reader = thread::spawn(move || read(lines, gap, batch_messages_max, &batch));
     let (mut accepted, mut refused) = (0, 0);
+    let topics = to.topics.clone();
     let requests = ReceiverStream::new(batches).map(move |messages: Vec<Bytes>| PublishBatch {
         id: 0, // Batches are answered in order.
-        messages: messages
-            .into_iter()
-            .map(|data| PublishRequest { topic: topic.clone(), data, ..Default::default() })
-            .collect(),
+        messages: messages.into_iter().map(|data| to.request(data)).collect(),
     });
     let failed = |s: tonic::Status| format!("PublishStream: {} ({:?})", s.message(), s.code());
     let request = with_token(requests, args.token.as_deref())?;
     let mut answers = client.publish_stream(request).await.map_err(failed)?.into_inner();
     while let Some(answer) = answers.message().await.map_err(failed)? {
-        for result in answer.results {
-            let Some(error) = result.error else {
+        for PublishError { code, message } in answer.results.into_iter().flat_map(|r| outcomes(r, &topics)) {
+            if code == 0 {
                 accepted += 1;
                 continue;
-            };
+            }
             refused += 1;
             if refused <= REFUSALS_TOLD_MAX {
-                let (number, code) = (accepted + refused, tonic::Code::from(error.code));
-                eprintln!("message {number} refused: {} ({code:?})", error.message);
+                let number = (accepted + refused).div_ceil(publications as u64);
+                eprintln!("message {number} refused: {message} ({:?})", tonic::Code::from(code));
             }
         }
     }
     let read = reader.join().map_err(|_| "reading the messages panicked")?.map_err(|e| format!("reading: {e}"))?;
-    match read - accepted - refused {
+    match read * publications as u64 - accepted - refused {
         0 => Ok((accepted, refused)),
         unanswered => Err(format!("the gateway ended the stream with {unanswered} messages unanswered")),
     }
 }
 
+/// The outcome of each publication of a message, code 0 if it was accepted. One that was refused as a whole counts for all its topics.
+fn outcomes(result: PublishResult, topics: &[String]) -> Vec<PublishError> {
+    let outcome = |error: Option<PublishError>| error.unwrap_or_default();
+    if topics.is_empty() {
+        return vec![outcome(result.error)];
+    }
+    if let Some(error) = result.error {
+        return vec![error; topics.len()];
+    }
+    let named = |(topic, result): (&String, PublishResult)| {
+        let PublishError { code, message } = outcome(result.error);
+        PublishError { code, message: format!("{topic}: {message}") }
+    };
+    topics.iter().zip(result.results).map(named).collect()
+}
+
 /// Reads messages into batches, at a pace if there is one: `gap` between two. A batch is what has been read when the one
 /// before is on its way, so that a line typed by hand does not wait for the next. How many messages there were.
-fn read(lines: Lines, gap: Option<Duration>, batches: &mpsc::Sender<Vec<Bytes>>) -> io::Result<u64> {
+fn read(
+    lines: Lines,
+    gap: Option<Duration>,
+    batch_messages_max: usize,
+    batches: &mpsc::Sender<Vec<Bytes>>,
+) -> io::Result<u64> {
     let start = Instant::now();
     let (mut batch, mut bytes, mut read) = (Vec::new(), 0, 0u64);
     for line in lines {
@@ -179,7 +290,7 @@ fn read(lines: Lines, gap: Option<Duration>, batches: &mpsc::Sender<Vec<Bytes>>)
         read += 1;
         match batches.try_send(std::mem::take(&mut batch)) {
             Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(full)) if full.len() < BATCH_MESSAGES_MAX => batch = full,
+            Err(mpsc::error::TrySendError::Full(full)) if full.len() < batch_messages_max => batch = full,
             Err(mpsc::error::TrySendError::Full(full)) => {
                 if batches.blocking_send(full).is_err() {
                     return Ok(read);
@@ -205,17 +316,24 @@ mod tests {
         args: Args,
     }
 
-    fn what(line: &[&str]) -> Result<(String, Source), String> {
-        Cli::try_parse_from([&["pub"], line].concat()).map_err(|e| e.to_string())?.args.what()
+    fn what(line: &[&str]) -> Result<(To, Source), String> {
+        match Cli::try_parse_from([&["pub"], line].concat()).map_err(|e| e.to_string())?.args.what()? {
+            What::Messages(to, source) => Ok((to, source)),
+            What::Market(plan) => Err(format!("{plan:?}")),
+        }
+    }
+
+    fn topic(topic: &str) -> To {
+        To { topic: topic.into(), ..To::default() }
     }
 
     #[test]
     fn everyone_is_reached_only_on_purpose() {
-        assert_eq!(what(&["news", "hello"]), Ok(("news".into(), Source::Argument("hello".into()))));
-        assert_eq!(what(&["news", "-"]), Ok(("news".into(), Source::Stdin)));
-        assert_eq!(what(&["news", "--file", "x"]), Ok(("news".into(), Source::File("x".into()))));
-        assert_eq!(what(&["--all", "hello"]), Ok((String::new(), Source::Argument("hello".into()))));
-        assert_eq!(what(&["--all", "--file", "x"]), Ok((String::new(), Source::File("x".into()))));
+        assert_eq!(what(&["news", "hello"]), Ok((topic("news"), Source::Argument("hello".into()))));
+        assert_eq!(what(&["news", "-"]), Ok((topic("news"), Source::Stdin)));
+        assert_eq!(what(&["news", "--file", "x"]), Ok((topic("news"), Source::File("x".into()))));
+        assert_eq!(what(&["--all", "hello"]), Ok((topic(""), Source::Argument("hello".into()))));
+        assert_eq!(what(&["--all", "--file", "x"]), Ok((topic(""), Source::File("x".into()))));
         for wrong in [
             &["", "hello"][..],
             &["--all", "news", "hello"],
@@ -223,16 +341,52 @@ mod tests {
             &["news", "x", "--file", "y"],
             &[],
             &["n", "x", "--rate", "0"],
+            &["--all", "x", "--uid", "7"],
+            &["--all", "x", "--topic", "a"],
+            &["news", "x", "--topic", "a"],
+            &["--topic", "", "x"],
+            &["n", "x", "--uid", ""],
+            &["--simulate", "0"],
+            &["--simulate", "10001"],
+            &["--simulate", "5", "--duration", "0"],
+            &["n", "x", "--simulate", "5"],
+            &["n", "x", "--duration", "5"],
         ] {
             assert!(what(wrong).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
+    fn users_and_several_topics_are_told_by_flags() {
+        let hello = || Source::Argument("hello".into());
+        assert_eq!(what(&["--everyone", "hello"]), Ok((topic(""), hello())));
+        assert_eq!(what(&["--topic", "a", "hello"]), Ok((topic("a"), hello())));
+        let both = To { topics: vec!["a".into(), "b".into()], ..To::default() };
+        assert_eq!(what(&["--topic", "a", "--topic", "b", "hello"]), Ok((both, hello())));
+        let user = To { uid: "7".into(), ..topic("orders") };
+        assert_eq!(what(&["orders", "hello", "--uid", "7"]), Ok((user, hello())));
+        for market in [&["--simulate", "500"][..], &["quotes", "--simulate", "5", "--rate", "9", "--seed", "3"]] {
+            assert!(what(market).unwrap_err().starts_with("Plan"), "{market:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_to_several_topics_has_an_outcome_for_each() {
+        let error = |message: &str| PublishError { code: 8, message: message.into() };
+        let topics = ["a".to_owned(), "b".to_owned()];
+        let of = |error| PublishResult { error, ..Default::default() };
+        let result = PublishResult { results: vec![of(None), of(Some(error("full")))], ..Default::default() };
+        let codes: Vec<_> = outcomes(result, &topics).into_iter().map(|e| (e.code, e.message)).collect();
+        assert_eq!(codes, [(0, "a: ".to_owned()), (8, "b: full".to_owned())]);
+        assert_eq!(outcomes(of(Some(error("no"))), &topics), vec![error("no"); 2]);
+        assert_eq!(outcomes(of(None), &[]), vec![PublishError::default()]);
+    }
+
+    #[test]
     fn lines_become_messages_in_order_and_full_batches_wait() {
         let (batch, mut batches) = mpsc::channel(1);
         let lines: Vec<io::Result<Vec<u8>>> = (0..1000).map(|i| Ok(format!("{i}").into_bytes())).collect();
-        let reader = thread::spawn(move || read(Box::new(lines.into_iter()), None, &batch));
+        let reader = thread::spawn(move || read(Box::new(lines.into_iter()), None, BATCH_MESSAGES_MAX, &batch));
         let mut got = Vec::new();
         while let Some(batch) = batches.blocking_recv() {
             assert!(batch.len() <= BATCH_MESSAGES_MAX);
@@ -248,7 +402,7 @@ mod tests {
         let args = Cli::try_parse_from(["pub", "news", "-", "--token", "secret", "--grpc", &address]).unwrap().args;
         let lines = (0..500).map(|i| Ok(if i % 100 == 7 { b"no".to_vec() } else { format!("{i}").into_bytes() }));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let result = runtime.block_on(publish(&args, "news".into(), Box::new(lines)));
+        let result = runtime.block_on(publish(&args, topic("news"), Box::new(lines)));
         assert_eq!(result, Ok((495, 5)));
         assert!(seen.lock().unwrap().iter().flatten().all(|(topic, _)| topic == "news"));
     }
@@ -258,7 +412,7 @@ mod tests {
         let (batch, mut batches) = mpsc::channel(100);
         let start = Instant::now();
         let lines = (0..6).map(|_| Ok(b"x".to_vec()));
-        assert_eq!(read(Box::new(lines), Some(Duration::from_millis(10)), &batch).unwrap(), 6);
+        assert_eq!(read(Box::new(lines), Some(Duration::from_millis(10)), 100, &batch).unwrap(), 6);
         assert!(start.elapsed() >= Duration::from_millis(50));
         drop(batch);
         assert_eq!(std::iter::from_fn(|| batches.blocking_recv()).flatten().count(), 6);

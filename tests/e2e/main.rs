@@ -7,6 +7,7 @@ mod http;
 mod publisher;
 
 mod admin;
+mod ancestors;
 mod centrifugo;
 mod delivery;
 mod denied;
@@ -18,6 +19,7 @@ mod handshake;
 mod hostile;
 mod limits;
 mod operating;
+mod pub_command;
 mod publish;
 mod readme;
 mod slow;
