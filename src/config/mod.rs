@@ -375,6 +375,8 @@ section! { "listen"
         gpush_path: String = "/ws".into() => PATH,
         /// Path of the Centrifugo dialect; empty = not served here.
         centrifugo_path: String = "/connection/websocket".into() => PATH,
+        /// Serve the demo, a page of live prices: `/demo`, what it loads below that, and its echo `/demo/ws`.
+        demo: bool = true => Allowed::Bool,
     }
 }
 

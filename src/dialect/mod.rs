@@ -4,11 +4,13 @@
 //! A publication reaches subscribers of every dialect: room `x`, public topic `x` and channel `x` are one topic.
 
 mod centrifugo;
+mod demo;
 mod echo;
 mod gpush;
 pub mod json;
 
 pub use centrifugo::Centrifugo;
+pub use demo::{Demo, HEARTBEAT_MS as DEMO_HEARTBEAT_MS};
 pub use echo::Echo;
 pub use gpush::Gpush;
 
@@ -132,6 +134,8 @@ pub enum Overdue {
     Pinged,
     /// It was asked by a control frame, written whole.
     PingedByFrame,
+    /// It was told something by a frame, written whole, that wants no answer; the next time is a heartbeat after this one.
+    Told,
 }
 
 /// Why the engine closes a connection that keeps to RFC 6455; a dialect may have its own code and reason for it.
@@ -224,7 +228,7 @@ pub trait Dialect: Sync {
     }
 }
 
-/// Which family of clients a path serves. The number is its place in [`ALL`].
+/// Which family of clients a path serves. The number makes its encodings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum DialectId {
@@ -234,15 +238,19 @@ pub enum DialectId {
     Echo = 1,
     /// Centrifugo: `/connection/websocket`.
     Centrifugo = 2,
+    /// The echo of the page `/demo`: `/demo/ws`.
+    Demo = 4,
 }
-
-/// Every dialect, in the order of [`DialectId`].
-pub static ALL: [&dyn Dialect; 3] = [&Gpush, &Echo, &Centrifugo];
 
 impl DialectId {
     /// The dialect itself.
     pub fn get(self) -> &'static dyn Dialect {
-        ALL[self as usize]
+        match self {
+            DialectId::Gpush => &Gpush,
+            DialectId::Echo => &Echo,
+            DialectId::Centrifugo => &Centrifugo,
+            DialectId::Demo => &Demo,
+        }
     }
 
     /// The dialect of an encoding, and whether it is compressed.
@@ -251,6 +259,7 @@ impl DialectId {
             0 => DialectId::Gpush,
             1 => DialectId::Echo,
             2 => DialectId::Centrifugo,
+            4 => DialectId::Demo,
             other => unreachable!("no encoding is built from dialect {other}"),
         };
         (id, encoding.0 % 2 == 1)
@@ -268,7 +277,7 @@ mod tests {
 
     #[test]
     fn an_encoding_names_its_dialect_and_compression() {
-        for id in [DialectId::Gpush, DialectId::Echo, DialectId::Centrifugo] {
+        for id in [DialectId::Gpush, DialectId::Echo, DialectId::Centrifugo, DialectId::Demo] {
             for deflated in [false, true] {
                 let encoding = id.encoding(deflated);
                 assert_eq!(DialectId::of(encoding), (id, deflated));
@@ -278,5 +287,6 @@ mod tests {
         assert_eq!(DialectId::Gpush.get().name(), "gpush");
         assert_eq!(DialectId::Echo.get().name(), "echo");
         assert_eq!(DialectId::Centrifugo.get().name(), "centrifugo");
+        assert_eq!(DialectId::Demo.get().name(), "demo");
     }
 }

@@ -1,7 +1,8 @@
 //! A shard's bounds and pace: the part of the configuration it needs, in its own units.
 
 use crate::config::{Config, SlowPolicy};
-use crate::dialect::DialectId;
+use crate::demo;
+use crate::dialect::{DEMO_HEARTBEAT_MS, DialectId};
 
 /// Bounds and pace of one shard; every field is a setting of the same name unless it says otherwise.
 #[derive(Clone, Debug)]
@@ -91,6 +92,9 @@ impl ShardSettings {
             };
             route(&listen.gpush_path, DialectId::Gpush);
             route(&listen.centrifugo_path, DialectId::Centrifugo);
+            if listen.demo {
+                route(demo::ECHO_PATH, DialectId::Demo);
+            }
             if config.dev {
                 route("/echo", DialectId::Echo);
             }
@@ -158,7 +162,7 @@ impl ShardSettings {
     pub fn first_word_ms(&self, dialect: DialectId) -> Option<u64> {
         match dialect {
             DialectId::Centrifugo => Some(self.centrifugo_stale_timeout_ms),
-            DialectId::Gpush | DialectId::Echo => self.heartbeat_ms(dialect),
+            DialectId::Gpush | DialectId::Echo | DialectId::Demo => self.heartbeat_ms(dialect),
         }
     }
 
@@ -168,6 +172,7 @@ impl ShardSettings {
             DialectId::Gpush => Some(self.gpush_heartbeat_timeout_ms),
             DialectId::Centrifugo => Some(self.centrifugo_ping_interval_ms),
             DialectId::Echo => None,
+            DialectId::Demo => Some(DEMO_HEARTBEAT_MS),
         }
     }
 
@@ -175,7 +180,7 @@ impl ShardSettings {
     pub fn topics_per_connection_max(&self, dialect: DialectId) -> usize {
         match dialect {
             DialectId::Centrifugo => self.centrifugo_channels_max,
-            DialectId::Gpush | DialectId::Echo => self.topics_per_connection_max,
+            DialectId::Gpush | DialectId::Echo | DialectId::Demo => self.topics_per_connection_max,
         }
     }
 }

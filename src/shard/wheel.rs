@@ -14,6 +14,11 @@ pub struct Tick(pub u32);
 impl Tick {
     /// No deadline.
     pub const NEVER: Tick = Tick(u32::MAX);
+
+    /// The first tick that is at least `ms` milliseconds later.
+    pub fn plus_ms(self, ms: u64) -> Tick {
+        Tick((u64::from(self.0) + ms.div_ceil(TICK_MS)).min(u64::from(u32::MAX - 1)) as u32)
+    }
 }
 
 /// Milliseconds of one tick: deadlines fire up to this much late, never early.

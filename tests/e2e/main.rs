@@ -9,6 +9,7 @@ mod publisher;
 mod admin;
 mod centrifugo;
 mod delivery;
+mod demo;
 mod denied;
 mod drain;
 mod frames;
