@@ -516,6 +516,8 @@ section! { "listen"
         client_address_header: AddressHeader = AddressHeader::Either => Allowed::OneOf(&["either", "x-forwarded-for", "x-real-ip", "none"]),
         /// They begin each connection with a PROXY protocol header (version 1 or 2): without one they are cut.
         proxy_protocol: bool = false => Allowed::Bool,
+        /// Serve the demo, a page of live prices: `/demo`, what it loads below that, and its echo `/demo/ws`.
+        demo: bool = true => Allowed::Bool,
     }
 }
 
@@ -605,6 +607,7 @@ impl Config {
             gopush_path: "/connect".into(),
             allowed_origins: vec!["*".into()], // go-push looks at none.
             pages: false,
+            demo: false,
             ..Listen::default()
         });
         self.listen.iter().cloned().chain(connect).collect()

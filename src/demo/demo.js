@@ -2,6 +2,7 @@
 // that it works behind a prefix too. Quotes are taken as they come and painted once a frame; only rows that are seen are touched.
 "use strict";
 
+/** Those of `fanwire pub --simulate 500`. */
 const SYMBOLS = symbols(500);
 /** Below the gateway's default centrifugo.channels_per_connection_max. */
 const CHANNELS_PER_CONNECTION = 125;
@@ -17,8 +18,15 @@ const REOPEN_MS = 1000;
 const $ = (id) => document.getElementById(id);
 const url = (path) => new URL(path, location.href.replace(/^http/, "ws")).href;
 
+/** The names that the simulated market gives: known ones, then four letters. */
 function symbols(count) {
-  return Array.from({ length: count }, (_, i) => `S${String(i).padStart(3, "0")}`);
+  const known = (
+    "AAPL MSFT NVDA GOOG AMZN META TSLA AVGO BRKB JPM LLY V UNH XOM MA COST HD PG WMT NFLX JNJ BAC CRM ORCL CVX KO AMD MRK PEP " +
+    "ADBE CSCO LIN TMO ACN MCD ABT WFC IBM GE INTU QCOM CAT TXN DIS VZ AXP PFE INTC SAP ASML"
+  ).split(" ");
+  const letter = (n) => "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[Math.floor(n) % 26];
+  const made = (i) => `Z${letter(i / 676)}${letter(i / 26)}${letter(i)}`;
+  return Array.from({ length: count }, (_, i) => known[i] ?? made(i - known.length));
 }
 
 // --- Prices ---
@@ -72,7 +80,8 @@ function takeQuote(stock, quote) {
   stock.quote = quote;
   stock.quotes += 1;
   stock.came = performance.now();
-  arrivals.take(Date.now() - quote.t);
+  // Whole milliseconds both, so that one clock never says that it came before it was sent.
+  arrivals.take(Date.now() - Math.floor(quote.t));
   changed.add(stock);
 }
 

@@ -4,12 +4,14 @@
 //! A publication reaches subscribers of every dialect: room `x`, public topic `x` and channel `x` are one topic.
 
 mod centrifugo;
+mod demo;
 mod echo;
 mod gopush;
 mod gpush;
 pub mod json;
 
 pub use centrifugo::Centrifugo;
+pub use demo::{Demo, HEARTBEAT_MS as DEMO_HEARTBEAT_MS};
 pub use echo::Echo;
 pub use gopush::Gopush;
 pub use gpush::Gpush;
@@ -170,6 +172,8 @@ pub enum Overdue {
     Pinged,
     /// It was asked by a control frame, written whole.
     PingedByFrame,
+    /// It was told something by a frame, written whole, that wants no answer; the next time is a heartbeat after this one.
+    Told,
 }
 
 /// Why the engine closes a connection that keeps to RFC 6455; a dialect may have its own code and reason for it.
@@ -307,10 +311,12 @@ pub enum DialectId {
     Centrifugo = 2,
     /// go-push: `/connect`.
     Gopush = 3,
+    /// The echo of the page `/demo`: `/demo/ws`.
+    Demo = 4,
 }
 
 /// Every dialect, in the order of [`DialectId`].
-pub static ALL: [&dyn Dialect; 4] = [&Gpush, &Echo, &Centrifugo, &Gopush];
+pub static ALL: [&dyn Dialect; 5] = [&Gpush, &Echo, &Centrifugo, &Gopush, &Demo];
 
 impl DialectId {
     /// The dialect itself.
@@ -325,6 +331,7 @@ impl DialectId {
             1 => DialectId::Echo,
             2 => DialectId::Centrifugo,
             3 => DialectId::Gopush,
+            4 => DialectId::Demo,
             other => unreachable!("no encoding is built from dialect {other}"),
         };
         (id, encoding.0 % 2 == 1)
@@ -342,7 +349,7 @@ mod tests {
 
     #[test]
     fn an_encoding_names_its_dialect_and_compression() {
-        for id in [DialectId::Gpush, DialectId::Echo, DialectId::Centrifugo, DialectId::Gopush] {
+        for id in [DialectId::Gpush, DialectId::Echo, DialectId::Centrifugo, DialectId::Gopush, DialectId::Demo] {
             for deflated in [false, true] {
                 let encoding = id.encoding(deflated);
                 assert_eq!(DialectId::of(encoding), (id, deflated));
@@ -353,5 +360,6 @@ mod tests {
         assert_eq!(DialectId::Echo.get().name(), "echo");
         assert_eq!(DialectId::Centrifugo.get().name(), "centrifugo");
         assert_eq!(DialectId::Gopush.get().name(), "gopush");
+        assert_eq!(DialectId::Demo.get().name(), "demo");
     }
 }

@@ -1,7 +1,8 @@
 //! A shard's bounds and pace: the part of the configuration it needs, in its own units.
 
 use crate::config::{Config, Origins, SlowPolicy};
-use crate::dialect::DialectId;
+use crate::demo;
+use crate::dialect::{DEMO_HEARTBEAT_MS, DialectId};
 
 /// Bounds and pace of one shard; every field is a setting of the same name unless it says otherwise.
 #[derive(Clone, Debug)]
@@ -102,6 +103,9 @@ impl ShardSettings {
             route(&listen.gpush_path, DialectId::Gpush);
             route(&listen.centrifugo_path, DialectId::Centrifugo);
             route(&listen.gopush_path, DialectId::Gopush);
+            if listen.demo {
+                route(demo::ECHO_PATH, DialectId::Demo);
+            }
             if config.dev {
                 route("/echo", DialectId::Echo);
             }
@@ -185,6 +189,7 @@ impl ShardSettings {
             DialectId::Centrifugo => Some(self.centrifugo_ping_interval_ms),
             DialectId::Gopush => Some(self.gopush_heartbeat_interval_ms),
             DialectId::Echo => None,
+            DialectId::Demo => Some(DEMO_HEARTBEAT_MS),
         }
     }
 

@@ -177,6 +177,12 @@ impl<R: Ring> Reactor<R> {
             Overdue::Close { code, reason } => return self.close(slot, Cause::Heartbeat, code, reason, false),
             Overdue::Pinged => self.owe_reply(slot),
             Overdue::PingedByFrame => self.owe_frame(slot),
+            Overdue::Told => {
+                // From the deadline on, not from now: otherwise each would be up to a tick of the wheel later than the last.
+                let heartbeat_ms = self.settings.heartbeat_ms(connection.dialect).unwrap_or(0);
+                connection.deadline = connection.deadline.plus_ms(heartbeat_ms).max(self.wheel.after(self.now, 0));
+                return self.owe_frame(slot);
+            }
         }
         let deadline = self.wheel.after(self.now, self.settings.centrifugo_pong_timeout_ms);
         self.connections[slot.0 as usize].deadline = deadline;

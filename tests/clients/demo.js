@@ -98,7 +98,7 @@ async function echoPanel(page) {
   await saidLine(page, "echo-output", "RESPONSE: again");
 }
 
-async function comesBack(page, gateway, state, feed) {
+async function comesBack(page, gateway, state) {
   const red = "rgb(208, 0, 0)";
   state.outage = true;
   await gateway.stop();
@@ -109,7 +109,6 @@ async function comesBack(page, gateway, state, feed) {
   await saidLine(page, "echo-output", refused);
   assert.equal((await lines(page, "echo-output")).find(([line]) => line === refused)[1], red);
   await gateway.startAgain();
-  await feed();
   await pricesMove(page);
   state.outage = false;
   assert.ok((await number(page, "#reconnects")) >= 1);
@@ -120,12 +119,8 @@ async function comesBack(page, gateway, state, feed) {
 async function main(a) {
   const gateway = await Gateway.start(a.binary);
   const origin = `http://${gateway.subscribers}`;
-  let publisher = null;
-  const feed = async () => {
-    if (publisher) await publisher.stop();
-    publisher = new Command(a.binary, simulate(gateway));
-  };
-  await feed();
+  const market = ["--simulate", `${SYMBOLS}`, "--rate", `${QUOTES_PER_S}`];
+  const publisher = new Command(a.binary, ["pub", ...market, "--grpc", gateway.grpc]);
   const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", headless: true, args: FLAGS });
   try {
     const open = async (options) => {
@@ -149,7 +144,7 @@ async function main(a) {
       await page.screenshot({ path: a.screenshot });
       await page.emulateMedia({ colorScheme: "light" });
     });
-    await check("restart", 1, () => comesBack(page, gateway, state, feed));
+    await check("restart", 1, () => comesBack(page, gateway, state));
     await check("on a phone", SYMBOLS, async () => {
       const phone = await open({ viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true });
       await pricesMove(phone.page);
@@ -160,10 +155,8 @@ async function main(a) {
   } finally {
     await browser.close();
   }
-  await publisher.stop();
+  assert.equal(await publisher.stop(), 0, publisher.output.stderr);
   await gateway.stop();
 }
-
-const simulate = (gateway) => ["pub", "--simulate", `${SYMBOLS}`];
 
 main(args());

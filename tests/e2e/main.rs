@@ -10,6 +10,7 @@ mod admin;
 mod ancestors;
 mod centrifugo;
 mod delivery;
+mod demo;
 mod denied;
 mod drain;
 mod edges;
