@@ -427,7 +427,7 @@ mod tests {
         };
         assert_eq!(
             push(Publication::new("news", &b"{\n\"a\": 1}"[..]), 7),
-            r#"{"push":{"channel":"news","pub":{"data":{"a": 1},"offset":7}}}"#
+            r#"{"push":{"channel":"news","pub":{"data":{"a":1},"offset":7}}}"#
         );
         assert_eq!(
             push(Publication::new("a\"b\n", &b"not json"[..]), 1),
