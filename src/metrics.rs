@@ -210,7 +210,7 @@ cells! {
         logins_refused: Counter = "logins" { result: "refused" },
         /// Connections logged in now.
         logged_in: Gauge = "logged_in_connections",
-        /// Questions of clients (logins, pages) answered "no" at once: `questions_max` were under way.
+        /// Questions of clients (logins, pages) refused at once: `questions_max` were under way.
         questions_refused: Counter = "questions_refused",
         /// Reads paused because replies were not read.
         reads_paused: Counter = "reads_paused",

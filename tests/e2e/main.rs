@@ -15,6 +15,7 @@ mod gpush;
 mod handshake;
 mod hostile;
 mod limits;
+mod login;
 mod operating;
 mod publish;
 mod readme;
