@@ -295,7 +295,7 @@ section! { "limits"
         reply_bytes_max: usize = 16_384 => Allowed::Integer(&[256..=1 << 24]),
         /// Memory of clients' incomplete messages, all shards together; above it, whoever adds to one is closed (1013).
         partial_bytes_max: usize = 256 << 20 => Allowed::Integer(&[65_536..=TIB]),
-        /// Questions of clients under way (logins, pages), all shards together; one more is answered "no" at once (30003, 401, 503).
+        /// Questions of clients under way (logins, pages), all shards together; one more is refused at once (30003, 401, 503).
         questions_max: usize = 4096 => Allowed::Integer(&[1..=1 << 20]),
         /// Clients being told 503 at once; more are cut without an answer.
         refusals_max: usize = 1024 => Allowed::Integer(&[0..=65_536]),

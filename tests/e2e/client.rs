@@ -16,6 +16,12 @@ pub const UNSUBSCRIBED: &str = r#"{"code":20002,"message":"取消订阅成功"}"
 pub const NONSENSE: &str = r#"{"code":30001,"message":"操作有误","detail":"数据格式不正确"}"#;
 /// Answer to what needs a login.
 pub const NOT_LOGGED_IN: &str = r#"{"code":30002,"message":"操作有误","detail":"未登录"}"#;
+/// Answer to code 3 that went well.
+pub const LOGGED_IN: &str = r#"{"code":20003,"message":"登录成功"}"#;
+/// Answer to code 3 that did not.
+pub const LOGIN_REFUSED: &str = r#"{"code":30003,"message":"token验证失败","detail":"token验证失败"}"#;
+/// Answer to code 4.
+pub const LOGGED_OUT: &str = r#"{"code":20003,"message":"退出成功"}"#;
 
 /// RFC 6455 §5.2.
 pub const CONTINUATION: u8 = 0;
@@ -228,10 +234,40 @@ impl Client {
         self.send(TEXT, serde_json::json!({ "code": 2, "topic": topic }).to_string());
     }
 
+    /// Sends a command about a topic without awaiting the answer.
+    pub fn command(&mut self, code: u8, topic: &str) {
+        self.send(TEXT, serde_json::json!({ "code": code, "topic": topic }).to_string());
+    }
+
+    /// Sends a login without awaiting the answer.
+    pub fn ask_login(&mut self, token: &str) {
+        self.send(TEXT, serde_json::json!({ "code": 3, "data": token }).to_string());
+    }
+
+    /// Logs in; nothing else may come in between.
+    pub fn log_in(&mut self, token: &str) {
+        self.ask_login(token);
+        assert_eq!(self.text(), LOGGED_IN);
+    }
+
+    /// Subscribes privately; nothing else may come in between.
+    pub fn subscribe_privately(&mut self, topic: &str) {
+        self.command(5, topic);
+        assert_eq!(self.text(), SUBSCRIBED);
+    }
+
     /// `ping`, answered by `pong`: all that was asked before is done, and nothing else came.
     pub fn ping(&mut self) {
         self.send(TEXT, "ping");
         assert_eq!(self.text(), "pong");
+    }
+
+    /// The message that must come, if any, and then nothing else.
+    pub fn hears(&mut self, message: Option<&str>) {
+        if let Some(message) = message {
+            assert_eq!(self.text(), message);
+        }
+        self.ping();
     }
 
     /// Reads more into the buffer; what hinders it, if anything does.

@@ -1,8 +1,8 @@
 //! What clients of gpush see, to the byte.
 
 use crate::client::{
-    BINARY, CLOSE, Client, Event, GREETING, NONSENSE, NOT_LOGGED_IN, PING, PONG, SUBSCRIBED, TEXT, UNSUBSCRIBED,
-    tungstenite,
+    BINARY, CLOSE, Client, Event, GREETING, LOGIN_REFUSED, NONSENSE, NOT_LOGGED_IN, PING, PONG, SUBSCRIBED, TEXT,
+    UNSUBSCRIBED, tungstenite,
 };
 use crate::gateway::{Gateway, wait_until};
 use std::time::{Duration, Instant};
@@ -107,10 +107,12 @@ fn nonsense_is_answered_and_the_connection_stays() {
 fn what_needs_a_login_says_so() {
     let gateway = Gateway::start(&[]);
     let mut client = Client::gpush(&gateway);
-    for code in 3..=6 {
-        client.send(TEXT, format!(r#"{{"code":{code},"topic":"t","data":"token"}}"#));
+    for code in 4..=6 {
+        client.command(code, "t");
         assert_eq!(client.text(), NOT_LOGGED_IN, "in answer to code {code}");
     }
+    client.ask_login("token");
+    assert_eq!(client.text(), LOGIN_REFUSED, "nobody can log in here");
 }
 
 #[test]

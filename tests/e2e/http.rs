@@ -88,6 +88,15 @@ impl Gateway {
         assert_eq!((response.status, response.body.as_str()), (200, "{}"), "{response:?}");
     }
 
+    /// Publishes to a user; it must be taken.
+    pub fn push_to(&self, uid: &str, topic: &str, data: &str) {
+        use base64::Engine as _;
+        let data = base64::engine::general_purpose::STANDARD.encode(data);
+        let push = serde_json::json!({ "uid": uid, "topic": topic, "data": data });
+        let response = self.post("/v1/pushData", &push.to_string());
+        assert_eq!((response.status, response.body.as_str()), (200, "{}"), "{response:?}");
+    }
+
     /// Makes a shard do nothing for a while. Only with `--dev`.
     pub fn stall(&self, shard: usize, ms: u64) {
         let response = self.post(&format!("/dev/stall?shard={shard}&ms={ms}"), "");

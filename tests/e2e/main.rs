@@ -19,6 +19,7 @@ mod gpush;
 mod handshake;
 mod hostile;
 mod limits;
+mod login;
 mod operating;
 mod pub_command;
 mod publish;
