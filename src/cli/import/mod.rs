@@ -147,7 +147,7 @@ impl<'a> Draft<'a> {
         };
         let all = self.parts.iter().flat_map(|(_, keys)| keys);
         // The last one counts.
-        all.filter(|k| k.path.eq_ignore_ascii_case(key)).last().is_some_and(|k| on(&k.value))
+        all.filter(|k| k.path.eq_ignore_ascii_case(key)).next_back().is_some_and(|k| on(&k.value))
     }
 
     fn take(&mut self, part: &str, found: &Found) {
