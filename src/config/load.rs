@@ -334,6 +334,7 @@ pub(super) fn refusal(key: &str, allowed: &Allowed, value: &toml::Value) -> Opti
         (Allowed::OneOf(_) | Allowed::Text { .. }, toml::Value::String(_)) => "",
         (Allowed::OneOf(_) | Allowed::Text { .. }, _) => "text in quotes, ",
         (Allowed::Bool, _) => "",
+        (Allowed::List { .. }, _) => "",
     };
     (!allowed.accepts(value)).then(|| format!("{key} = {value} is not allowed: it must be {form}{allowed}"))
 }
@@ -349,7 +350,7 @@ fn plain(value: &Spanned<DeValue<'_>>) -> toml::Value {
         },
         DeValue::Float(n) => toml::Value::Float(n.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Datetime(moment) => toml::Value::Datetime(*moment),
-        DeValue::Array(_) => toml::Value::Array(Vec::new()),
+        DeValue::Array(items) => toml::Value::Array(items.iter().map(plain).collect()),
         DeValue::Table(_) => toml::Value::Table(toml::Table::new()),
     }
 }
@@ -531,7 +532,7 @@ mod tests {
             ("shards.count = 1.5", "1.5"),
             ("shards.count = 99999999999999999999", "inf"),
             ("shards.pin = 1", "1"),
-            ("shards.count = [1]", "[]"),
+            ("shards.count = [1]", "[1]"),
             ("log.level = 1979-05-27", "1979-05-27"),
         ] {
             let said = said(line, &[], &[]);

@@ -64,6 +64,13 @@ pub enum Allowed {
         /// Whether it is.
         holds: fn(&str) -> bool,
     },
+    /// A list of texts of each of which `holds` is true; in a variable or a flag they are separated by commas.
+    List {
+        /// What each must be, in words.
+        what: &'static str,
+        /// Whether it is.
+        holds: fn(&str) -> bool,
+    },
 }
 
 impl Allowed {
@@ -76,6 +83,9 @@ impl Allowed {
             }
             (Allowed::OneOf(words), toml::Value::String(text)) => words.contains(&text.as_str()),
             (Allowed::Text { holds, .. }, toml::Value::String(text)) => holds(text),
+            (Allowed::List { holds, .. }, toml::Value::Array(items)) => {
+                items.len() <= LIST_ITEMS_MAX && items.iter().all(|item| item.as_str().is_some_and(holds))
+            }
             _ => false,
         }
     }
@@ -86,6 +96,10 @@ impl Allowed {
         match self {
             Allowed::Bool => text.parse().ok().map(toml::Value::Boolean),
             Allowed::Integer(_) => text.replace('_', "").parse().ok().map(toml::Value::Integer),
+            Allowed::List { .. } => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Some(toml::Value::Array(items.map(|item| toml::Value::String(item.to_owned())).collect()))
+            }
             Allowed::OneOf(_) | Allowed::Text { .. } => None,
         }
         .unwrap_or_else(|| toml::Value::String(text.to_owned()))
@@ -97,6 +111,7 @@ impl fmt::Display for Allowed {
         let alternatives = match self {
             Allowed::Bool => return f.write_str("`true` or `false`"),
             Allowed::Text { what, .. } => return f.write_str(what),
+            Allowed::List { what, .. } => return write!(f, "a list, each {what}"),
             Allowed::OneOf(words) => words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>(),
             Allowed::Integer(ranges) => {
                 ranges.iter().map(|r| format!("{} to {}", grouped(*r.start()), grouped(*r.end()))).collect()
@@ -129,6 +144,9 @@ fn grouped(n: u64) -> String {
     head.into_iter().chain(groups).collect::<Vec<_>>().join("_")
 }
 
+/// Most items of one list.
+const LIST_ITEMS_MAX: usize = 1024;
+
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 const TIB: u64 = 1 << 40;
@@ -140,6 +158,16 @@ const ADDRESS: Allowed = Allowed::Text {
 const ADDRESS_OR_NONE: Allowed = Allowed::Text {
     what: "empty, or an IP address and a port, as in `127.0.0.1:7788`",
     holds: |text| text.is_empty() || text.parse::<SocketAddr>().is_ok(),
+};
+const GATEWAYS: Allowed = Allowed::List {
+    what: "a host and a port, as in `10.0.0.7:7788` or `gateway-1:7788`",
+    holds: |text| {
+        let parts = text.rsplit_once(':');
+        parts.is_some_and(|(host, port)| {
+            let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':' | b'[' | b']');
+            !host.is_empty() && host.bytes().all(is_host) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
+    },
 };
 const PATH: Allowed = Allowed::Text {
     what: "empty, or a path of visible ASCII characters that begins with `/`, without `?` and `#`",
@@ -318,6 +346,16 @@ section! { "compat.gopush"
         certificate_file: String = String::new() => FILE,
         /// Its private key, PEM.
         certificate_key_file: String = String::new() => FILE,
+        /// Gateways that pushes of `logic_address` go on to, over TLS (no certificate is verified) and HTTP/2, besides this one's own clients.
+        gateway_list: Vec<String> = Vec::new() => GATEWAYS,
+        /// How often a push to another gateway is tried.
+        gateway_push_attempts: usize = 3 => Allowed::Integer(&[1..=100]),
+        /// How long each attempt may take.
+        gateway_timeout_ms: u64 = 3000 => Allowed::Integer(&[1..=HOUR_MS]),
+        /// Pushes that may wait for one gateway; more are dropped and counted.
+        gateway_pending_max: usize = 200_000 => Allowed::Integer(&[1..=10_000_000]),
+        /// Their bytes.
+        gateway_pending_bytes_max: usize = 64 << 20 => Allowed::Integer(&[65_536..=TIB]),
         /// A client is looked at once in each interval, counted from its handshake, and cut if its last PING is older than one.
         heartbeat_interval_ms: u64 = 60_000 => Allowed::Integer(&[100..=DAY_MS]),
         /// Rooms one connection may be in, besides `limits.topics_per_connection_max`; a JOIN beyond is ignored.

@@ -19,7 +19,7 @@ mod sending;
 mod tests;
 
 use crate::clock::Time;
-use crate::dialect::Command;
+use crate::dialect::{Command, DialectId};
 use crate::frame::Outgoing;
 use crate::ids::{ShardId, Slot};
 use crate::metrics::ShardMetrics;
@@ -355,6 +355,8 @@ impl<R: Ring> Reactor<R> {
         m.connections.set(self.tenants as u64);
         m.subscriptions.set(self.interests.members() as u64);
         m.interests.set(self.interests.len() as u64);
+        let gopush = [false, true].map(|deflated| self.interests.everyone(DialectId::Gopush.encoding(deflated)));
+        m.gopush_connections.set(gopush.iter().sum::<usize>() as u64);
         m.slow_connections.set(self.slow.len() as u64);
         m.partial_bytes.set(self.partial_bytes as u64);
         let owed = self.owed_bytes() as u64;

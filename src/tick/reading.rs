@@ -2,7 +2,7 @@
 
 use super::Reactor;
 use super::life::Cause;
-use crate::dialect::{Command, Dialect, Heartbeat, SubscribeError, TOPIC_BYTES_MAX};
+use crate::dialect::{Command, Dialect, DialectId, Heartbeat, SubscribeError, TOPIC_BYTES_MAX};
 use crate::ids::{Epoch, InterestId, Offset, Slot};
 use crate::queue::InterestKey;
 use crate::shard::connection::Phase;
@@ -326,6 +326,9 @@ impl<R: Ring> Reactor<R> {
             Command::Subscribe { topic, request } => self.subscribe(slot, topic, request),
             Command::Unsubscribe { topic, request } => self.unsubscribe(slot, &topic, request),
             Command::Reply(bytes) => {
+                if self.connections[slot.0 as usize].dialect == DialectId::Gopush {
+                    self.metrics.gopush_messages.add(1);
+                }
                 self.reply.clear();
                 self.reply.extend_from_slice(&bytes);
                 self.owe_reply(slot);

@@ -11,6 +11,7 @@ mod delivery;
 mod denied;
 mod drain;
 mod frames;
+mod gopush;
 mod gpush;
 mod handshake;
 mod hostile;
