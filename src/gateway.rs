@@ -13,7 +13,7 @@ use crate::clock::Time;
 use crate::config::Config;
 use crate::encode::{EncodeSettings, Encoder};
 use crate::ids::ShardId;
-use crate::ingest::{Control, Hooks, Oracle, Server, ShardQueues, Tokens};
+use crate::ingest::{Control, GopushServer, Hooks, Oracle, Server, ShardQueues, Tokens};
 use crate::metrics::{AcceptMetrics, ControlMetrics, Registry, ShardMetrics};
 use crate::queue::{self, Answer, Bell, Drain, Page, ToAccept};
 use crate::shard::settings::ShardSettings;
@@ -135,6 +135,7 @@ struct Gateway {
     config: Config,
     layout: Layout,
     server: Server,
+    gopush: GopushServer,
     tokens: Arc<Tokens>,
     login: Login,
     listeners: Vec<Listener>,
@@ -158,6 +159,7 @@ impl Gateway {
         };
         let login = Login::new(&config.auth).map_err(|e| text(&e))?;
         let server = Server::bind(&config.publish).map_err(|e| text(&e))?;
+        let gopush = GopushServer::bind(&config.compat.gopush).map_err(|e| text(&e))?;
         let options = ListenOptions {
             send_buffer_bytes: config.shards.socket_send_buffer_bytes,
             backlog: config.shards.listen_backlog,
@@ -171,7 +173,7 @@ impl Gateway {
                 .map_err(|e| StartError::Text(format!("listen.address {}: {e}", block.address)))?;
             listeners.push(listen(address, options).map_err(|e| text(&e))?);
         }
-        Ok(Gateway { config, layout, server, tokens: Arc::new(tokens), login, listeners, features, cores })
+        Ok(Gateway { config, layout, server, gopush, tokens: Arc::new(tokens), login, listeners, features, cores })
     }
 
     /// The core of a thread: control and accepting core share the first, shards have the others, or all if there is only one.
@@ -293,6 +295,7 @@ impl Gateway {
             announcement,
             config: self.config,
             server: self.server,
+            gopush: self.gopush,
             tokens: self.tokens,
             login: self.login,
             control,
@@ -339,6 +342,7 @@ impl Gateway {
                 lines.push(format!("subscribers  ws://{address}{prefix}/echo (echo, for development)"));
             }
         }
+        lines.extend(self.gopush.announcement().map_err(text)?);
         lines.push(format!("gRPC publish {grpc}"));
         lines.push(format!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)"));
         if let Some((mut address, path)) = first {
@@ -424,6 +428,7 @@ struct Running {
     announcement: String,
     config: Config,
     server: Server,
+    gopush: GopushServer,
     tokens: Arc<Tokens>,
     login: Login,
     control: Arc<Control>,
@@ -462,7 +467,7 @@ impl Running {
             tokio::spawn(async move { control.run(knowledge).await })
         };
         let (stopping, stopped) = tokio::sync::watch::channel(false);
-        let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+        let (finish, finished) = tokio::sync::watch::channel(false);
         let health = Health { control: self.control.clone(), shards: self.shard_metrics.clone(), stopping: stopped };
         let hooks = Hooks {
             metrics: {
@@ -476,9 +481,19 @@ impl Running {
         };
         let server = {
             let (server, control, tokens) = (self.server, self.control.clone(), self.tokens.clone());
-            let (publish, dev) = (self.config.publish.clone(), self.config.dev);
+            let (publish, dev, mut finished) = (self.config.publish.clone(), self.config.dev, finished.clone());
             tokio_uring::spawn(async move {
-                server.serve(control, tokens, hooks, &publish, dev, async { drop(finished.await) }).await
+                let finished = async { drop(finished.wait_for(|f| *f).await) };
+                server.serve(control, tokens, hooks, &publish, dev, finished).await
+            })
+        };
+        let gopush = {
+            let (server, control, shards) = (self.gopush, self.control.clone(), self.shard_metrics.clone());
+            let (publish, settings, mut finished) =
+                (self.config.publish.clone(), self.config.compat.gopush.clone(), finished.clone());
+            tokio_uring::spawn(async move {
+                let finished = async { drop(finished.wait_for(|f| *f).await) };
+                server.serve(control, shards, &settings, &publish, finished).await
             })
         };
         let watchdog = tokio::spawn(feed_watchdog(health));
@@ -511,8 +526,8 @@ impl Running {
         }
         watchdog.abort();
         driver.abort();
-        let _ = finish.send(());
-        let _ = tokio::time::timeout(Duration::from_secs(3), server).await;
+        finish.send_replace(true);
+        let _ = tokio::time::timeout(Duration::from_secs(3), async { tokio::join!(server, gopush) }).await;
         // A thread that is stuck must not keep the process: those that are done are joined, the others end with it.
         for thread in self.threads.into_iter().filter(JoinHandle::is_finished) {
             let _ = thread.join();

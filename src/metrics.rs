@@ -204,6 +204,12 @@ cells! {
         closes_send_failed: Counter = "closes" { reason: "send_failed" },
         /// Closes that were cut at `close_deadline_ms`, without the peer's answer.
         closes_cut: Counter = "closes_cut",
+        /// Open connections of go-push clients.
+        gopush_connections: Gauge = "gopush_connections",
+        /// Messages handed to the kernel for go-push clients, a merged push and a PONG counted once each.
+        gopush_messages: Counter = "gopush_messages",
+        /// Messages for go-push clients dropped: `pending_bytes_max` was reached.
+        gopush_messages_dropped: Counter = "gopush_messages_dropped",
         /// Topics refused: `topics_per_connection_max` of the client, or `topics_max` of the shard.
         topics_refused: Counter = "topics_refused",
         /// Logins that went well.
@@ -300,6 +306,10 @@ cells! {
         grpc_connections: Gauge = "publisher_connections" { protocol: "grpc" },
         /// Publishers connected by HTTP.
         http_connections: Gauge = "publisher_connections" { protocol: "http" },
+        /// Publishers connected to go-push's gateway port.
+        gopush_gateway_connections: Gauge = "publisher_connections" { protocol: "gopush_gateway" },
+        /// Publishers connected to go-push's logic port.
+        gopush_logic_connections: Gauge = "publisher_connections" { protocol: "gopush_logic" },
         /// Publishers cut for another, at `publish.connections_max`, never having called with a token that holds.
         publishers_cut: Counter = "publishers_cut",
         /// Calls refused: too many without a token open on one connection.
@@ -316,6 +326,8 @@ cells! {
         merged_room_items: Counter = "merged_items" { target: "room" },
         /// Items that left the merge window of what goes to everyone.
         merged_all_items: Counter = "merged_items" { target: "everyone" },
+        /// Items for the room without a name, where nobody can be.
+        merged_nowhere_items: Counter = "merged_items" { target: "nowhere" },
         /// Items of merge windows of rooms that not every shard got, at the end of a drain.
         merged_room_items_dropped: Counter = "merged_items_dropped" { target: "room" },
         /// Items for everyone that not every shard got, at the end of a drain.
@@ -330,6 +342,20 @@ cells! {
         merging_items: Gauge = "merging_items",
         /// Merge windows that wait for room in a shard's queue.
         merging_blocked: Gauge = "merging_blocked",
+        /// Items for rooms that go-push's publishers sent and that were refused.
+        gopush_room_refused: Counter = "gopush_items_refused" { target: "room" },
+        /// Items for everyone that go-push's publishers sent and that were refused.
+        gopush_all_refused: Counter = "gopush_items_refused" { target: "everyone" },
+        /// Items that came in by go-push's logic port.
+        gopush_dispatched: Counter = "gopush_dispatched_items",
+        /// Of them: refused here, or dropped for one of the gateways that they were to go on to.
+        gopush_dispatch_failed: Counter = "gopush_dispatch_failed_items",
+        /// Attempts to send a push on to another gateway that failed.
+        gopush_forward_failures: Counter = "gopush_forward_failures",
+        /// Items not sent on: too much was pending for that gateway.
+        gopush_forward_dropped: Counter = "gopush_forward_lost_items" { reason: "pending" },
+        /// Items not sent on: every attempt failed.
+        gopush_forward_lost: Counter = "gopush_forward_lost_items" { reason: "failed" },
         /// Topics forgotten to make room.
         topics_evicted: Counter = "topics_evicted",
         /// Publish handlers that panicked and were answered INTERNAL: a defect of the gateway, the log names it.

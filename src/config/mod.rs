@@ -164,6 +164,16 @@ const ADDRESS_OR_NONE: Allowed = Allowed::Text {
     what: "empty, or an IP address and a port, as in `127.0.0.1:7788`",
     holds: |text| text.is_empty() || text.parse::<SocketAddr>().is_ok(),
 };
+const GATEWAYS: Allowed = Allowed::List {
+    what: "a host and a port, as in `10.0.0.7:7788` or `gateway-1:7788`",
+    holds: |text| {
+        let parts = text.rsplit_once(':');
+        parts.is_some_and(|(host, port)| {
+            let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':' | b'[' | b']');
+            !host.is_empty() && host.bytes().all(is_host) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
+    },
+};
 const PATH: Allowed = Allowed::Text {
     what: "empty, or a path of visible ASCII characters that begins with `/`, without `?` and `#`",
     holds: |text| {
@@ -414,6 +424,16 @@ section! { "compat.gopush"
         certificate_file: String = String::new() => FILE,
         /// Its private key, PEM.
         certificate_key_file: String = String::new() => FILE,
+        /// Gateways that pushes of `logic_address` go on to, over TLS (no certificate is verified) and HTTP/2, besides this one's own clients.
+        gateway_list: Vec<String> = Vec::new() => GATEWAYS,
+        /// How often a push to another gateway is tried.
+        gateway_push_attempts: usize = 3 => Allowed::Integer(&[1..=100]),
+        /// How long each attempt may take.
+        gateway_timeout_ms: u64 = 3000 => Allowed::Integer(&[1..=HOUR_MS]),
+        /// Pushes that may wait for one gateway; more are dropped and counted.
+        gateway_pending_max: usize = 200_000 => Allowed::Integer(&[1..=10_000_000]),
+        /// Their bytes.
+        gateway_pending_bytes_max: usize = 64 << 20 => Allowed::Integer(&[65_536..=TIB]),
         /// A client is looked at once in each interval, counted from its handshake, and cut if its last PING is older than one.
         heartbeat_interval_ms: u64 = 60_000 => Allowed::Integer(&[100..=DAY_MS]),
         /// Rooms one connection may be in, besides `limits.topics_per_connection_max`; a JOIN beyond is ignored.

@@ -345,6 +345,11 @@ impl Control {
         &self.metrics
     }
 
+    /// Brings what only the mind knows into [`Control::metrics`] now; the driver does so once a second at least.
+    pub fn report(&self) {
+        self.core().mind.report(&self.metrics);
+    }
+
     /// Admits, refuses or lets wait. Never blocks; allocates nothing here unless the publication waits.
     pub fn try_publish(&self, publication: Publication) -> Admission {
         let mut core = self.core();

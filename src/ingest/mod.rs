@@ -10,6 +10,7 @@
 //! only one that has to wait for room is ever awaited.
 
 mod control;
+mod gopush;
 mod grpc;
 mod http;
 mod json;
@@ -20,5 +21,6 @@ mod tokens;
 mod visits;
 
 pub use control::{Admission, Control, Mind, Oracle, ShardQueues, StallError, Waiting};
+pub use gopush::{CertificateError, GopushError, GopushServer};
 pub use server::{BindError, Hooks, Server};
 pub use tokens::{Tokens, TokensError};

@@ -24,6 +24,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -190,7 +191,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-fn bind(key: &'static str, address: &str, open: bool) -> Result<std::net::TcpListener, BindError> {
+pub(super) fn bind(key: &'static str, address: &str, open: bool) -> Result<std::net::TcpListener, BindError> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => BindError::Taken { key, address: address.into() },
         _ => BindError::Failed { key, address: address.into(), error },
@@ -202,23 +203,23 @@ fn bind(key: &'static str, address: &str, open: bool) -> Result<std::net::TcpLis
     Ok(listener)
 }
 
-fn listener(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+pub(super) fn listener(listener: std::net::TcpListener) -> io::Result<TcpListener> {
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
 }
 
-/// One of the two ports, while it takes connections.
-struct Port<'a> {
-    listener: TcpListener,
-    connections_max: usize,
-    connections: &'a Gauge,
-    metrics: &'a ControlMetrics,
-    stop: watch::Receiver<bool>,
+/// One port, while it takes connections.
+pub(super) struct Port<'a> {
+    pub(super) listener: TcpListener,
+    pub(super) connections_max: usize,
+    pub(super) connections: &'a Gauge,
+    pub(super) metrics: &'a ControlMetrics,
+    pub(super) stop: watch::Receiver<bool>,
 }
 
 impl Port<'_> {
     /// Accepts until told to stop, then waits for the connections, each of which ends within [`GRACE`].
-    async fn accept_all<F>(self, serve: impl Fn(TcpStream, Visit, watch::Receiver<bool>) -> F)
+    pub(super) async fn accept_all<F>(self, serve: impl Fn(TcpStream, Visit, watch::Receiver<bool>) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -271,7 +272,7 @@ impl Port<'_> {
 }
 
 /// Completes when the order to stop is given, or can't be given any more.
-async fn ordered(mut stop: watch::Receiver<bool>) {
+pub(super) async fn ordered(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|s| *s).await;
 }
 
@@ -283,11 +284,11 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// What a request meets first: who is there, and how much a stranger may ask at once.
-struct Reception {
-    router: Router,
-    tokens: Arc<Tokens>,
-    control: Arc<Control>,
-    visit: Visit,
+pub(super) struct Reception {
+    pub(super) router: Router,
+    pub(super) tokens: Arc<Tokens>,
+    pub(super) control: Arc<Control>,
+    pub(super) visit: Visit,
 }
 
 impl Reception {
@@ -320,7 +321,16 @@ fn too_many_calls() -> tonic::Status {
     ))
 }
 
-async fn serve_http1(stream: TcpStream, reception: Reception, idle: Duration, stop: watch::Receiver<bool>) {
+/// A connection, with TLS or without.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
+
+pub(super) async fn serve_http1<S: Stream>(
+    stream: S,
+    reception: Reception,
+    idle: Duration,
+    stop: watch::Receiver<bool>,
+) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
@@ -335,7 +345,7 @@ async fn serve_http1(stream: TcpStream, reception: Reception, idle: Duration, st
     let _ = tokio::time::timeout(GRACE, connection).await;
 }
 
-async fn serve_http2(stream: TcpStream, reception: Reception, stop: watch::Receiver<bool>) {
+pub(super) async fn serve_http2<S: Stream>(stream: S, reception: Reception, stop: watch::Receiver<bool>) {
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(GRPC_SILENCE)

@@ -444,6 +444,11 @@ impl Interests {
         }
     }
 
+    /// Connections that take part in what goes to everyone in this encoding: all of its open ones.
+    pub fn everyone(&self, encoding: Encoding) -> usize {
+        self.by_broadcast[encoding.0 as usize].map_or(0, |id| self.get(id).members.len())
+    }
+
     /// Subscriptions held.
     pub fn members(&self) -> usize {
         self.members

@@ -2,7 +2,7 @@
 
 use super::Reactor;
 use super::life::Cause;
-use crate::dialect::{Command, Dialect, Heartbeat, SubscribeError, TOPIC_BYTES_MAX, Welcome};
+use crate::dialect::{Command, Dialect, DialectId, Heartbeat, SubscribeError, TOPIC_BYTES_MAX, Welcome};
 use crate::ids::{ConnectId, Epoch, InterestId, Offset, Slot};
 use crate::queue::{InterestKey, Question};
 use crate::shard::connection::Phase;
@@ -415,6 +415,9 @@ impl<R: Ring> Reactor<R> {
             Command::SubscribePrivately { topic } => self.subscribe_privately(slot, &topic),
             Command::UnsubscribePrivately { topic } => self.unsubscribe_privately(slot, &topic),
             Command::Reply(bytes) => {
+                if self.connections[slot.0 as usize].dialect == DialectId::Gopush {
+                    self.metrics.gopush_messages.add(1);
+                }
                 self.reply.clear();
                 self.reply.extend_from_slice(&bytes);
                 self.owe_reply(slot);

@@ -15,6 +15,7 @@ mod denied;
 mod drain;
 mod edges;
 mod frames;
+mod gopush;
 mod gpush;
 mod handshake;
 mod hostile;
