@@ -18,15 +18,9 @@ const REOPEN_MS = 1000;
 const $ = (id) => document.getElementById(id);
 const url = (path) => new URL(path, location.href.replace(/^http/, "ws")).href;
 
-/** The names that the simulated market gives: known ones, then four letters. */
+/** The names that the simulated market gives. */
 function symbols(count) {
-  const known = (
-    "AAPL MSFT NVDA GOOG AMZN META TSLA AVGO BRKB JPM LLY V UNH XOM MA COST HD PG WMT NFLX JNJ BAC CRM ORCL CVX KO AMD MRK PEP " +
-    "ADBE CSCO LIN TMO ACN MCD ABT WFC IBM GE INTU QCOM CAT TXN DIS VZ AXP PFE INTC SAP ASML"
-  ).split(" ");
-  const letter = (n) => "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[Math.floor(n) % 26];
-  const made = (i) => `Z${letter(i / 676)}${letter(i / 26)}${letter(i)}`;
-  return Array.from({ length: count }, (_, i) => known[i] ?? made(i - known.length));
+  return Array.from({ length: count }, (_, i) => `S${String(i).padStart(3, "0")}`);
 }
 
 // --- Prices ---

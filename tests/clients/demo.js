@@ -3,6 +3,7 @@
 "use strict";
 const assert = require("node:assert/strict");
 const { chromium } = require("playwright-core");
+const path = require("node:path");
 const { args, check, DEADLINE_MS } = require("./common.js");
 const { Command, Gateway } = require("./gateway.js");
 
@@ -152,6 +153,12 @@ async function main(a) {
       state.faults.push(...phone.state.faults);
     });
     assert.deepEqual(state.faults, []);
+  } catch (error) {
+    // What the pages looked like, beside the logs.
+    const pages = browser.contexts().flatMap((context) => context.pages());
+    const failed = (i) => path.join(process.env.CLIENT_LOGS, `failed-${i}.png`);
+    await Promise.allSettled(pages.map((page, i) => page.screenshot({ path: failed(i), timeout: DEADLINE_MS })));
+    throw error;
   } finally {
     await browser.close();
   }

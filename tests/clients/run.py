@@ -106,7 +106,7 @@ def run_client(command, arguments, directory, messages):
     scratch = directory / "tmp"
     scratch.mkdir()
     environment = os.environ | {"PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(scratch)}
-    environment |= {"NODE_PATH": str(node_modules)}
+    environment |= {"NODE_PATH": str(node_modules), "CLIENT_LOGS": str(directory)}
     for proxy in ("http_proxy", "https_proxy", "all_proxy"):
         environment.pop(proxy, None), environment.pop(proxy.upper(), None)
     arguments = [*arguments, "--messages", str(messages)]
