@@ -145,9 +145,9 @@ impl<'a> Draft<'a> {
             Value::Integer(n) => *n != 0,
             _ => true,
         };
-        let all = self.parts.iter().flat_map(|(_, keys)| keys);
+        let mut all = self.parts.iter().flat_map(|(_, keys)| keys);
         // The last one counts.
-        all.filter(|k| k.path.eq_ignore_ascii_case(key)).next_back().is_some_and(|k| on(&k.value))
+        all.rfind(|k| k.path.eq_ignore_ascii_case(key)).is_some_and(|k| on(&k.value))
     }
 
     fn take(&mut self, part: &str, found: &Found) {
