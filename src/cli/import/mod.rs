@@ -67,6 +67,7 @@ pub(super) fn import(from: From, files: &[(String, String)], sections: &[Section
         keys.iter().for_each(|found| draft.take(part, found));
     }
     draft.add();
+    draft.leave_itself_out();
     if draft.problems.is_empty() { Ok(draft.finish(files)) } else { Err(draft.problems) }
 }
 
@@ -145,9 +146,9 @@ impl<'a> Draft<'a> {
             Value::Integer(n) => *n != 0,
             _ => true,
         };
-        let mut all = self.parts.iter().flat_map(|(_, keys)| keys);
-        // The last one counts.
-        all.rfind(|k| k.path.eq_ignore_ascii_case(key)).is_some_and(|k| on(&k.value))
+        // The first file that has it counts, and in it the last one, as for values.
+        let of_file = |(_, keys): &'a (&str, Vec<Found>)| keys.iter().rfind(|k| k.path.eq_ignore_ascii_case(key));
+        self.parts.iter().find_map(of_file).is_some_and(|k| on(&k.value))
     }
 
     fn take(&mut self, part: &str, found: &Found) {
@@ -211,7 +212,8 @@ impl<'a> Draft<'a> {
     /// What no key of theirs says.
     fn add(&mut self) {
         for added in self.system.added {
-            if added.when.is_some_and(|key| !self.is_on(key)) || self.lines.contains_key(added.ours) {
+            let is_there = !added.without.is_empty() && self.parts.iter().any(|(part, _)| *part == added.without);
+            if is_there || added.when.is_some_and(|key| !self.is_on(key)) || self.lines.contains_key(added.ours) {
                 continue;
             }
             let table: toml::Table = toml::from_str(&format!("x = {}", added.value)).expect("a table of ours is TOML");
@@ -225,6 +227,29 @@ impl<'a> Draft<'a> {
             if added.is_warning {
                 self.remarks.push(format!("{} = {}: {}", added.ours, added.value, added.note));
             }
+        }
+    }
+
+    /// A logic's list of gateways without the one that is imported along with it: this process is both.
+    fn leave_itself_out(&mut self) {
+        let port = |line: &Line| Some(line.value.as_str()?.rsplit_once(':')?.1.to_owned());
+        let Some(port) = self.lines.get("compat.gopush.gateway_address").and_then(port) else { return };
+        let Some(list) = self.lines.get_mut("compat.gopush.gateway_list") else { return };
+        let Some(gateways) = list.value.as_array_mut() else { return };
+        let is_itself = |gateway: &Value| {
+            let address = gateway.as_str().and_then(|text| text.rsplit_once(':'));
+            address.is_some_and(|(host, at)| at == port && matches!(host, "localhost" | "127.0.0.1" | "[::1]"))
+        };
+        if let Some(at) = gateways.iter().position(is_itself) {
+            let itself = gateways.remove(at);
+            gateways.retain(|gateway| !is_itself(gateway));
+            list.comments.push(format!("{itself} is left out: it is this process."));
+        }
+        if !gateways.is_empty() {
+            self.remarks.push(format!(
+                "compat.gopush.gateway_list = {}: if one of them is this process, leave it out, or its clients have each push twice",
+                list.value
+            ));
         }
     }
 
@@ -434,6 +459,22 @@ mod tests {
         let imported = from(From::GoPush, &[gateway, logic]).unwrap();
         let at = |key: &str, port: u16| imported.toml.contains(&format!("{key} = \"0.0.0.0:{port}\""));
         assert!(at("gateway_address", 7788) && at("logic_address", 7799), "{}", imported.toml);
+    }
+
+    #[test]
+    fn a_half_alone_leaves_the_other_where_it_is_and_both_are_not_in_their_own_list() {
+        let gateway = ("g.json", r#"{"servicePort": 7788, "wsPort": 7777}"#);
+        let list = r#"[{"hostname": "localhost", "port": 7788}, {"hostname": "b", "port": 7788}]"#;
+        let logic = format!(r#"{{"servicePort": 7799, "gatewayList": {list}}}"#);
+        let of = |files: &[(&str, &str)]| from(From::GoPush, files).unwrap().toml;
+        let both = of(&[gateway, ("l.json", &logic)]);
+        assert!(both.contains("gateway_list = [\"b:7788\"]") && both.contains("it is this process"), "{both}");
+        let alone = of(&[("l.json", &logic)]);
+        assert!(alone.contains("gateway_list = [\"localhost:7788\", \"b:7788\"]"), "{alone}");
+        for closed in ["connect_address = \"\"", "gateway_address = \"\""] {
+            assert!(alone.contains(closed) && !both.contains(closed), "{closed}");
+        }
+        assert!(of(&[gateway]).contains("logic_address = \"\"") && !both.contains("logic_address = \"\""));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(super) struct Added {
     pub(super) value: &'static str,
     /// As in [`Becomes::Setting`].
     pub(super) when: Option<&'static str>,
+    /// Counts only if no file of this part was given; "" = always.
+    pub(super) without: &'static str,
     /// Why.
     pub(super) note: &'static str,
     /// Whether it also goes to stderr.
@@ -86,6 +88,7 @@ const UNUSED: &str = "gpush reads it and does nothing with it";
 const EVENTS: &str = "always event-driven, by io_uring";
 const OPEN: &str = "As there: whoever reaches the two publishing ports may publish. Better: a file of tokens in publish.tokens_file, or addresses on 127.0.0.1.";
 const GOPUSH_OPEN: &str = "As there: whoever reaches go-push's ports for publishers may publish, for it asks for no token. Better: both on 127.0.0.1.";
+const STAYS: &str = "Not opened: no file of this part was given, so it stays where it is.";
 const ORIGINS: &str = "As there: pages of any site may connect. Better: name your own sites.";
 
 pub(super) const GPUSH: System = System {
@@ -179,20 +182,43 @@ pub(super) const GPUSH: System = System {
         dropped("", "logger.reportConfig.level", ALERTS),
     ],
     added: &[
-        Added { ours: "listen.allowed_origins", value: "[\"*\"]", when: None, note: ORIGINS, is_warning: false },
+        Added {
+            ours: "listen.allowed_origins",
+            value: "[\"*\"]",
+            when: None,
+            without: "",
+            note: ORIGINS,
+            is_warning: false,
+        },
         Added {
             ours: "auth.login",
             value: "\"url\"",
             when: Some("authUrl"),
+            without: "",
             note: "Login (code 3) asks auth.url.",
             is_warning: false,
         },
-        Added { ours: "publish.insecure", value: "true", when: Some("server.PullPort"), note: OPEN, is_warning: true },
-        Added { ours: "publish.insecure", value: "true", when: Some("server.HttpPort"), note: OPEN, is_warning: true },
+        Added {
+            ours: "publish.insecure",
+            value: "true",
+            when: Some("server.PullPort"),
+            without: "",
+            note: OPEN,
+            is_warning: true,
+        },
+        Added {
+            ours: "publish.insecure",
+            value: "true",
+            when: Some("server.HttpPort"),
+            without: "",
+            note: OPEN,
+            is_warning: true,
+        },
         Added {
             ours: "websocket.deflate_level",
             value: "9",
             when: Some("connection.IsCompress"),
+            without: "",
             note: "gpush's level.",
             is_warning: false,
         },
@@ -259,9 +285,15 @@ pub(super) const GOPUSH: System = System {
         setting("logic", "servicePort", "compat.gopush.logic_address", port, ""),
         dropped("logic", "serviceReadTimeout", "publish.body_deadline_ms holds for the body of every HTTP request"),
         dropped("logic", "serviceWriteTimeout", "answers are small and leave in one send"),
-        setting("logic", "gatewayList", "compat.gopush.gateway_list", gateways, ""),
+        setting(
+            "logic",
+            "gatewayList",
+            "compat.gopush.gateway_list",
+            gateways,
+            "Besides this process's own clients, which have every push anyway: it must not be in its own list.",
+        ),
         dropped("logic", "gatewayMaxConnection", "one HTTP/2 connection to each gateway carries all calls"),
-        dropped("logic", "gatewayTimeout", "an attempt takes 3 s at most"),
+        setting("logic", "gatewayTimeout", "compat.gopush.gateway_timeout_ms", integer, ""),
         dropped("logic", "gatewayIdleTimeout", "a connection to a gateway stays open"),
         dropped("logic", "gatewayDispatchWorkerCount", WORKERS),
         dropped(
@@ -269,26 +301,61 @@ pub(super) const GOPUSH: System = System {
             "gatewayDispatchChannelSize",
             "pushes on their way to a gateway are bounded, and counted when dropped",
         ),
-        dropped(
+        setting(
             "logic",
             "gatewayMaxPendingCount",
-            "pushes on their way to a gateway are bounded, and counted when dropped",
+            "compat.gopush.gateway_pending_max",
+            integer,
+            "Dropped ones are counted.",
         ),
-        dropped("logic", "gatewayPushRetry", "three attempts"),
+        setting("logic", "gatewayPushRetry", "compat.gopush.gateway_push_attempts", integer, "All attempts, as there."),
     ],
     added: &[
-        Added { ours: "listen.allowed_origins", value: "[\"*\"]", when: None, note: ORIGINS, is_warning: false },
+        Added {
+            ours: "listen.allowed_origins",
+            value: "[\"*\"]",
+            when: None,
+            without: "",
+            note: ORIGINS,
+            is_warning: false,
+        },
         Added {
             ours: "compat.gopush.enabled",
             value: "true",
             when: None,
+            without: "",
             note: "Opens go-push's ports.",
+            is_warning: false,
+        },
+        Added {
+            ours: "compat.gopush.connect_address",
+            value: "\"\"",
+            when: None,
+            without: "gateway",
+            note: STAYS,
+            is_warning: false,
+        },
+        Added {
+            ours: "compat.gopush.gateway_address",
+            value: "\"\"",
+            when: None,
+            without: "gateway",
+            note: STAYS,
+            is_warning: false,
+        },
+        Added {
+            ours: "compat.gopush.logic_address",
+            value: "\"\"",
+            when: None,
+            without: "logic",
+            note: STAYS,
             is_warning: false,
         },
         Added {
             ours: "compat.gopush.insecure",
             value: "true",
             when: Some("servicePort"),
+            without: "",
             note: GOPUSH_OPEN,
             is_warning: true,
         },
