@@ -233,9 +233,8 @@ impl Answers {
         // The places of the publications, in their order; without a multicast the n-th is the n-th message.
         let mut places = Vec::new();
         let is_multicast = batch.messages.iter().any(|m| !m.topics.is_empty());
-        let publications = batch.messages.iter().enumerate();
         if is_multicast {
-            for (message, m) in publications.clone() {
+            for (message, m) in batch.messages.iter().enumerate() {
                 if m.topics.is_empty() {
                     places.push((Place { message, topic: None }, m.topic.as_str()));
                 } else if let Err(problem) = check_multicast(m, topics_max) {
@@ -261,7 +260,7 @@ impl Answers {
                 let parts = places.iter().map(|(place, name)| publication(topic, &batch.messages[place.message], name));
                 self.control.try_publish_all(parts, &mut each);
             } else {
-                self.control.try_publish_all(publications.map(|(_, m)| publication(topic, m, &m.topic)), &mut each);
+                self.control.try_publish_all(batch.messages.iter().map(|m| publication(topic, m, &m.topic)), &mut each);
             }
         })?;
         Ok(Pending { result: PublishBatchResult { id: batch.id, results }, waiting })
