@@ -305,7 +305,7 @@ section! { "limits"
         reply_bytes_max: usize = 16_384 => Allowed::Integer(&[256..=1 << 24]),
         /// Memory of clients' incomplete messages, all shards together; above it, whoever adds to one is closed (1013).
         partial_bytes_max: usize = 256 << 20 => Allowed::Integer(&[65_536..=TIB]),
-        /// Questions of clients under way (logins, pages), all shards together; one more is refused at once (30003, 401, 503).
+        /// Questions of clients under way (logins, pages), all shards together; one more is refused at once (30003, or 503 over HTTP).
         questions_max: usize = 4096 => Allowed::Integer(&[1..=1 << 20]),
         /// Clients being told 503 at once; more are cut without an answer.
         refusals_max: usize = 1024 => Allowed::Integer(&[0..=65_536]),
@@ -475,7 +475,7 @@ section! { "publish"
         /// Streams of `PullData` open at once, by gRPC and HTTP together.
         pullers_max: usize = 64 => Allowed::Integer(&[0..=65_536]),
         /// Bytes of pushes that one stream of `PullData` may be behind; above it, it is ended.
-        puller_bytes_max: usize = 16 << 20 => Allowed::Integer(&[65_536..=TIB]),
+        puller_bytes_max: usize = 16 << 20 => Allowed::Integer(&[4096..=TIB]),
         /// Publishers connected at once, by gRPC and by HTTP each. One more takes the place of whoever is connected longest without having called with a token that holds (any call, where none is asked for); when all have, it waits.
         connections_max: usize = 4096 => Allowed::Integer(&[1..=65_536]),
         /// An HTTP connection without a complete request head for this long is cut.

@@ -76,6 +76,12 @@ impl Config {
                 framed,
                 "the largest message could not be published",
             ),
+            (
+                "publish.puller_bytes_max",
+                self.publish.puller_bytes_max,
+                framed,
+                "the largest message would end every stream of PullData",
+            ),
         ] {
             if value < least {
                 let sum = format!("limits.message_bytes_max ({message}) + {FRAME_OVERHEAD_BYTES} of framing");
@@ -323,6 +329,7 @@ mod tests {
             ("slow.pending_bytes_max", (|c, n| c.slow.pending_bytes_max = n) as fn(&mut Config, usize)),
             ("shards.queue_bytes_max", |c, n| c.shards.queue_bytes_max = n),
             ("publish.request_bytes_max", |c, n| c.publish.request_bytes_max = n),
+            ("publish.puller_bytes_max", |c, n| c.publish.puller_bytes_max = n),
         ] {
             let said = said(|c| change(c, least - 1));
             assert!(said.starts_with(key) && said.contains(&format!("give at least {least}")), "{said}");
@@ -372,6 +379,24 @@ mod tests {
                 *address = "127.0.0.1:0".into(); // The kernel gives each another.
             }
         });
+    }
+
+    #[test]
+    fn logins_need_whom_to_ask_and_a_token_at_connect_needs_logins() {
+        let url = |c: &mut Config| c.auth.url = "https://accounts.example/validate".into();
+        assert!(said(|c| c.auth.login = LoginMode::Url).contains("auth.url is empty"));
+        assert!(said(url).contains("nobody asks it"));
+        assert!(said(|c| c.auth.token_at_connect = true).contains("set auth.login"));
+        for wrong in ["accounts.example", "ftp://accounts.example", "http://", "http://a b"] {
+            assert!(said(|c| c.auth.url = wrong.into()).contains("http:// or https://"), "{wrong}");
+        }
+        let with_url = |c: &mut Config| {
+            url(c);
+            c.auth.login = LoginMode::Url;
+            c.auth.token_at_connect = true;
+        };
+        assert_eq!(warned(with_url), Vec::<String>::new());
+        assert!(warned(|c| c.auth.login = LoginMode::AcceptAny)[0].contains("WHOEVER"));
     }
 
     #[test]

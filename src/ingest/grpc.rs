@@ -260,8 +260,7 @@ impl Answers {
                 let parts = places.iter().map(|(place, name)| publication(topic, &batch.messages[place.message], name));
                 self.control.try_publish_all(parts, &mut each);
             } else {
-                let all = batch.messages.iter().map(|m| publication(topic, m, &m.topic));
-                self.control.try_publish_all(all, &mut each);
+                self.control.try_publish_all(batch.messages.iter().map(|m| publication(topic, m, &m.topic)), &mut each);
             }
         })?;
         Ok(Pending { result: PublishBatchResult { id: batch.id, results }, waiting })

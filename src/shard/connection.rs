@@ -3,13 +3,14 @@
 //! ```text
 //!                 head complete        broadcast interest is on
 //!  Free ─► Handshake ─────────► Joining ───────────────────────► Open
-//!              │ (a question: Asking ──►┘ yes)                     │
 //!   ▲          │ rejected (4xx)    │                               │ close frame, theirs or ours
 //!   │          ▼                   ▼                               ▼
 //!   │      Flushing (the last words leave) ──► Lingering (ours is shut, theirs not yet) ──► Cut ──┐
 //!   │          └───────────── deadline, reset, no heartbeat ─────────────────────────────► Cut ──┤
 //!   └────────────────────────────────────── the last completion is in ◄──────────────────────────┘
 //! ```
+//!
+//! A head that asks for what only the control core knows is in Asking first, before Joining or Flushing.
 
 use super::egress::Egress;
 use super::wheel::Tick;

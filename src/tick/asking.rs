@@ -48,17 +48,20 @@ impl<R: Ring> Reactor<R> {
     /// Asks before the 101 or instead of it: the client waits in [`Phase::Asking`], until its handshake deadline at most.
     pub(super) fn ask_first(&mut self, slot: Slot, question: Question) {
         self.connections[slot.0 as usize].phase = Phase::Asking;
-        let refusal = match &question {
-            Question::Login { .. } => Answer::LoginRefused,
-            Question::Page(_) => Answer::Page {
-                status: 503,
-                content_type: "text/plain; charset=utf-8",
-                body: bytes::Bytes::from_static(b"too many questions at once, try again\n"),
-            },
-        };
         if !self.ask(slot, question) {
-            self.answer_first(slot, refusal);
+            let busy = Rejection::new(503, "too many questions at once, try again\n").with_header("Retry-After", "1");
+            self.reject_first(slot, &busy);
         }
+    }
+
+    /// Refuses the handshake. A 101 may be owed already, for the case that it went well.
+    fn reject_first(&mut self, slot: Slot, rejection: &Rejection) {
+        self.metrics.handshakes_rejected.add(1);
+        self.connections[slot.0 as usize].egress.clear(&mut self.spares, &mut self.pool);
+        self.reply.clear();
+        rejection.write(&mut self.reply);
+        self.connections[slot.0 as usize].egress.reply(&self.reply, &mut self.spares);
+        self.say_last_words(slot);
     }
 
     /// Gives the control core as many questions as its queue takes; `true` if it got any.
@@ -97,25 +100,22 @@ impl<R: Ring> Reactor<R> {
 
     /// The answer to what was asked before the 101.
     fn answer_first(&mut self, slot: Slot, answer: Answer) {
-        self.reply.clear();
         match answer {
             Answer::LoggedIn { uid, user } => {
                 self.metrics.logins_ok.add(1);
                 self.users.log_in(slot, uid, user);
-                return self.join_everyone(slot);
+                self.join_everyone(slot);
             }
             Answer::LoginRefused => {
                 self.metrics.logins_refused.add(1);
-                self.metrics.handshakes_rejected.add(1);
-                // The 101 is owed already, for the case that it went well.
-                self.connections[slot.0 as usize].egress.clear(&mut self.spares, &mut self.pool);
-                Rejection::new(401, "token is invalid").write(&mut self.reply);
+                self.reject_first(slot, &Rejection::new(401, "token is invalid"));
             }
             Answer::Page { status, content_type, body } => {
+                self.reply.clear();
                 handshake::write_page(&mut self.reply, status, content_type, &body);
+                self.connections[slot.0 as usize].egress.reply(&self.reply, &mut self.spares);
+                self.say_last_words(slot);
             }
         }
-        self.connections[slot.0 as usize].egress.reply(&self.reply, &mut self.spares);
-        self.say_last_words(slot);
     }
 }

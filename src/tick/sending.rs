@@ -20,6 +20,7 @@ use crate::shard::connection::Phase;
 use crate::shard::interests::{Sealed, Whose};
 use crate::socket::{Defect, Kind, Ring, Token};
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// A flush round under way.
@@ -156,24 +157,39 @@ impl<R: Ring> Reactor<R> {
         let slot = Slot((self.round.targets[self.round.cursor] >> 32) as u32);
         let index = slot.0 as usize;
         let mut sends = 0;
+        // What lies side by side in one batch leaves as one piece: several messages to one user.
+        let mut last: Option<Piece> = None;
         loop {
             let target = self.round.targets[self.round.cursor];
             self.round.cursor += 1;
             let is_last = self.round.targets.get(self.round.cursor).is_none_or(|t| t >> 32 != target >> 32);
             if let Some(piece) = self.round.piece(slot, target as u32 as usize) {
-                let connection = &mut self.connections[index];
-                let is_idle = !connection.sending && connection.egress.is_empty();
-                if is_last && is_idle && piece.len() as usize <= self.settings.send_bytes_max {
-                    let is_whole = piece.start == 0 && piece.end == piece.batch.len();
-                    let messages = if is_whole { piece.batch.messages() } else { piece.messages() };
-                    self.submit(slot, Outgoing::Shared(piece), messages);
-                    sends += 1;
-                } else {
-                    self.offer(slot, piece);
+                match &mut last {
+                    Some(before) if Rc::ptr_eq(&before.batch, &piece.batch) && before.end == piece.start => {
+                        before.end = piece.end;
+                        self.pool.release(piece.batch);
+                    }
+                    _ => {
+                        if let Some(before) = last.replace(piece) {
+                            self.offer(slot, before);
+                        }
+                    }
                 }
             }
             if is_last {
                 break;
+            }
+        }
+        if let Some(piece) = last {
+            let connection = &mut self.connections[index];
+            let is_idle = !connection.sending && connection.egress.is_empty();
+            if is_idle && piece.len() as usize <= self.settings.send_bytes_max {
+                let is_whole = piece.start == 0 && piece.end == piece.batch.len();
+                let messages = if is_whole { piece.batch.messages() } else { piece.messages() };
+                self.submit(slot, Outgoing::Shared(piece), messages);
+                sends += 1;
+            } else {
+                self.offer(slot, piece);
             }
         }
         if sends == 0 && !self.connections[index].ready {

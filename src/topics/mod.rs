@@ -1138,6 +1138,7 @@ mod tests {
     use super::*;
     use crate::dialect::DialectId;
     use crate::encode::EncodeSettings;
+    use crate::ids::{Generation, Slot};
 
     pub(super) const T0: Time = Time(1_000_000_000);
     pub(super) const WAIT_MS: u64 = 100;
@@ -1172,6 +1173,14 @@ mod tests {
                 let text = if frame[0] == 0x81 { String::from_utf8_lossy(&frame[2..]) } else { "deflated".into() };
                 format!("{} {prev}>{offset} {text}", name(interest))
             }
+            ToShard::User(message) => {
+                let text = String::from_utf8_lossy(&message.frame[2..]);
+                format!("{} {} {} {text}", message.uid, message.topic, message.offset)
+            }
+            ToShard::Answer { client, answer } => match &**answer {
+                queue::Answer::LoggedIn { uid, .. } => format!("{} is {uid}", client.slot),
+                other => format!("{} {other:?}", client.slot),
+            },
             other => panic!("topics never says {other:?}"),
         }
     }
@@ -1268,6 +1277,26 @@ mod tests {
             self.topics.shard_says(self.now, shard, FromShard::Subscribe { interest, key }, &mut self.queues);
         }
 
+        fn log_in(&mut self, shard: ShardId, slot: u32, uid: &str) {
+            self.log_in_as(shard, slot, uid, false);
+        }
+
+        fn log_in_as(&mut self, shard: ShardId, slot: u32, uid: &str, deflated: bool) {
+            let client = ClientRef { slot: Slot(slot), generation: Generation(1) };
+            let encoding = DialectId::Gpush.encoding(deflated);
+            self.topics.log_in(self.now, shard, client, uid.into(), encoding, &mut self.queues);
+        }
+
+        fn log_out(&mut self, shard: ShardId, uid: &str) {
+            let user = self.topics.user_key(uid);
+            self.topics.shard_says(self.now, shard, FromShard::LoggedOut { user }, &mut self.queues);
+        }
+
+        fn push_to(&mut self, uid: &str, data: &str) -> Outcome {
+            let publication = Publication { target: Target::user_or_topic(uid, "t"), data: data.to_owned().into() };
+            self.topics.publish(self.now, publication, &mut self.queues)
+        }
+
         pub(super) fn unsubscribe(&mut self, shard: ShardId, id: u32, generation: u32) {
             let interest = InterestRef { id: InterestId(id), generation };
             self.topics.shard_says(self.now, shard, FromShard::Unsubscribe { interest }, &mut self.queues);
@@ -1347,6 +1376,100 @@ mod tests {
             w.queues.take(S0),
             ["sub 0.1 0", "sub 1.1 0", "sub 2.1 0", "0.1 0>1 all", "2.1 0>1 x", "0.1 1>2 all"]
         );
+    }
+
+    #[test]
+    fn a_users_messages_go_where_it_is_from_the_answer_on_until_the_last_farewell() {
+        let mut w = World::new(10);
+        let offset = |outcome| match outcome {
+            Outcome::Admitted(ack) => ack.offset.0,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(offset(w.push_to("bob", "nobody has it")), 1);
+        w.log_in(S0, 4, "bob");
+        w.log_in(S0, 5, "bob");
+        w.log_in(S1, 6, "eve");
+        assert_eq!([offset(w.push_to("bob", "x")), offset(w.push_to("eve", "y"))], [2, 3], "one stream");
+        w.log_out(S0, "bob");
+        w.push_to("bob", "one is left");
+        w.log_out(S0, "bob");
+        w.push_to("bob", "nobody is left");
+        assert_eq!(w.queues.take(S0), ["4 is bob", "5 is bob", "bob t 2 x", "bob t 4 one is left"]);
+        assert_eq!(w.queues.take(S1), ["6 is eve", "eve t 3 y"]);
+        assert_eq!((w.topics.users(), w.topics.topics()), (1, 0));
+    }
+
+    #[test]
+    fn a_user_gets_one_message_in_each_encoding_of_its_connections() {
+        let mut w = World::new(10);
+        for (shard, slot, deflated) in [(S0, 1, false), (S0, 2, true), (S1, 1, false)] {
+            w.log_in_as(shard, slot, "bob", deflated);
+        }
+        w.queues.shards.iter_mut().for_each(VecDeque::clear);
+        w.push_to("bob", &"again ".repeat(20));
+        let messages = |shard: usize| -> Vec<Arc<UserFrame>> {
+            let message = |m: &ToShard| match m {
+                ToShard::User(message) => message.clone(),
+                other => panic!("{other:?}"),
+            };
+            w.queues.shards[shard].iter().map(message).collect()
+        };
+        let (first, second) = (messages(0), messages(1));
+        assert_eq!((first.len(), second.len(), w.topics.frames_built()), (2, 1, 2));
+        assert!(Arc::ptr_eq(&first[0], &second[0]) && first[1].frame[0] == 0xC1);
+    }
+
+    #[test]
+    fn an_answer_without_room_waits_and_its_place_is_the_cut() {
+        let mut w = World::new(1);
+        w.log_in(S0, 1, "eve");
+        w.log_in(S0, 2, "bob");
+        assert!(matches!(w.push_to("bob", "before"), Outcome::Admitted(_)), "bob is not there yet");
+        assert_eq!(w.topics.blocked_shards().count(), 1);
+        assert_eq!(w.queues.take(S0), ["1 is eve"]);
+        w.turn();
+        assert_eq!(w.queues.take(S0), ["2 is bob"]);
+        w.push_to("bob", "after");
+        assert_eq!(w.queues.take(S0), ["bob t 2 after"]);
+    }
+
+    #[test]
+    fn a_user_that_waits_for_room_keeps_its_order_and_holds_up_no_other() {
+        let mut w = World::new(1);
+        w.log_in(S0, 1, "bob");
+        w.log_in(S1, 1, "eve");
+        w.queues.take(S1);
+        let ticket = |outcome| match outcome {
+            Outcome::Waiting(ticket) => ticket,
+            other => panic!("{other:?}"),
+        };
+        let waiting = [ticket(w.push_to("bob", "1")), ticket(w.push_to("bob", "2"))];
+        assert!(matches!(w.push_to("eve", "at once"), Outcome::Admitted(Ack { offset: Offset(1), .. })));
+        for (n, text) in [(0, "bob t 2 1"), (1, "bob t 3 2")] {
+            w.queues.take(S0);
+            assert_eq!(w.turn(), [(waiting[n], Ok(n as u64 + 2))]);
+            assert_eq!(w.queues.take(S0), [text]);
+        }
+        assert!(w.topics.lanes.is_empty() && w.topics.topics.len() == 2, "nothing is kept for who waits no more");
+    }
+
+    #[test]
+    fn a_user_that_leaves_or_waits_too_long_is_waited_for_no_more() {
+        let mut w = World::new(1);
+        w.log_in(S0, 1, "bob");
+        let Outcome::Waiting(first) = w.push_to("bob", "1") else { panic!("there is no room") };
+        w.log_out(S0, "bob");
+        assert_eq!(w.turn(), [(first, Ok(1))], "nobody has it, nobody lacks room");
+        w.queues.take(S0);
+        w.log_in(S0, 2, "bob");
+        let Outcome::Waiting(second) = w.push_to("bob", "2") else { panic!("there is no room") };
+        w.after_ms(WAIT_MS);
+        assert_eq!(w.turn(), [(second, Err(Refusal::NoRoom { shard: S0, waited_ms: WAIT_MS }))]);
+        let full = [0; 5].map(|_| w.push_to("bob", "3"));
+        assert!(matches!(full[4], Outcome::Refused(Refusal::NoRoom { .. })), "four may wait");
+        w.topics.drain();
+        w.turn();
+        assert!(w.topics.lanes.is_empty() && w.topics.topics.len() == 2);
     }
 
     #[test]

@@ -356,7 +356,7 @@ fn tokens_guard_publishing_but_not_health_and_reflection() {
 fn a_method_that_is_not_there_is_unimplemented() {
     with_gateway(Options::default(), async |gateway| {
         let mut client = tonic::client::Grpc::new(channel(gateway).await);
-        for path in ["/order.Proxy/PullData", "/nobody.Knows/This"] {
+        for path in ["/order.Proxy/DropData", "/nobody.Knows/This"] {
             client.ready().await.unwrap();
             let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
             let codec = tonic_prost::ProstCodec::<Data, Data>::default();
