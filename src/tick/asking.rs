@@ -13,7 +13,7 @@ use crate::ids::{ClientRef, Slot};
 use crate::queue::{Answer, FromShard, Question};
 use crate::shard::connection::Phase;
 use crate::socket::Ring;
-use crate::websocket::handshake::{self, Rejection};
+use crate::websocket::handshake::Rejection;
 use std::collections::VecDeque;
 
 /// The questions of a shard.
@@ -96,9 +96,7 @@ impl<R: Ring> Reactor<R> {
                 self.connections[slot.0 as usize].egress.clear(&mut self.spares, &mut self.pool);
                 Rejection::new(401, "token is invalid").write(&mut self.reply);
             }
-            Answer::Page { status, content_type, body } => {
-                handshake::write_page(&mut self.reply, status, content_type, &body);
-            }
+            Answer::Page { status, content_type, body } => return self.answer_page(slot, status, content_type, &body),
         }
         self.connections[slot.0 as usize].egress.reply(&self.reply, &mut self.spares);
         self.say_last_words(slot);
