@@ -219,7 +219,8 @@ impl Gateway {
             let (outbox, outbox_out) = queue::channel(items_max, 0, control_bell.clone());
             let (arrivals_in, arrivals) = queue::channel(slots + 1024, 0, shard_bell.clone());
             let (departures, departures_out) = queue::channel(2 * slots, 0, accept_bell.clone());
-            let ends = Endpoints { inbox, outbox, arrivals, departures, bell: shard_bell };
+            let (claims, claims_heard) = queue::claims(shard_bell.clone(), accept_bell.clone());
+            let ends = Endpoints { inbox, outbox, arrivals, departures, claims, bell: shard_bell };
             let metrics = Arc::new(ShardMetrics::default());
             let shard = Shard {
                 id,
@@ -234,7 +235,13 @@ impl Gateway {
                 move || shard.run(&ready)
             })?);
             queues.push(ShardQueues { inbox: inbox_in, outbox: outbox_out });
-            doors.push(ShardDoor { ring_fd, arrivals: arrivals_in, departures: departures_out, slots });
+            doors.push(ShardDoor {
+                ring_fd,
+                arrivals: arrivals_in,
+                departures: departures_out,
+                claims: claims_heard,
+                slots,
+            });
             shard_metrics.push(metrics);
         }
         for _ in 0..shards {
@@ -245,12 +252,8 @@ impl Gateway {
         let accept_metrics = Arc::new(AcceptMetrics::default());
         accept_metrics.connections_max.set(self.connections_max() as u64);
         let accept_settings = accept::Settings {
-            connections_max: self.config.shards.connections_max,
-            connections_per_address_max: self.config.limits.connections_per_address_max,
-            handshakes_per_s_max: self.config.limits.handshakes_per_s_max,
-            refusals_max: self.config.limits.refusals_max,
-            close_deadline_ms: self.config.limits.close_deadline_ms,
             modern_ring: self.features != Features::LINUX_6_1,
+            ..accept::Settings::from(&self.config)
         };
         let addresses: Vec<_> = self.listeners.iter().map(Listener::local_addr).collect();
         let listeners = std::mem::take(&mut self.listeners);
@@ -596,7 +599,7 @@ impl Oracle for Knowledge {
     fn page(&self, page: Page) -> BoxFuture<'static, Answer> {
         let (content_type, body) = match page {
             Page::Stats => {
-                let count: u64 = self.shards.iter().map(|m| m.connections.get()).sum();
+                let count: u64 = self.shards.iter().map(|m| m.websockets.get()).sum();
                 ("application/json", format!("{{\"count\":{count}}}"))
             }
             Page::Metrics => (Registry::CONTENT_TYPE, self.registry.render()),

@@ -144,6 +144,8 @@ cells! {
     ShardMetrics {
         /// Connections that own a slot now, handshakes under way included.
         connections: Gauge = "connections",
+        /// Connections that had their 101 and are not gone.
+        websockets: Gauge = "websockets",
         /// Sockets handed over to this shard.
         arrivals: Counter = "arrivals",
         /// Handshakes answered 101.
@@ -156,6 +158,10 @@ cells! {
         handshakes_abandoned: Counter = "handshakes" { result: "abandoned" },
         /// Handshakes answered 403: pages of an `Origin` that `allowed_origins` does not have.
         origins_refused: Counter = "origins_refused",
+        /// Cut: what a trusted proxy sent first was no PROXY protocol header.
+        proxy_headers_refused: Counter = "proxy_headers_refused",
+        /// Plain pages answered.
+        pages: Counter = "pages",
         /// Messages handed to the kernel for a subscriber, each counted once per subscriber.
         deliveries: Counter = "deliveries",
         /// Bytes of completed sends.
@@ -266,7 +272,7 @@ cells! {
         refused_full: Counter = "connections_refused" { reason: "full" },
         /// Answered 503: shards had room, but stood still.
         refused_busy: Counter = "connections_refused" { reason: "busy" },
-        /// Answered 503: `connections_per_address_max`.
+        /// Answered 503: `connections_per_address_max`, of a client's own address or of one that a trusted proxy names.
         refused_address: Counter = "connections_refused" { reason: "address" },
         /// Answered 503: `handshakes_per_s_max`.
         refused_rate: Counter = "connections_refused" { reason: "rate" },

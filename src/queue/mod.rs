@@ -5,7 +5,7 @@
 //! control ──────────────►┐                         FromShard = interest gained and lost, questions, drained
 //!         ◄──────────────┤ shard (one bell)        Arrival = address and token of a socket on its way
 //!   accept ─────────────►┘                         Departure = a connection is gone, its place is free
-//!          ◄─────────────
+//!          ◄─────────────                          Claim, Verdict = who is behind a proxy, and whether it may come in
 //! ```
 //!
 //! Nobody ever blocks on a queue: a full one is an answer, and the producer keeps what it could not push.
@@ -20,7 +20,7 @@ use crate::clock::Time;
 use crate::frame::Frame;
 use crate::ids::{ClientRef, Encoding, Epoch, InterestRef, Offset, UserKey};
 use bytes::Bytes;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// From the control core to one shard. The place of an answer among the frames is the cut: what stands before it is not
@@ -234,8 +234,52 @@ pub struct Arrival {
 /// From a shard to the accepting core: this connection is gone, its place may be given away.
 #[derive(Clone, Copy, Debug)]
 pub struct Departure {
-    /// As the [`Arrival`] named it.
-    pub address: SocketAddr,
+    /// Whose connections are one less: the peer's, or what a [`Claim`] was granted for; of a proxy's without one, nobody's.
+    pub address: Option<IpAddr>,
+}
+
+/// From a shard to the accepting core: what it has learnt of clients behind trusted proxies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// May one more from `address` come in? Answered by one [`Verdict`].
+    Take {
+        /// Who waits for the answer.
+        client: ClientRef,
+        /// Where it comes from.
+        address: IpAddr,
+    },
+    /// Who was granted one more from `address` was gone when it heard so.
+    Release {
+        /// Where it came from.
+        address: IpAddr,
+    },
+}
+
+/// From the accepting core to a shard: the answer to a [`Claim::Take`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// As asked. Another tenant of its slot is not meant.
+    pub client: ClientRef,
+    /// As asked.
+    pub address: IpAddr,
+    /// It may come in, and counts until a [`Departure`] or [`Claim::Release`] of the address.
+    pub admitted: bool,
+}
+
+/// Claims of one shard that are not answered yet.
+pub const CLAIMS_UNDER_WAY_MAX: usize = 1024;
+
+/// A shard's ends of the queues of claims.
+pub type Claims = (Sender<Claim>, Receiver<Verdict>);
+
+/// The accepting core's ends of the queues of claims of one shard.
+pub type ClaimsHeard = (Receiver<Claim>, Sender<Verdict>);
+
+/// The two queues of claims between a shard and the accepting core. There is room for the verdict of every claim under way.
+pub fn claims(shard: Arc<Bell>, accept: Arc<Bell>) -> (Claims, ClaimsHeard) {
+    let (claims, heard) = channel(2 * CLAIMS_UNDER_WAY_MAX, 0, accept);
+    let (verdicts, told) = channel(CLAIMS_UNDER_WAY_MAX, 0, shard);
+    ((claims, told), (heard, verdicts))
 }
 
 /// Orders from the control core to the accepting core.

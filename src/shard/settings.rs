@@ -1,6 +1,7 @@
 //! A shard's bounds and pace: the part of the configuration it needs, in its own units.
 
-use crate::config::{Config, Origins, SlowPolicy};
+use super::pages::{PAGES, Page};
+use crate::config::{AddressHeader, Config, Networks, Origins, SlowPolicy};
 use crate::demo;
 use crate::dialect::{DEMO_HEARTBEAT_MS, DialectId};
 
@@ -71,8 +72,25 @@ pub struct ShardSettings {
     pub interest_linger_ms: u64,
     /// What is served where.
     pub routes: Vec<Route>,
-    /// Of each `[[listen]]` block: whose pages may connect there.
-    pub origins: Vec<Origins>,
+    /// Plain pages: listener, path with its prefix, page.
+    pub pages: Vec<(u16, String, Page)>,
+    /// Of each `[[listen]]` block: who may come in by it.
+    pub fronts: Vec<Front>,
+    /// `limits.connections_per_address_max` is set: the accepting core wants to know who is behind a proxy.
+    pub addresses_capped: bool,
+}
+
+/// Who may come in by a listener, and whose word is believed there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Front {
+    /// Whose pages may connect.
+    pub origins: Origins,
+    /// Proxies of ours.
+    pub trusted: Networks,
+    /// What they name their client in.
+    pub header: AddressHeader,
+    /// They begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
 }
 
 /// A path of a listener and the family of clients it serves.
@@ -92,9 +110,13 @@ const ECHO_MESSAGE_BYTES_MAX: usize = 16 << 20;
 impl ShardSettings {
     /// The settings of each of `shards` shards with `slots` places.
     pub fn new(config: &Config, shards: usize, slots: usize) -> ShardSettings {
-        let mut routes = Vec::new();
+        let (mut routes, mut pages) = (Vec::new(), Vec::new());
         for (listener, listen) in config.listen.iter().enumerate() {
             let listener = listener as u16;
+            if listen.pages {
+                pages
+                    .extend(PAGES.iter().map(|page| (listener, format!("{}{}", listen.path_prefix, page.path), *page)));
+            }
             let mut route = |path: &str, dialect| {
                 if !path.is_empty() {
                     routes.push(Route { listener, path: format!("{}{path}", listen.path_prefix), dialect });
@@ -146,13 +168,30 @@ impl ShardSettings {
             max_join_room: config.compat.gopush.max_join_room,
             interest_linger_ms: 1000,
             routes,
-            origins: config.listen.iter().map(|listen| Origins::new(&listen.allowed_origins)).collect(),
+            pages,
+            fronts: config
+                .listen
+                .iter()
+                .map(|listen| Front {
+                    origins: Origins::new(&listen.allowed_origins),
+                    trusted: Networks::new(&listen.trusted_proxies),
+                    header: listen.client_address_header,
+                    proxy_protocol: listen.proxy_protocol,
+                })
+                .collect(),
+            addresses_capped: config.limits.connections_per_address_max > 0,
         }
     }
 
     /// Whose path this is.
     pub fn route(&self, listener: u16, path: &str) -> Option<DialectId> {
         self.routes.iter().find(|r| r.listener == listener && r.path == path).map(|r| r.dialect)
+    }
+
+    /// The plain page at this path, unless a dialect has it.
+    pub fn page(&self, listener: u16, path: &str) -> Option<Page> {
+        let page = self.pages.iter().find(|(l, p, _)| *l == listener && p == path)?;
+        self.route(listener, path).is_none().then_some(page.2)
     }
 
     /// Whether a subscriber at its bound loses messages (`true`) or its connection.

@@ -13,7 +13,7 @@ use crate::ids::{ClientRef, Slot};
 use crate::queue::{Answer, FromShard, Question};
 use crate::shard::connection::Phase;
 use crate::socket::{Defect, Ring};
-use crate::websocket::handshake::{self, Rejection};
+use crate::websocket::handshake::Rejection;
 use std::collections::VecDeque;
 
 /// The questions of a shard.
@@ -110,12 +110,7 @@ impl<R: Ring> Reactor<R> {
                 self.metrics.logins_refused.add(1);
                 self.reject_first(slot, &Rejection::new(401, "token is invalid"));
             }
-            Answer::Page { status, content_type, body } => {
-                self.reply.clear();
-                handshake::write_page(&mut self.reply, status, content_type, &body);
-                self.connections[slot.0 as usize].egress.reply(&self.reply, &mut self.spares);
-                self.say_last_words(slot);
-            }
+            Answer::Page { status, content_type, body } => return self.answer_page(slot, status, content_type, &body),
         }
     }
 }

@@ -14,6 +14,8 @@ mod asking;
 mod drain;
 mod inbox;
 mod life;
+mod pages;
+mod proxied;
 mod reading;
 mod sending;
 #[cfg(test)]
@@ -25,7 +27,7 @@ use crate::dialect::{Command, DialectId};
 use crate::frame::Outgoing;
 use crate::ids::{ShardId, Slot};
 use crate::metrics::ShardMetrics;
-use crate::queue::{Arrival, Bell, Departure, FromShard, Receiver, Sender, ToShard};
+use crate::queue::{self, Arrival, Bell, Departure, FromShard, Receiver, Sender, ToShard};
 use crate::shard::connection::{Connection, Phase};
 use crate::shard::egress::Spares;
 use crate::shard::interests::{Interests, Waiter};
@@ -36,8 +38,8 @@ use crate::shard::wheel::Wheel;
 use crate::socket::{Completion, Defect, Kind, Ring, Token};
 use crate::websocket::decoder::Scratch;
 use crate::websocket::deflate::Deflater;
+use proxied::Visitor;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// A shard's ends of its queues.
@@ -50,6 +52,8 @@ pub struct Endpoints {
     pub arrivals: Receiver<Arrival>,
     /// To the accepting core.
     pub departures: Sender<Departure>,
+    /// To the accepting core and back: clients behind proxies, whose addresses only the shard learns.
+    pub claims: queue::Claims,
     /// Rung by both.
     pub bell: Arc<Bell>,
 }
@@ -126,7 +130,7 @@ pub struct Reactor<R: Ring> {
 
     /// By slot; grows to the highest slot ever used.
     connections: Vec<Connection>,
-    addresses: Vec<SocketAddr>,
+    visitors: Vec<Visitor>,
     tenants: usize,
     wheel: Wheel,
     interests: Interests,
@@ -157,6 +161,11 @@ pub struct Reactor<R: Ring> {
     /// Receives that found no buffer.
     starved: Vec<Token>,
     questions: asking::Questions,
+    claims: proxied::Claims,
+    /// Connections that had their 101 and are not gone.
+    websockets: usize,
+    /// Clients with a page of the control core's.
+    pages_asked: usize,
 
     drain: Option<drain::Draining>,
 
@@ -191,7 +200,7 @@ impl<R: Ring> Reactor<R> {
             metrics,
             now,
             connections: Vec::new(),
-            addresses: Vec::new(),
+            visitors: Vec::new(),
             tenants: 0,
             wheel: Wheel::new(now),
             interests: Interests::default(),
@@ -212,6 +221,9 @@ impl<R: Ring> Reactor<R> {
             next_flush: now,
             starved: Vec::new(),
             questions: asking::Questions::default(),
+            claims: proxied::Claims::default(),
+            websockets: 0,
+            pages_asked: 0,
             drain: None,
             deflater: None,
             scratch: Scratch::new(),
@@ -232,6 +244,7 @@ impl<R: Ring> Reactor<R> {
         self.metrics.last_turn_ms.set(self.now.as_ms());
         self.take_inbox();
         self.pair_arrivals();
+        self.take_verdicts();
         // Before the completions, among which are those that ask for buffers next: first come, first served.
         self.feed_starved();
         self.take_completions();
@@ -239,6 +252,7 @@ impl<R: Ring> Reactor<R> {
         self.bound_owed_memory();
         self.fire_deadlines();
         self.announce();
+        self.push_claims();
         self.report_departures();
         if self.advance_drain() {
             return Turn::Drained;
@@ -294,12 +308,13 @@ impl<R: Ring> Reactor<R> {
         if let Some(drain) = &self.drain {
             deadline = deadline.min(drain.wake(self.now));
         }
-        if self.interests.announcement().is_some() || !self.departures.is_empty() || self.has_words_for_control() {
+        let waits = !self.departures.is_empty() || self.has_words_for_control() || self.claims.wait();
+        if self.interests.announcement().is_some() || waits {
             deadline = deadline.min(self.now.plus_ms(RETRY_MS));
         }
         self.ends.bell.sleep();
         self.ring.about_to_sleep();
-        let has_mail = !self.ends.inbox.is_empty() || !self.ends.arrivals.is_empty();
+        let has_mail = !self.ends.inbox.is_empty() || !self.ends.arrivals.is_empty() || !self.ends.claims.1.is_empty();
         if has_mail && !self.ring.planted(Defect::LostWakeUp) {
             self.ends.bell.awake();
             return self.ring.enter(None);
@@ -360,6 +375,7 @@ impl<R: Ring> Reactor<R> {
                 self.private_bytes -= buffer.capacity();
                 self.spares.return_buffer(buffer);
             }
+            Outgoing::Page(_) => {}
         }
     }
 
@@ -371,6 +387,7 @@ impl<R: Ring> Reactor<R> {
     fn gauge(&self) {
         let m = &self.metrics;
         m.connections.set(self.tenants as u64);
+        m.websockets.set(self.websockets as u64);
         m.subscriptions.set((self.interests.members() + self.users.subscriptions()) as u64);
         m.logged_in.set(self.users.logged_in() as u64);
         m.interests.set(self.interests.len() as u64);

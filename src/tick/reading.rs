@@ -7,6 +7,7 @@ use crate::ids::{ConnectId, Epoch, InterestId, Offset, Slot};
 use crate::queue::{InterestKey, Question};
 use crate::shard::connection::Phase;
 use crate::shard::interests::{Joined, Waiter};
+use crate::shard::pages::Page;
 use crate::socket::{BufferId, Defect, Kind, Ring, Token};
 use crate::websocket::decoder::{DecoderLimits, Event};
 use crate::websocket::deflate::Deflater;
@@ -27,6 +28,10 @@ enum Next {
     Join,
     /// With what the control core says.
     Ask(Question),
+    /// With what the accepting core says.
+    Claim,
+    /// With a page; `true`: with its head alone.
+    Page(Page, bool),
 }
 
 impl<R: Ring> Reactor<R> {
@@ -138,7 +143,7 @@ impl<R: Ring> Reactor<R> {
         self.cut(slot, Cause::ByPeer);
     }
 
-    fn handshake(&mut self, slot: Slot, incoming: &[u8]) {
+    pub(super) fn handshake(&mut self, slot: Slot, incoming: &[u8]) {
         let index = slot.0 as usize;
         let held = self.connections[index].held.take();
         let all = match held {
@@ -148,7 +153,13 @@ impl<R: Ring> Reactor<R> {
             }
             None => std::borrow::Cow::Borrowed(incoming),
         };
+        let Some(all) = self.take_proxy_header(slot, all) else { return };
         match self.negotiate(slot, &all) {
+            Ok(Some((_, Next::Claim))) => {
+                let connection = &mut self.connections[index];
+                connection.phase = Phase::Asking;
+                connection.held().input = all.into_owned();
+            }
             Ok(Some((used, next))) => {
                 if used < all.len() {
                     self.connections[index].held().input.extend_from_slice(&all[used..]);
@@ -156,6 +167,8 @@ impl<R: Ring> Reactor<R> {
                 match next {
                     Next::Join => self.join_everyone(slot),
                     Next::Ask(question) => self.ask_first(slot, question),
+                    Next::Page(page, head) => self.serve_page(slot, page, head),
+                    Next::Claim => unreachable!("taken above"),
                 }
             }
             Ok(None) => self.connections[index].held().input = all.into_owned(),
@@ -175,7 +188,16 @@ impl<R: Ring> Reactor<R> {
         let Some((head, used)) = handshake::parse_head(bytes, self.settings.handshake_bytes_max)? else {
             return Ok(None);
         };
+        if self.identify(slot, &head) {
+            return Ok(Some((used, Next::Claim)));
+        }
         let connection = &mut self.connections[slot.0 as usize];
+        if let Some(page) = self.settings.page(connection.listener, head.path) {
+            if !matches!(head.method, "GET" | "HEAD") {
+                return Err(Rejection::new(405, "this page is read by GET or HEAD\n").with_header("Allow", "GET, HEAD"));
+            }
+            return Ok(Some((used, Next::Page(page, head.method == "HEAD"))));
+        }
         let Some(id) = self.settings.route(connection.listener, head.path) else {
             return Err(Rejection::new(404, "no WebSocket is served at this path\n"));
         };
@@ -183,7 +205,7 @@ impl<R: Ring> Reactor<R> {
         let is_welcome = |origin: &[u8]| {
             let host = head.header("Host").unwrap_or_default();
             std::str::from_utf8(origin)
-                .is_ok_and(|o| self.settings.origins[usize::from(connection.listener)].allow(o, host))
+                .is_ok_and(|o| self.settings.fronts[usize::from(connection.listener)].origins.allow(o, host))
         };
         if !head.values("Origin").all(is_welcome) {
             self.metrics.origins_refused.add(1);
@@ -271,7 +293,15 @@ impl<R: Ring> Reactor<R> {
 
     fn open(&mut self, slot: Slot) {
         self.metrics.handshakes_ok.add(1);
+        self.websockets += 1;
+        self.visitors[slot.0 as usize].is_websocket = true;
         let connection = &mut self.connections[slot.0 as usize];
+        tracing::debug!(
+            shard = self.id.0,
+            client = %self.visitors[slot.0 as usize].address,
+            dialect = connection.dialect.get().name(),
+            "connected"
+        );
         connection.phase = Phase::Open;
         let timeout = self.settings.first_word_ms(connection.dialect);
         connection.deadline = timeout.map_or(crate::shard::wheel::Tick::NEVER, |ms| self.wheel.after(self.now, ms));

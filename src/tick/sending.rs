@@ -266,6 +266,7 @@ impl<R: Ring> Reactor<R> {
                 self.private_bytes += buffer.capacity();
                 (u64::MAX, buffer.capacity())
             }
+            Outgoing::Page(_) => (u64::MAX, 0),
         };
         let connection = &mut self.connections[slot.0 as usize];
         connection.sending = true;
@@ -303,6 +304,9 @@ impl<R: Ring> Reactor<R> {
             connection.paused = false;
             self.make_ready(slot);
             return self.resume(slot);
+        }
+        if connection.phase == Phase::Flushing {
+            self.page_moved(slot);
         }
         self.make_ready(slot);
     }

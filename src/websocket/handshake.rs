@@ -69,19 +69,18 @@ impl Rejection {
     }
 }
 
-/// Appends a whole HTTP/1.1 response with `body`, after which the connection ends.
-pub fn write_page(out: &mut Vec<u8>, status: u16, content_type: &str, body: &[u8]) {
+/// Appends the head of an HTTP/1.1 response with a body of `length` bytes, after which the connection ends.
+pub fn write_page_head(out: &mut Vec<u8>, status: u16, content_type: &str, length: usize) {
     let head = format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n",
         reason_phrase(status),
-        body.len()
     );
     out.extend_from_slice(head.as_bytes());
-    out.extend_from_slice(body);
 }
 
 fn reason_phrase(status: u16) -> &'static str {
     match status {
+        200 => "OK",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",

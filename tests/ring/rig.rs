@@ -199,7 +199,9 @@ impl Rig {
         let (departures_in, departures) = channel(1 << 16, 0, Bell::silent());
         let parts = UringParts::build(slots, features, bell.clone()).unwrap();
         let ring_fd = parts.fd();
+        let (claims, _) = fanwire::queue::claims(bell.clone(), Bell::silent());
         let ends = Endpoints {
+            claims,
             inbox: inbox_out,
             outbox: outbox_in,
             arrivals: arrivals_out,
