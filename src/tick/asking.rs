@@ -110,7 +110,7 @@ impl<R: Ring> Reactor<R> {
                 self.metrics.logins_refused.add(1);
                 self.reject_first(slot, &Rejection::new(401, "token is invalid"));
             }
-            Answer::Page { status, content_type, body } => return self.answer_page(slot, status, content_type, &body),
+            Answer::Page { status, content_type, body } => self.answer_page(slot, status, content_type, &body),
         }
     }
 }
