@@ -36,7 +36,7 @@ use crate::queue::ToShard;
 const COMMITS_PER_TURN_MAX: usize = 4096;
 
 /// What a window costs besides its items, counted with their bytes: itself and its buffer's slack.
-const WINDOW_BYTES: usize = 512;
+const WINDOW_BYTES: usize = 512; // As the setting `merge_pending_bytes_max` says.
 
 /// Bounds and pace; each is a setting of the same name.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ pub struct MergeLimits {
     pub max_merge_bytes: usize,
     /// Items in all windows.
     pub merge_pending_items_max: usize,
-    /// Bytes in all windows, [`WINDOW_BYTES`] for each included.
+    /// Bytes in all windows, 512 for each included.
     pub merge_pending_bytes_max: usize,
 }
 
