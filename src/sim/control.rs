@@ -234,7 +234,7 @@ impl Control {
     pub fn drain(&mut self, pending: &mut Vec<usize>, order: impl Fn() -> ToShard) -> bool {
         self.topics.drain();
         pending.retain(|shard| {
-            let full = !self.spy.queues[*shard].has_room(1, 0);
+            let full = !self.topics.is_flushed() || !self.spy.queues[*shard].has_room(1, 0);
             if !full {
                 self.spy.push(ShardId(*shard as u16), order());
             }

@@ -35,8 +35,8 @@ use crate::queue::ToShard;
 /// Windows that leave, or are looked at because they could not, in one turn; above it the turn asks to be called again at once.
 const COMMITS_PER_TURN_MAX: usize = 4096;
 
-/// What a window costs besides its items, counted with their bytes: itself, its frames' and its buffer's slack.
-const WINDOW_BYTES: usize = 512;
+/// What a window costs besides its items, counted with their bytes: itself and its buffer's slack.
+const WINDOW_BYTES: usize = 512; // As the setting `merge_pending_bytes_max` says.
 
 /// Bounds and pace; each is a setting of the same name.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ pub struct MergeLimits {
     pub max_merge_bytes: usize,
     /// Items in all windows.
     pub merge_pending_items_max: usize,
-    /// Bytes in all windows, [`WINDOW_BYTES`] for each included.
+    /// Bytes in all windows, 512 for each included.
     pub merge_pending_bytes_max: usize,
 }
 
@@ -106,8 +106,6 @@ struct Window {
     due: Time,
     /// Who had no room for it, and how much it needs there.
     blocked: Option<Blocked>,
-    /// Built while it had no room; none of them is stale.
-    frames: Vec<(Encoding, Frame)>,
     links: Links,
 }
 
@@ -137,8 +135,9 @@ pub(super) struct Windows {
     counts: MergeCounts,
     /// Since when everything is due.
     drain_begun: Option<Time>,
-    item: Vec<u8>,        // Scratch: the item of the publication being admitted.
-    spares: Vec<Vec<u8>>, // Buffers of windows that left, at most SPARES_MAX.
+    item: Vec<u8>,                  // Scratch: the item of the publication being admitted.
+    frames: Vec<(Encoding, Frame)>, // Scratch: of the window that is about to leave. One that finds no room gives them up.
+    spares: Vec<Vec<u8>>,           // Buffers of windows that left, at most SPARES_MAX.
 }
 
 /// Buffers kept for windows to come, none larger than [`SPARE_BYTES_MAX`].
@@ -157,6 +156,7 @@ impl Windows {
             counts: MergeCounts::default(),
             drain_begun: None,
             item: Vec::new(),
+            frames: Vec::new(),
             spares: Vec::new(),
         }
     }
@@ -307,6 +307,12 @@ impl Topics {
         if window != NIL {
             let Window { count, ref items, .. } = self.windows.all[window];
             if count >= max_merge_items || items.len() + bytes > max_merge_bytes {
+                // Not built again for everyone who tries.
+                if let Some(Blocked { shard, need }) = self.windows.all[window].blocked
+                    && !outlet.has_room(shard, need.items, need.bytes)
+                {
+                    return Err(Blocked { shard, need: Need::NONE });
+                }
                 self.commit(now, window, outlet)
                     .map_err(|Blocked { shard, .. }| Blocked { shard, need: Need::NONE })?;
             }
@@ -333,7 +339,7 @@ impl Topics {
     /// The publication at `last` is admitted: its item goes into the window. `prev` is where the topic was before.
     pub(super) fn add_item(&mut self, now: Time, index: u32, prev: Offset, last: Offset, outlet: &mut dyn Outlet) {
         if self.topics[index].merged == 0 {
-            if index != USERS {
+            if index == BROADCAST || !self.topics[index].name.is_empty() {
                 self.windows.count_items(index, 1); // For nobody.
             }
             return;
@@ -348,7 +354,6 @@ impl Topics {
                 last,
                 due: now.plus_ms(windows.limits.max_merge_delay_ms),
                 blocked: None,
-                frames: Vec::new(),
                 links: Links::NONE,
             });
             windows.open.push_back(&mut windows.all, window);
@@ -364,7 +369,6 @@ impl Topics {
         window.items.extend_from_slice(&windows.item);
         window.count += 1;
         window.last = last;
-        window.frames.clear();
         windows.bytes += window.items.len() - before;
         windows.counts.items += 1;
         let MergeLimits { max_merge_items, max_merge_bytes, max_merge_delay_ms, .. } = windows.limits;
@@ -409,12 +413,11 @@ impl Topics {
     /// Gives a window to every shard that wants it; or changes nothing but that it is blocked now.
     fn commit(&mut self, now: Time, index: u32, outlet: &mut dyn Outlet) -> Result<(), Blocked> {
         self.build_frames(index);
-        let window = &mut self.windows.all[index];
-        let topic = &self.topics[window.topic];
+        let topic = &self.topics[self.windows.all[index].topic];
         for interest in topic.interests.iter().filter(|i| i.merged) {
             let need = &mut self.needs[usize::from(interest.shard.0)];
             need.items += 1;
-            need.bytes += frame_of(&window.frames, interest.encoding).expect("built above").len();
+            need.bytes += frame_of(&self.windows.frames, interest.encoding).expect("built above").len();
         }
         let mut blocked = None;
         for interest in &topic.interests {
@@ -425,6 +428,7 @@ impl Topics {
         }
         if let Some(blocked) = blocked {
             self.shards[usize::from(blocked.shard.0)].full_since.get_or_insert(now);
+            self.windows.frames.clear();
             self.windows.block(index, blocked);
             return Err(blocked);
         }
@@ -440,7 +444,7 @@ impl Topics {
         let mut lacking: Vec<ShardId> = Vec::new();
         for shard in (0..self.shards.len()).map(|shard| ShardId(shard as u16)) {
             let wants = topic.interests.iter().filter(|i| i.shard == shard && i.merged);
-            let frames = wants.map(|i| frame_of(&window.frames, i.encoding).expect("built above").len());
+            let frames = wants.map(|i| frame_of(&self.windows.frames, i.encoding).expect("built above").len());
             let (items, bytes) = frames.fold((0, 0), |(items, bytes), frame| (items + 1, bytes + frame));
             if items > 0 && !outlet.has_room(shard, items, bytes) {
                 lacking.push(shard);
@@ -458,30 +462,32 @@ impl Topics {
         self.push_window(now, index, |shard| !lacking.contains(&shard), outlet);
     }
 
-    /// Frames of a window for every encoding that wants it.
+    /// The frames of a window, one for every encoding that wants it.
     fn build_frames(&mut self, index: u32) {
-        let window = &mut self.windows.all[index];
-        for interest in &self.topics[window.topic].interests {
-            if interest.merged && frame_of(&window.frames, interest.encoding).is_none() {
-                let frame = self.encoder.merged_frame(&window.items, interest.encoding);
+        let Windows { all, frames, .. } = &mut self.windows;
+        let window = &all[index];
+        frames.clear();
+        for interest in self.topics[window.topic].interests.iter().filter(|i| i.merged) {
+            if frame_of(frames, interest.encoding).is_none() {
                 self.frames_built += 1;
-                window.frames.push((interest.encoding, frame));
+                frames.push((interest.encoding, self.encoder.merged_frame(&window.items, interest.encoding)));
             }
         }
     }
 
     /// Its end: the frames go to the shards that `takes` says, which have room.
     fn push_window(&mut self, now: Time, index: u32, takes: impl Fn(ShardId) -> bool, outlet: &mut dyn Outlet) {
-        let Window { topic: of, items, count, prev, last: offset, frames, .. } = self.windows.remove(index);
+        let Window { topic: of, items, count, prev, last: offset, .. } = self.windows.remove(index);
         let topic = &mut self.topics[of];
         topic.window = NIL;
         for interest in topic.interests.iter().filter(|i| i.merged && takes(i.shard)) {
-            let frame = frame_of(&frames, interest.encoding).expect("built for all who want it").clone();
+            let frame = frame_of(&self.windows.frames, interest.encoding).expect("built for all who want it").clone();
             self.shards[usize::from(interest.shard.0)].full_since = None;
             // Admitted now: how long it was collected is no delay of the gateway's.
             let frame = ToShard::Frame { interest: interest.interest, offset, prev, frame, admitted: now };
             outlet.push(interest.shard, frame);
         }
+        self.windows.frames.clear();
         self.windows.count_items(of, count);
         self.windows.counts.messages += 1;
         self.windows.recycle(items);

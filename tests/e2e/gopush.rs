@@ -36,8 +36,7 @@ impl Gopush {
         let gateway = Start::new().sets(FREE).sets(settings).start();
         let stdout = gateway.stdout();
         let find = |of: &dyn Fn(&str) -> bool| -> SocketAddr {
-            let line =
-                stdout.lines().filter(|line| of(line)).next_back().unwrap_or_else(|| panic!("not told: {stdout}"));
+            let line = stdout.lines().rfind(|line| of(line)).unwrap_or_else(|| panic!("not told: {stdout}"));
             let (_, rest) = line.split_once("://").unwrap();
             rest.split(['/', ' ']).next().unwrap().parse().unwrap()
         };
@@ -611,4 +610,47 @@ fn it_is_the_logic_in_front_of_a_gateway_that_we_did_not_write() {
     }
     assert_eq!(seen, (0..50).collect::<Vec<_>>(), "in order, some in one request");
     assert_eq!(gopush.logic_stats(), r#"{"DispatchTotal":53,"DispatchFail":0,"PushFail":0}"#);
+}
+
+#[test]
+fn what_waits_for_a_gateway_that_says_nothing_is_bounded_and_what_is_dropped_counted() {
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap(); // Its kernel accepts, nobody answers.
+    let address = mute.local_addr().unwrap().to_string();
+    let gopush = Gopush::start(&[
+        SOON,
+        ("compat.gopush.gateway_list", &address),
+        ("compat.gopush.gateway_timeout_ms", "600000"),
+        ("compat.gopush.gateway_pending_max", "2"),
+    ]);
+    let mut client = gopush.client(&["r"]);
+    for n in 1..=5 {
+        gopush.room("r", &format!("[{n},{n}]"));
+    }
+    let mut items = String::new();
+    while items.matches(',').count() < 9 {
+        let push: serde_json::Value = serde_json::from_str(&client.text()).unwrap();
+        items += if items.is_empty() { "" } else { "," };
+        items += push["data"]["items"].to_string().trim_matches(['[', ']']);
+    }
+    assert_eq!(items, "1,1,2,2,3,3,4,4,5,5", "its own clients miss nothing");
+    assert_eq!(gopush.logic_stats(), r#"{"DispatchTotal":10,"DispatchFail":6,"PushFail":0}"#);
+    let metrics = gopush.gateway.metrics();
+    assert_eq!(metrics.sum("fanwire_gopush_forward_lost_items_total", &[("reason", "pending")]), 6.0);
+}
+
+#[test]
+fn a_push_is_compressed_once_for_those_who_agreed_to_it() {
+    let gopush = Gopush::start(&[SOON, ("websocket.deflate", "true")]);
+    let offer = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+    let (_, mut deflated) = Client::open(gopush.connect, "/connect", offer);
+    deflated.send(TEXT, join("r"));
+    deflated.send(TEXT, r#"{"type":"PING"}"#);
+    assert_eq!(deflated.text(), r#"{"type":"PONG","data":{}}"#);
+    let mut plain = gopush.client(&["r"]);
+    let long = "again ".repeat(100);
+    gopush.room("r", &format!("[\"{long}\",1]"));
+    let expected = pushed(&format!("\"{long}\",1"));
+    let frame = deflated.frame();
+    assert_eq!((frame.first, frame.text()), (0xc1, expected.clone()));
+    assert_eq!(plain.text(), expected);
 }

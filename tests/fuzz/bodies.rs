@@ -1,6 +1,6 @@
 //! What each fuzz target holds the code to, whatever the bytes. Shared by the targets and by the test that replays the corpus.
 
-use fanwire::dialect::{Command, Dialect, Gpush, Session};
+use fanwire::dialect::{Command, Dialect, Gopush, Gpush, Session, json};
 use fanwire::websocket::handshake::{parse_head, parse_response, upgrade, write_101};
 use fanwire::websocket::{Decoded, Decoder, DecoderLimits, Event, MessageKind, Scratch, Violation};
 
@@ -87,7 +87,7 @@ pub fn decode(deflate: bool, stream: &[u8], piece: usize) -> Outcome {
     (events, None)
 }
 
-/// Whatever a client of gpush sends earns a bounded number of commands.
+/// Whatever a client of gpush or go-push sends earns a bounded number of commands, and any text becomes one JSON value.
 ///
 /// The first byte says whether it comes as text (then only if it is UTF-8, as the decoder guarantees) or as binary.
 pub fn command(bytes: &[u8]) {
@@ -115,5 +115,23 @@ pub fn command(bytes: &[u8]) {
             Command::Heartbeat => {}
             Command::Echo { .. } | Command::Cut => unreachable!("gpush echoes nothing and cuts nobody"),
         }
+    }
+    let mut commands = Vec::new();
+    Gopush.parse(&mut Session::default(), kind, payload, &mut commands);
+    assert!(kind == MessageKind::Text || commands.is_empty());
+    match &commands[..] {
+        [] | [Command::Cut] | [Command::Heartbeat, Command::Reply(_)] => {}
+        [Command::Subscribe { topic, .. } | Command::Unsubscribe { topic, .. }] => {
+            assert!(!topic.is_empty() && topic.len() <= 3 * payload.len());
+        }
+        other => panic!("go-push has no such answer: {other:?}"),
+    }
+    if let Ok(text) = std::str::from_utf8(payload) {
+        let mut value = Vec::new();
+        json::append(payload, json::Html::Escaped, &mut value);
+        assert!(value.len() <= json::GROWTH_MAX * payload.len() + 2);
+        let value = std::str::from_utf8(&value).expect("JSON is UTF-8");
+        assert!(json::is_json(value) && !value.contains(['<', '>', '&', '\u{2028}', '\u{2029}', '\n']));
+        assert!(json::is_json(text) || value.starts_with('"') && value.ends_with('"'));
     }
 }

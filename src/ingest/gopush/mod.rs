@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/push/all` | form `items=[…]`: each item to everyone |
 //! | `/push/room` | form `room=…&items=[…]`: each item to the topic `room` |
-//! | `/push` | JSON `{"range":"all|room|one","unique_id":"…","message":…}`: one item to everyone, to a topic, to a user |
+//! | `/push` | JSON `{"range":…,"unique_id":"…","message":…}`: one item to everyone (`all`), to a topic (`room`) or a user (`one`) |
 //! | `/stats` | their own keys, the gateway's twelve or the logic's three |
 //!
 //! The first two always answer 200 with nothing in it, whatever came: that is go-push's way, and `/stats` and `/metrics` count what
