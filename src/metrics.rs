@@ -294,6 +294,8 @@ cells! {
         grpc_connections: Gauge = "publisher_connections" { protocol: "grpc" },
         /// Publishers connected by HTTP.
         http_connections: Gauge = "publisher_connections" { protocol: "http" },
+        /// Connections to `log.level_port`.
+        log_level_connections: Gauge = "publisher_connections" { protocol: "log_level" },
         /// Publishers cut for another, at `publish.connections_max`, never having called with a token that holds.
         publishers_cut: Counter = "publishers_cut",
         /// Calls refused: too many without a token open on one connection.

@@ -13,11 +13,13 @@ mod control;
 mod grpc;
 mod http;
 mod json;
+mod log_level;
 mod push;
 mod server;
 mod tokens;
 mod visits;
 
 pub use control::{Admission, Control, Mind, Oracle, ShardQueues, StallError, Waiting};
+pub use log_level::LogLevel;
 pub use server::{BindError, Hooks, Server};
 pub use tokens::{Tokens, TokensError};
