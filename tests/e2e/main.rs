@@ -17,6 +17,7 @@ mod handshake;
 mod hostile;
 mod limits;
 mod operating;
+mod proxies;
 mod publish;
 mod readme;
 mod slow;
