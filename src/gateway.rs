@@ -13,7 +13,7 @@ use crate::clock::Time;
 use crate::config::Config;
 use crate::encode::{EncodeSettings, Encoder};
 use crate::ids::ShardId;
-use crate::ingest::{Control, GopushServer, Hooks, Oracle, Server, ShardQueues, Tokens};
+use crate::ingest::{Control, GopushServer, Hooks, LogLevel, Oracle, Server, ShardQueues, Tokens};
 use crate::metrics::{AcceptMetrics, ControlMetrics, Registry, ShardMetrics};
 use crate::queue::{self, Answer, Bell, Drain, Page, ToAccept};
 use crate::shard::settings::ShardSettings;
@@ -50,9 +50,9 @@ const SLOTS_MAX: usize = 1 << 20;
 /// Fewer than this is no gateway, but a limit that nobody raised.
 const SLOTS_MIN: usize = 64;
 
-/// Runs a gateway until it is told to stop. Prints where it listens on stdout, logs on stderr.
-pub fn serve(config: Config) -> ExitCode {
-    match Gateway::build(config) {
+/// Runs a gateway until it is told to stop; `log` is whose level can be asked and changed. Prints where it listens on stdout, logs on stderr.
+pub fn serve(config: Config, log: Arc<dyn LogLevel>) -> ExitCode {
+    match Gateway::build(config, log) {
         Ok(gateway) => gateway.run(),
         Err(problem) => {
             complain(&problem);
@@ -133,6 +133,7 @@ impl Layout {
 
 struct Gateway {
     config: Config,
+    log: Arc<dyn LogLevel>,
     layout: Layout,
     server: Server,
     gopush: GopushServer,
@@ -144,7 +145,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn build(mut config: Config) -> Result<Gateway, StartError> {
+    fn build(mut config: Config, log: Arc<dyn LogLevel>) -> Result<Gateway, StartError> {
         let text = |e: &dyn std::fmt::Display| StartError::Text(e.to_string());
         let nofile = crate::sys::raise_nofile_limit();
         let cores = core_affinity::get_core_ids().unwrap_or_default();
@@ -158,7 +159,10 @@ impl Gateway {
             file => Tokens::load(file).map_err(|e| text(&e))?,
         };
         let login = Login::new(&config.auth).map_err(|e| text(&e))?;
-        let server = Server::bind(&config.publish).map_err(|e| text(&e))?;
+        let mut server = Server::bind(&config.publish).map_err(|e| text(&e))?;
+        if config.log.level_port != 0 {
+            server.add_log_level_port(config.log.level_port).map_err(|e| text(&e))?;
+        }
         let gopush = GopushServer::bind(&config.compat.gopush).map_err(|e| text(&e))?;
         let options = ListenOptions {
             send_buffer_bytes: config.shards.socket_send_buffer_bytes,
@@ -173,7 +177,8 @@ impl Gateway {
                 .map_err(|e| StartError::Text(format!("listen.address {}: {e}", block.address)))?;
             listeners.push(listen(address, options).map_err(|e| text(&e))?);
         }
-        Ok(Gateway { config, layout, server, gopush, tokens: Arc::new(tokens), login, listeners, features, cores })
+        let tokens = Arc::new(tokens);
+        Ok(Gateway { config, log, layout, server, gopush, tokens, login, listeners, features, cores })
     }
 
     /// The core of a thread: control and accepting core share the first, shards have the others, or all if there is only one.
@@ -297,6 +302,7 @@ impl Gateway {
         let running = Running {
             announcement,
             config: self.config,
+            log: self.log,
             server: self.server,
             gopush: self.gopush,
             tokens: self.tokens,
@@ -430,6 +436,7 @@ fn control_runtime() -> std::io::Result<tokio_uring::Runtime> {
 struct Running {
     announcement: String,
     config: Config,
+    log: Arc<dyn LogLevel>,
     server: Server,
     gopush: GopushServer,
     tokens: Arc<Tokens>,
@@ -481,6 +488,11 @@ impl Running {
                 let health = health.clone();
                 Arc::new(move || health.reasons())
             },
+            stats: {
+                let shards = self.shard_metrics.clone();
+                Arc::new(move || stats(&shards))
+            },
+            log: self.log,
         };
         let server = {
             let (server, control, tokens) = (self.server, self.control.clone(), self.tokens.clone());
@@ -583,6 +595,12 @@ async fn until(patience: Duration, condition: impl Fn() -> bool) -> bool {
     true
 }
 
+/// gpush's `/stats`.
+fn stats(shards: &[Arc<ShardMetrics>]) -> String {
+    let count: u64 = shards.iter().map(|m| m.websockets.get()).sum();
+    format!("{{\"count\":{count}}}")
+}
+
 /// What clients may ask of the control core.
 struct Knowledge {
     login: Login,
@@ -598,10 +616,7 @@ impl Oracle for Knowledge {
 
     fn page(&self, page: Page) -> BoxFuture<'static, Answer> {
         let (content_type, body) = match page {
-            Page::Stats => {
-                let count: u64 = self.shards.iter().map(|m| m.websockets.get()).sum();
-                ("application/json", format!("{{\"count\":{count}}}"))
-            }
+            Page::Stats => ("application/json", stats(&self.shards)),
             Page::Metrics => (Registry::CONTENT_TYPE, self.registry.render()),
         };
         std::future::ready(Answer::Page { status: 200, content_type, body: body.into() }).boxed()

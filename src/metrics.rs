@@ -316,6 +316,8 @@ cells! {
         gopush_gateway_connections: Gauge = "publisher_connections" { protocol: "gopush_gateway" },
         /// Publishers connected to go-push's logic port.
         gopush_logic_connections: Gauge = "publisher_connections" { protocol: "gopush_logic" },
+        /// Connections to `log.level_port`.
+        log_level_connections: Gauge = "publisher_connections" { protocol: "log_level" },
         /// Publishers cut for another, at `publish.connections_max`, never having called with a token that holds.
         publishers_cut: Counter = "publishers_cut",
         /// Calls refused: too many without a token open on one connection.

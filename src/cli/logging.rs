@@ -1,8 +1,10 @@
 //! Logs go to stderr, human or JSON, and their level can change while the gateway runs.
 
-use crate::config::Log;
+use crate::config::{Log, is_log_filter};
+use crate::ingest::LogLevel;
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 use tracing::Subscriber;
 use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::MakeWriter;
@@ -12,7 +14,11 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 /// Changes the level of a running process.
 #[derive(Clone, Debug)]
-pub struct Handle(reload::Handle<Targets, Registry>);
+pub struct Handle {
+    filter: reload::Handle<Targets, Registry>,
+    /// As it was set last.
+    level: Arc<Mutex<String>>,
+}
 
 impl Handle {
     /// From now on `level` holds, written like `log.level`.
@@ -22,8 +28,25 @@ impl Handle {
     pub fn set_level(&self, level: &str) -> Result<(), ParseError> {
         let filter = Targets::from_str(level)?;
         // It fails only if the subscriber is gone, and then there is nothing to filter.
-        let _ = self.0.reload(filter);
+        let _ = self.filter.reload(filter);
+        *self.level.lock().unwrap_or_else(PoisonError::into_inner) = level.to_owned();
         Ok(())
+    }
+}
+
+impl LogLevel for Handle {
+    fn level(&self) -> String {
+        self.level.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Levels in any case, as zap reads them; or a filter, written like `log.level`.
+    fn set_level(&self, level: &str) -> Result<(), String> {
+        let lower = level.to_ascii_lowercase();
+        let level = if is_log_filter(&lower) && !lower.contains('=') { &lower } else { level };
+        if !is_log_filter(level) {
+            return Err(format!("unrecognized level: {level:?}"));
+        }
+        Handle::set_level(self, level).map_err(|e| e.to_string())
     }
 }
 
@@ -45,14 +68,16 @@ where
     let (filter, handle) = reload::Layer::new(filter);
     let format = fmt::layer().with_writer(writer);
     let format = if log.format == "json" { format.json().boxed() } else { format.with_ansi(ansi).boxed() };
-    (tracing_subscriber::registry().with(filter).with(format), Handle(handle))
+    (
+        tracing_subscriber::registry().with(filter).with(format),
+        Handle { filter: handle, level: Arc::new(Mutex::new(log.level.clone())) },
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
     struct Memory(Arc<Mutex<Vec<u8>>>);
@@ -75,7 +100,7 @@ mod tests {
     fn logging(level: &str, format: &str) -> (Memory, impl Subscriber + Send + Sync + use<>, Handle) {
         let memory = Memory::default();
         let writer = memory.clone();
-        let log = Log { level: level.into(), format: format.into() };
+        let log = Log { level: level.into(), format: format.into(), ..Log::default() };
         let (subscriber, handle) = subscriber(&log, move || writer.clone(), false);
         (memory, subscriber, handle)
     }
@@ -94,6 +119,22 @@ mod tests {
         let text = memory.text();
         assert!(!text.contains("one") && !text.contains("three"), "{text}");
         assert!(text.contains("two") && text.contains("four"), "{text}");
+    }
+
+    #[test]
+    fn a_level_set_by_name_is_told_by_name_and_nonsense_changes_nothing() {
+        let (_, _subscriber, handle) = logging("info", "human");
+        let log: &dyn LogLevel = &handle;
+        for (wish, level) in
+            [("debug", "debug"), ("WARN", "warn"), ("fanwire::accept=debug,info", "fanwire::accept=debug,info")]
+        {
+            log.set_level(wish).unwrap();
+            assert_eq!(log.level(), level);
+        }
+        for wrong in ["loud", "", "fanwire=loud", "info debug"] {
+            assert!(log.set_level(wrong).unwrap_err().starts_with("unrecognized level"), "{wrong}");
+        }
+        assert_eq!(log.level(), "fanwire::accept=debug,info");
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub fn run(args: Args) -> ExitCode {
     };
     let mut config = loaded.config;
     config.dev = args.dev;
-    logging::init(&config.log);
+    let log = logging::init(&config.log);
     match loaded.file {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
         None => tracing::debug!("no configuration file"),
@@ -74,7 +74,7 @@ pub fn run(args: Args) -> ExitCode {
     for warning in loaded.warnings {
         tracing::warn!("{warning}");
     }
-    gateway::serve(config)
+    gateway::serve(config, std::sync::Arc::new(log))
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

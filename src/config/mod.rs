@@ -47,6 +47,11 @@ pub struct Section {
     pub settings: Vec<Setting>,
 }
 
+/// Whether `text` may be `log.level`.
+pub fn is_log_filter(text: &str) -> bool {
+    matches!(LOG_FILTER, Allowed::Text { holds, .. } if holds(text))
+}
+
 /// Every section with its settings, in the order of the documentation.
 pub fn sections() -> &'static [Section] {
     static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(Config::sections);
@@ -510,6 +515,8 @@ section! { "log"
         level: String = "info".into() => LOG_FILTER,
         /// `human` or `json`.
         format: String = "human".into() => Allowed::OneOf(&["human", "json"]),
+        /// A port on 127.0.0.1 where any path is the level, without tokens, as gpush's logger has it: `GET`, and `PUT {"level":"debug"}`. 0 = none; `/log/level` on the HTTP port is there in any case.
+        level_port: u16 = 0 => Allowed::Integer(&[0..=65_535]),
     }
 }
 

@@ -5,6 +5,8 @@
 //! | `POST /v1/pushData`, `POST /order.Proxy/PushData` | one push; the second is the route grpc-gateway makes for every method |
 //! | `POST /order.Proxy/PullData` | every push accepted from now on, a line each |
 //! | `GET /metrics` | Prometheus text |
+//! | `GET /stats` | `{"count":n}`: open WebSocket connections |
+//! | `GET`, `PUT /log/level` | the log level, see [`super::log_level`] |
 //! | `GET /healthz` | 200: the control core turns |
 //! | `GET /readyz` | 200, or 503 with the reasons |
 //! | `POST /dev/stall?shard=N&ms=M` | only with `--dev`: a shard stands still |
@@ -13,7 +15,7 @@
 
 use super::pull::Pulled;
 use super::push::{Problem, guarded, guarded_now, push};
-use super::{Control, Hooks, StallError, Tokens, json};
+use super::{Control, Hooks, StallError, Tokens, json, log_level};
 use crate::config::Publish;
 use crate::ids::ShardId;
 use axum::Router;
@@ -22,7 +24,7 @@ use axum::extract::{Query, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use base64::Engine;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -62,6 +64,8 @@ pub(super) fn router(control: Arc<Control>, tokens: Arc<Tokens>, hooks: Hooks, p
         .route("/order.Proxy/PushData", post(push_data))
         .route("/order.Proxy/PullData", post(pull_data))
         .route("/metrics", get(metrics))
+        .route("/stats", get(stats))
+        .route("/log/level", any(level))
         .route("/healthz", get(async || answer(StatusCode::OK, TEXT, Bytes::from_static(b"ok\n"))))
         .route("/readyz", get(ready));
     if dev {
@@ -173,6 +177,20 @@ async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Resp
     // Only OpenMetrics ends so, and must.
     let kind = if text.ends_with("# EOF\n") { OPENMETRICS_TEXT } else { PROMETHEUS_TEXT };
     Ok(answer(StatusCode::OK, kind, text.into()))
+}
+
+async fn stats(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Problem> {
+    app.authorize(&headers)?;
+    let text = guarded_now(app.control.metrics(), || (app.hooks.stats)())?;
+    Ok(answer(StatusCode::OK, JSON, text.into()))
+}
+
+async fn level(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    if let Err(problem) = app.authorize(request.headers()) {
+        discard(request.into_body()).await;
+        return Err(problem);
+    }
+    Ok(log_level::answer(&*app.hooks.log, request).await)
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Result<Response, Problem> {

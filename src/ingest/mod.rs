@@ -14,6 +14,7 @@ mod gopush;
 mod grpc;
 mod http;
 mod json;
+mod log_level;
 mod pull;
 mod push;
 mod server;
@@ -22,5 +23,6 @@ mod visits;
 
 pub use control::{Admission, Control, Mind, Oracle, ShardQueues, StallError, Waiting};
 pub use gopush::{CertificateError, GopushError, GopushServer};
+pub use log_level::LogLevel;
 pub use server::{BindError, Hooks, Server};
 pub use tokens::{Tokens, TokensError};

@@ -4,7 +4,7 @@
 //! running out of descriptors is waited out instead of spun on, and a graceful end has a deadline.
 
 use super::visits::{Held, STRANGER_CALLS_MAX, Strangers, Visit};
-use super::{Control, Tokens, grpc, http};
+use super::{Control, LogLevel, Tokens, grpc, http, log_level};
 use crate::config::Publish;
 use crate::metrics::{ControlMetrics, Gauge};
 use axum::Router;
@@ -85,19 +85,24 @@ pub enum BindError {
     },
 }
 
-/// What the admin routes ask the rest of the gateway. Both are called on the control core and must be quick.
+/// What the admin routes ask the rest of the gateway. All are called on the control core and must be quick.
 #[derive(Clone)]
 pub struct Hooks {
     /// The text of `/metrics`; OpenMetrics if it ends with `# EOF`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Why the gateway is not ready; empty: it is.
     pub unready: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// The JSON of `/stats`.
+    pub stats: Arc<dyn Fn() -> String + Send + Sync>,
+    /// The log level.
+    pub log: Arc<dyn LogLevel>,
 }
 
 /// Both listeners, bound and not yet accepting.
 pub struct Server {
     grpc: std::net::TcpListener,
     http: std::net::TcpListener,
+    log_level: Option<std::net::TcpListener>,
 }
 
 impl Server {
@@ -110,12 +115,22 @@ impl Server {
         Ok(Server {
             grpc: bind("publish.grpc_address", &publish.grpc_address, open)?,
             http: bind("publish.http_address", &publish.http_address, open)?,
+            log_level: None,
         })
     }
 
     /// Takes listeners that exist already.
     pub fn from_listeners(grpc: std::net::TcpListener, http: std::net::TcpListener) -> Server {
-        Server { grpc, http }
+        Server { grpc, http, log_level: None }
+    }
+
+    /// Serves the log level on a loopback port of its own too, on any path and without tokens, as gpush's logger does.
+    ///
+    /// # Errors
+    /// The port is taken, or can't be had.
+    pub fn add_log_level_port(&mut self, port: u16) -> Result<(), BindError> {
+        self.log_level = Some(bind("log.level_port", &format!("127.0.0.1:{port}"), true)?);
+        Ok(())
     }
 
     /// Where gRPC listens.
@@ -151,6 +166,7 @@ impl Server {
     ) -> io::Result<()> {
         let (routes, reporter) = grpc::routes(&control, tokens.clone(), publish);
         let health = tokio::spawn(grpc::report_health(reporter, control.drain_begun()));
+        let level = log_level::router(hooks.log.clone());
         let http = http::router(control.clone(), tokens.clone(), hooks, publish, dev);
         let grpc = routes.prepare().into_axum_router();
 
@@ -174,7 +190,16 @@ impl Server {
         let idle = Duration::from_millis(publish.idle_deadline_ms);
         let http_port = port(listener(self.http)?, &metrics.http_connections);
         let http = http_port.accept_all(|stream, visit, stop| serve_http1(stream, reception(&http, visit), idle, stop));
-        tokio::join!(grpc, http, async {
+        let level_port = self.log_level.map(listener).transpose()?;
+        let level = async {
+            if let Some(listener) = level_port {
+                let level_port = port(listener, &metrics.log_level_connections);
+                level_port
+                    .accept_all(|stream, visit, stop| serve_http1(stream, reception(&level, visit), idle, stop))
+                    .await;
+            }
+        };
+        tokio::join!(grpc, http, level, async {
             shutdown.await;
             stop.send_replace(true);
         });

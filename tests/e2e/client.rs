@@ -135,6 +135,25 @@ impl Client {
         Client { stream, buffer: Vec::new(), taken: 0 }
     }
 
+    /// A bare connection from a loopback address of our choice.
+    pub fn dial_from(from: std::net::IpAddr, to: SocketAddr) -> Client {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let stream = runtime.block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind((from, 0).into()).unwrap();
+            socket.connect(to).await.unwrap().into_std().unwrap()
+        });
+        stream.set_nonblocking(false).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        Client { stream, buffer: Vec::new(), taken: 0 }
+    }
+
+    /// Where it connects from.
+    pub fn local_address(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
     /// A connection that has sent `head`, and the answer to it.
     pub fn ask(to: SocketAddr, head: &str) -> (Response, Client) {
         let mut client = Client::dial(to);

@@ -22,6 +22,7 @@ mod hostile;
 mod limits;
 mod login;
 mod operating;
+mod proxies;
 mod pub_command;
 mod publish;
 mod readme;

@@ -31,6 +31,28 @@ pub fn handshake(bytes: &[u8]) {
     let _ = parse_response(bytes);
 }
 
+/// A PROXY header is bounded, and what follows it does not change it; nor does what a request's headers say of addresses panic.
+pub fn proxy(bytes: &[u8]) {
+    use fanwire::config::{AddressHeader, Networks};
+    use fanwire::shard::{client_address, proxy_protocol};
+    match proxy_protocol::parse(bytes) {
+        Ok(Some((used, source))) => {
+            assert!(used <= bytes.len() && used <= proxy_protocol::HEADER_BYTES_MAX);
+            assert_eq!(proxy_protocol::parse(&bytes[..used]), Ok(Some((used, source))));
+            assert_eq!(proxy_protocol::parse(&bytes[..used - 1]), Ok(None), "not whole before its last byte");
+        }
+        Ok(None) => assert!(bytes.len() < proxy_protocol::HEADER_BYTES_MAX),
+        // More bytes don't mend it.
+        Err(_) => assert!(proxy_protocol::parse(&[bytes, b"\r\n"].concat()).is_err()),
+    }
+    let trusted = Networks::new(&["10.0.0.0/8".to_owned()]);
+    let head = fanwire::websocket::Head {
+        headers: vec![("X-Forwarded-For", bytes), ("X-Real-IP", bytes)],
+        ..Default::default()
+    };
+    client_address::from_headers(&head, AddressHeader::Either, &trusted);
+}
+
 /// A stream decodes alike however it is cut, and holds no more memory than its bytes allow.
 ///
 /// The first byte says whether compression was agreed on, the second how to cut the rest.

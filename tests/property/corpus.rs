@@ -27,6 +27,11 @@ fn every_stream_of_the_corpus_decodes_alike_however_it_is_cut() {
 }
 
 #[test]
+fn every_proxy_header_of_the_corpus_is_bounded() {
+    replay("proxy", bodies::proxy);
+}
+
+#[test]
 fn every_command_of_the_corpus_is_bounded() {
     replay("command", bodies::command);
 }

@@ -125,3 +125,18 @@ impl Oracle for Nobody {
         Box::pin(async { Answer::Page { status: 404, content_type: "text/plain", body: Default::default() } })
     }
 }
+
+/// A log level that is only remembered.
+#[derive(Default)]
+pub struct FakeLog(std::sync::Mutex<String>);
+
+impl fanwire::ingest::LogLevel for FakeLog {
+    fn level(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn set_level(&self, level: &str) -> Result<(), String> {
+        *self.0.lock().unwrap() = level.to_owned();
+        Ok(())
+    }
+}

@@ -112,6 +112,8 @@ impl Gateway {
                 let unready = unready.clone();
                 move || unready.lock().unwrap().clone()
             }),
+            stats: Arc::new(|| r#"{"count":7}"#.to_owned()),
+            log: Arc::new(crate::fake::FakeLog::default()),
         };
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn({

@@ -72,7 +72,12 @@ fn start() -> Core {
             let mut mind = FakeTopics::new(1000);
             mind.message_bytes_max = 65_536;
             let control = Arc::new(Control::new(Box::new(mind), queues, bell, Arc::new(ControlMetrics::default())));
-            let hooks = Hooks { metrics: Arc::new(String::new), unready: Arc::new(Vec::new) };
+            let hooks = Hooks {
+                metrics: Arc::new(String::new),
+                unready: Arc::new(Vec::new),
+                stats: Arc::new(String::new),
+                log: Arc::new(crate::fake::FakeLog::default()),
+            };
             tokio_uring::builder().start(async move {
                 let driver = control.clone();
                 tokio::spawn(async move { driver.run(Arc::new(crate::fake::Nobody)).await });
