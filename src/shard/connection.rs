@@ -55,7 +55,7 @@ pub struct Held {
     pub input: Vec<u8>,
     /// Parsed, not yet carried out.
     pub commands: VecDeque<Command>,
-    /// A subscription is awaiting its ack; answers come in order, so the rest waits.
+    /// A subscription is awaiting its ack, or a login its answer; answers come in order, so the rest waits.
     pub awaits_ack: bool,
 }
 
@@ -172,7 +172,7 @@ impl Connection {
         self.held.get_or_insert_with(Box::default)
     }
 
-    /// Whether a subscription's ack is awaited, and the rest with it.
+    /// Whether an ack or the answer to a login is awaited, and the rest with it.
     pub fn awaits_ack(&self) -> bool {
         self.held.as_ref().is_some_and(|h| h.awaits_ack)
     }

@@ -74,10 +74,12 @@ impl<R: Ring> Reactor<R> {
                 }
             }
         }
-        // A socket whose address never comes, since the accepting core has stopped, is closed with the ring.
+        // A socket whose address never comes, since the accepting core has stopped, is closed with the ring. One whose address
+        // is here has gone over, and its completion is about to be seen.
         let is_late = self.now >= deadline;
-        let is_tidy = self.departures.is_empty() && self.sockets.is_empty();
-        let is_over = self.tenants == 0 && (is_tidy || is_late);
+        let is_paired = self.sockets.is_empty() && self.arrivals.is_empty();
+        let is_told = self.departures.is_empty() || self.ends.departures.is_abandoned();
+        let is_over = self.tenants == 0 && is_told && (is_paired || is_late);
         if is_over && self.ends.outbox.push(FromShard::Drained, 0).is_ok() {
             self.ends.outbox.ring();
             return true;

@@ -1,9 +1,11 @@
+use crate::fake::PANIC;
 use crate::harness::{Options, control, eventually, in_runtime};
 use fanwire::frame::Publication;
-use fanwire::ids::{Encoding, InterestId, InterestRef, Offset, ShardId};
-use fanwire::ingest::{Admission, StallError};
-use fanwire::queue::{Drain, FromShard, InterestKey, ToShard};
+use fanwire::ids::{ClientRef, Encoding, Generation, InterestId, InterestRef, Offset, ShardId, Slot, UserKey};
+use fanwire::ingest::{Admission, Oracle, StallError};
+use fanwire::queue::{Answer, Drain, FromShard, InterestKey, Page, Question, ToShard};
 use fanwire::topics::Refusal;
+use futures_util::future::BoxFuture;
 
 const DRAIN: Drain = Drain { close_code: 1001, window_ms: 0, rate_per_s: 1000, deadline_ms: 1000 };
 
@@ -93,6 +95,63 @@ fn a_shard_that_rings_wakes_the_sleeping_driver() {
             assert!(matches!(answer, ToShard::Subscribed { interest: i, .. } if i == interest), "{answer:?}");
         }
         assert_eq!(bell.rings(), 40);
+    });
+}
+
+/// Knows whoever says a name, makes a mistake on request, and waits until told otherwise.
+struct Knows(std::sync::Arc<tokio::sync::Semaphore>);
+
+impl Oracle for Knows {
+    fn login(&self, token: Box<str>) -> BoxFuture<'static, Option<Box<str>>> {
+        let gate = self.0.clone();
+        Box::pin(async move {
+            assert_ne!(&*token, PANIC, "asked for");
+            if &*token == "late" {
+                drop(gate.acquire().await);
+            }
+            Some(token)
+        })
+    }
+
+    fn page(&self, page: Page) -> BoxFuture<'static, Answer> {
+        assert_eq!(page, Page::Stats);
+        Box::pin(async { Answer::Page { status: 200, content_type: "text/plain", body: "stats".into() } })
+    }
+}
+
+#[test]
+fn each_question_is_answered_to_who_asked_when_it_is_known_and_a_panic_is_a_refusal() {
+    in_runtime(async {
+        let (control, mut shards, _) = control(&Options::default());
+        let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+        let oracle = std::sync::Arc::new(Knows(gate.clone()));
+        let driver = control.clone();
+        tokio::spawn(async move { driver.run(oracle).await });
+        let client = |slot| ClientRef { slot: Slot(slot), generation: Generation(7) };
+        let login = |token: &str| Question::Login { token: token.into(), encoding: Encoding(0) };
+        let questions = [login("late"), login(PANIC), Question::Page(Page::Stats), login("bob")];
+        for (slot, question) in questions.into_iter().enumerate() {
+            shards[1].outbox.push(FromShard::Ask { client: client(slot as u32), question }, 0).unwrap();
+        }
+        shards[1].outbox.ring();
+        let mut answers = Vec::new();
+        while answers.len() < 4 {
+            let message = eventually(|| shards[1].inbox.pop()).await;
+            let ToShard::Answer { client, answer } = message else { panic!("{message:?}") };
+            assert_eq!(client.generation, Generation(7));
+            answers.push((client.slot.0, *answer));
+            if answers.len() == 3 {
+                assert!(shards[1].inbox.is_empty());
+                gate.close(); // Now the late one is known.
+            }
+        }
+        let is = |uid: &str| Answer::LoggedIn { uid: uid.into(), user: UserKey(0) };
+        assert_eq!(answers.pop(), Some((0, is("late"))));
+        answers.sort_by_key(|(slot, _)| *slot);
+        let page = Answer::Page { status: 200, content_type: "text/plain", body: "stats".into() };
+        assert_eq!(answers, [(1, Answer::LoginRefused), (2, page), (3, is("bob"))]);
+        assert_eq!(control.metrics().handler_panics.get(), 1);
+        assert!(shards[0].inbox.is_empty());
     });
 }
 
