@@ -4,6 +4,7 @@ use crate::on_both_kernels;
 use crate::rig::{PATIENCE, Rig, reset, until};
 use fanwire::metrics::ShardMetrics;
 use fanwire::queue::{Drain, ToShard};
+use fanwire::shard::pages::{Content, Page};
 use fanwire::socket::uring::Features;
 use fanwire::websocket::frame::Opcode;
 use std::io::{Read, Write};
@@ -319,7 +320,55 @@ fn who_waits_for_something_costs_no_turns(features: Features) {
     rig.until_empty();
 }
 
+/// Longer than the send buffer and any one send; its bytes tell where they stand.
+static PAGE: [u8; 300_000] = {
+    let mut page = [0; 300_000];
+    let mut i = 0;
+    while i < page.len() {
+        page[i] = (i % 251) as u8;
+        i += 1;
+    }
+    page
+};
+
+fn a_long_page_arrives_whole_also_slowly_and_who_reads_none_of_it_is_cut(features: Features) {
+    let mut rig = Rig::start(64, features, |settings| {
+        let content = Content::Static { content_type: "text/javascript", body: &PAGE };
+        settings.pages.push((0, "/page.js".into(), Page { path: "/page.js", content }));
+        settings.slow_deadline_ms = 1000;
+        settings.close_deadline_ms = 300;
+    });
+    let ask = |rig: &mut Rig| {
+        let mut stream = rig.connect().stream;
+        stream.write_all(b"GET /page.js HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        stream
+    };
+    let (mut quick, mut slow, mut idle) = (ask(&mut rig), ask(&mut rig), ask(&mut rig));
+    let mut page = Vec::new();
+    quick.read_to_end(&mut page).unwrap();
+    assert!(page.starts_with(b"HTTP/1.1 200 OK\r\n") && page.ends_with(&PAGE));
+    drop(quick);
+    // Longer than any one deadline, and never longer than it without progress.
+    let (mut slowly, start) = (Vec::new(), Instant::now());
+    let mut chunk = [0; 40_000];
+    loop {
+        let count = slow.read(&mut chunk).unwrap();
+        if count == 0 {
+            break;
+        }
+        slowly.extend_from_slice(&chunk[..count]);
+        std::thread::sleep(Duration::from_millis(100)); // A slow reader's pace, which no condition has to wait for.
+    }
+    assert!(slowly == page, "{} bytes after {:?}", slowly.len(), start.elapsed());
+    drop(slow);
+    rig.until_empty();
+    let mut rest = Vec::new();
+    let end = idle.read_to_end(&mut rest);
+    assert!(end.is_err() || rest.len() < page.len(), "who took nothing has been cut");
+}
+
 on_both_kernels! {
+    a_long_page_arrives_whole_also_slowly_and_who_reads_none_of_it_is_cut,
     a_socket_and_its_address_may_come_in_either_order,
     one_slot_has_one_tenant_after_another,
     a_close_frame_is_not_lost_to_a_reset_although_input_is_left_unread,
