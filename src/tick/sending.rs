@@ -130,12 +130,15 @@ impl<R: Ring> Reactor<R> {
         self.interests.seal(&mut self.pool, &mut round.sealed, |index, slot| {
             targets.push(u64::from(slot.0) << 32 | u64::from(index));
         });
+        // An interest names its subscribers by slot, users are linked in any order.
+        let is_sorted = round.sealed.len() <= 1 && !self.users.has_news();
         self.users.seal(&mut self.pool, &mut round.sealed, |index, slot| {
             targets.push(u64::from(slot.0) << 32 | u64::from(index));
         });
-        if round.sealed.len() > 1 {
+        if !is_sorted {
             targets.sort_unstable();
         }
+        debug_assert!(targets.is_sorted(), "a connection's targets are found by its slot");
         round.started = self.now;
         round.oldest = round.sealed.iter().map(|s| s.batch.oldest).min().unwrap_or(self.now);
         self.next_flush = self.now + Duration::from_micros(self.settings.tick_interval_us);
