@@ -36,8 +36,7 @@ impl Gopush {
         let gateway = Start::new().sets(FREE).sets(settings).start();
         let stdout = gateway.stdout();
         let find = |of: &dyn Fn(&str) -> bool| -> SocketAddr {
-            let line =
-                stdout.lines().filter(|line| of(line)).next_back().unwrap_or_else(|| panic!("not told: {stdout}"));
+            let line = stdout.lines().rfind(|line| of(line)).unwrap_or_else(|| panic!("not told: {stdout}"));
             let (_, rest) = line.split_once("://").unwrap();
             rest.split(['/', ' ']).next().unwrap().parse().unwrap()
         };
