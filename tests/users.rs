@@ -6,7 +6,7 @@ use fanwire::encode::{EncodeSettings, Encoder};
 use fanwire::ids::{ClientRef, Encoding, Generation, ShardId, Slot};
 use fanwire::queue::{Answer, ToShard};
 use fanwire::shard::users::Users;
-use fanwire::topics::{Outlet, Topics, TopicsLimits};
+use fanwire::topics::{MergeLimits, Outlet, Topics, TopicsLimits};
 
 const LOGGED_IN: u32 = 100_000;
 const BYTES_MAX: u64 = 200;
@@ -44,7 +44,7 @@ fn a_hundred_thousand_users_cost_at_most_200_bytes_each() {
         publish_waiting_max: 0,
         publish_waiting_bytes_max: 0,
         message_bytes_max: 1000,
-        merge: Default::default(),
+        merge: MergeLimits::default(),
     };
     let encoder = Encoder::new(&EncodeSettings { deflate_level: 1, deflate_bytes_min: 100 });
     let mut topics = Topics::new(limits, encoder, 1, 7);

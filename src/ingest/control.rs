@@ -295,7 +295,7 @@ impl Outlet for Shards {
     fn push(&mut self, shard: ShardId, message: ToShard) {
         let bytes = message.queued_bytes();
         let shard = usize::from(shard.0);
-        self.inboxes[shard].push(message, bytes).expect("has_room said yes, and this is the only producer");
+        self.inboxes[shard].append(message, bytes).expect("has_room said yes, and this is the only producer");
         self.touched[shard] = true;
     }
 }

@@ -35,7 +35,7 @@ impl<T> Sender<T> {
     /// Whether `items` more items of `bytes` bytes together fit now. Final: only this end adds, so what fits now fits later.
     pub fn has_room(&self, items: usize, bytes: usize) -> bool {
         let q = &self.0;
-        // A single message larger than the whole bound is let through an empty queue, or it could never pass.
+        // What is larger than the whole bound is let through an empty queue, or it could never pass.
         let queued = q.bytes.load(Ordering::Relaxed);
         q.items.capacity() - q.items.len() >= items && (queued == 0 || queued + bytes <= q.bytes_max)
     }
@@ -45,6 +45,12 @@ impl<T> Sender<T> {
         if !self.has_room(1, bytes) {
             return Err(Full(item));
         }
+        self.append(item, bytes)
+    }
+
+    /// [`Sender::push`] of one of several items about which [`Sender::has_room`] was asked together. Its bytes are not weighed
+    /// again: where all are larger than the whole bound, the first would shut the others out.
+    pub fn append(&mut self, item: T, bytes: usize) -> Result<(), Full<T>> {
         self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.0.items.push(item).map_err(|item| {
             self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -127,5 +133,17 @@ mod tests {
         rx.pop();
         rx.release(1000);
         tx.push(2, 1).unwrap();
+    }
+
+    #[test]
+    fn items_larger_than_the_bound_together_pass_an_empty_queue_together() {
+        let (mut tx, mut rx) = channel(4, 100, Bell::silent());
+        assert!(tx.has_room(3, 180));
+        (1..=3).for_each(|item| tx.append(item, 60).unwrap());
+        assert!(!tx.has_room(1, 1) && tx.bytes() == 180);
+        assert_eq!((rx.pop(), rx.pop(), rx.pop()), (Some(1), Some(2), Some(3)));
+        rx.release(180);
+        (1..=4).for_each(|item| tx.append(item, 60).unwrap());
+        assert_eq!((tx.append(5, 0).unwrap_err().0, tx.bytes()), (5, 240));
     }
 }

@@ -6,6 +6,7 @@ use super::machine::{Machine, trace};
 use super::reader::{Heard, KEY, Question};
 use super::ring::SharedLine;
 use crate::clock::Time;
+use crate::dialect::DialectId;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -66,6 +67,7 @@ pub struct Client {
     pub shard: usize,
     /// How it reads.
     pub pace: Pace,
+    dialect: DialectId,
     manner: Manner,
     leaving: Leaving,
     is_open: bool,
@@ -112,6 +114,7 @@ impl Client {
             line: None,
             shard: 0,
             pace: Pace::Fast,
+            dialect: DialectId::Gpush,
             manner: Manner::Good,
             leaving: Leaving::No,
             is_open: false,
@@ -185,18 +188,24 @@ impl Client {
         self.next_ping = Time::NEVER;
         self.leaves_at = Time(now.0 + m.draw(|dice| dice.magnitude(1..=20_000)) * 1_000_000);
         line.borrow_mut().reader.misses_nothing = self.is_exemplary();
+        self.dialect = if m.chance(450) { DialectId::Centrifugo } else { DialectId::Gpush };
+        line.borrow_mut().reader.speaks(self.dialect);
         self.line = Some(line);
         let deflate = if m.chance(250) { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
-        let token = connects_as.map_or(String::new(), |user| format!("?token={}", uid(user)));
+        let (path, token) = match (self.dialect, connects_as) {
+            (DialectId::Centrifugo, _) => ("/connection/websocket", String::new()),
+            (_, None) => ("/ws", String::new()),
+            (_, Some(user)) => ("/ws", format!("?token={}", uid(user))),
+        };
         let mut request = format!(
-            "GET /ws{token} HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            "GET {path}{token} HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{deflate}\r\n"
         );
         if self.manner == Manner::Mute {
             request.truncate(m.within(0..=request.len() as u64 - 1) as usize);
             self.leaving = Leaving::Silent;
         }
-        trace!(m, "client {} on shard {shard}: {:?} {:?}", self.index, self.pace, self.manner);
+        trace!(m, "client {} on shard {shard}: {:?} {:?} {:?}", self.index, self.dialect, self.pace, self.manner);
         self.say(request.as_bytes());
     }
 
@@ -235,11 +244,11 @@ impl Client {
             return Wish::Nothing;
         }
         if self.is_open && now >= self.next_ping && self.leaving == Leaving::No {
-            self.ask(Question::Ping, &line, Vec::new());
+            self.ask(&[Question::Ping], &line, &admitted_before);
         }
         if now >= self.next_act {
             self.next_act = Time::NEVER;
-            self.act(&line, admitted_before);
+            self.act(&line, &admitted_before);
         }
         Wish::Nothing
     }
@@ -366,7 +375,15 @@ impl Client {
         trace!(self.machine, "client {} hears {heard:?}", self.index);
         let now = self.machine.now();
         match heard {
+            Heard::Upgraded => self.ask(&[Question::Connect], line, &|_| 0),
+            Heard::Ping => {
+                if self.leaving == Leaving::No {
+                    let pong = frame(0x81, b"{}", &self.machine);
+                    self.say(&pong);
+                }
+            }
             Heard::Welcome => {
+                self.awaited = 0;
                 self.is_open = true;
                 self.next_ping = now.plus_ms(PING_MS);
                 self.reads_until = now.plus_ms(self.machine.within(0..=1_500));
@@ -430,7 +447,7 @@ impl Client {
         self.next_act = Time(self.machine.now().0 + pause_us * 1000);
     }
 
-    fn act(&mut self, line: &SharedLine, admitted_before: impl Fn(usize) -> u32) {
+    fn act(&mut self, line: &SharedLine, admitted_before: &dyn Fn(usize) -> u32) {
         if self.leaving != Leaving::No {
             // Who vanished leaves the gateway to find out by itself.
             return if self.manner == Manner::Vanishes { self.retire() } else { self.hang_up() };
@@ -446,33 +463,41 @@ impl Client {
             let ms = self.machine.draw(|dice| dice.magnitude(50..=4_000));
             self.stalls_until = self.machine.now().plus_ms(ms);
         }
-        let topic = self.machine.within(1..=self.wanted.len() as u64 - 1) as usize;
-        let subscribed = self.wanted[topic];
-        let user = self.machine.within(0..=USERS as u64 - 1) as usize;
-        let question = match self.machine.within(0..=19) {
-            _ if self.manner == Manner::Floods => None,
-            0..=4 if !subscribed => Some(Question::Subscribe(topic)),
-            0 => Some(Question::Subscribe(topic)),
-            5..=6 => Some(Question::Unsubscribe(topic)),
-            1..=4 | 7 => Some(Question::Ping),
-            8 => Some(Question::Nonsense),
-            9..=12 => Some(Question::Login(user)),
-            13..=16 => Some(Question::SubscribePrivately(topic)),
-            17 => Some(Question::UnsubscribePrivately(topic)),
-            18 if self.machine.chance(700) => Some(Question::Logout),
-            18 => Some(Question::LoginBadly),
-            _ => None,
-        };
-        match question {
-            Some(question) => {
-                let streams = self.machine.book.borrow().streams();
-                self.ask(question, line, (0..streams).map(admitted_before).collect());
-            }
+        match self.question() {
             None => self.ping_control(line),
+            Some(first) => {
+                let mut questions = vec![first];
+                // Centrifugo takes several in one message.
+                while self.dialect == DialectId::Centrifugo && questions.len() < 4 && self.machine.chance(400) {
+                    questions.extend(self.question());
+                }
+                self.ask(&questions, line, admitted_before);
+            }
         }
         if !self.is_patient || self.awaited == 0 {
             self.plan();
         }
+    }
+
+    /// What to ask next; `None`: a control ping. Only gpush knows users.
+    fn question(&mut self) -> Option<Question> {
+        let topic = self.machine.within(1..=self.wanted.len() as u64 - 1) as usize;
+        let subscribed = self.wanted[topic];
+        let knows_users = self.dialect == DialectId::Gpush;
+        Some(match self.machine.within(0..=if knows_users { 19 } else { 9 }) {
+            _ if self.manner == Manner::Floods => return None,
+            0..=4 if !subscribed => Question::Subscribe(topic),
+            0 => Question::Subscribe(topic),
+            5..=6 => Question::Unsubscribe(topic),
+            1..=4 | 7 => Question::Ping,
+            8 => Question::Nonsense,
+            9..=12 if knows_users => Question::Login(self.machine.within(0..=USERS as u64 - 1) as usize),
+            13..=16 => Question::SubscribePrivately(topic),
+            17 => Question::UnsubscribePrivately(topic),
+            18 if self.machine.chance(700) => Question::Logout,
+            18 => Question::LoginBadly,
+            _ => return None,
+        })
     }
 
     fn ping_control(&mut self, line: &SharedLine) {
@@ -481,30 +506,34 @@ impl Client {
         self.say(&ping);
     }
 
-    fn ask(&mut self, question: Question, line: &SharedLine, admitted: Vec<u32>) {
-        let topic_command = |code: u8, topic: usize| format!(r#"{{"code":{code},"topic":"{}"}}"#, topic_name(topic));
-        let text = match question {
-            Question::Subscribe(topic) => {
-                debug_assert!(topic != BROADCAST);
-                self.wanted[topic] = true;
-                topic_command(1, topic)
+    /// Asks in one message.
+    fn ask(&mut self, questions: &[Question], line: &SharedLine, admitted_before: &dyn Fn(usize) -> u32) {
+        let now = self.machine.now();
+        let streams = self.machine.book.borrow().streams();
+        let mut lines = Vec::new();
+        for &question in questions {
+            match question {
+                Question::Subscribe(topic) => {
+                    debug_assert!(topic != BROADCAST);
+                    self.wanted[topic] = true;
+                }
+                Question::Unsubscribe(topic) => self.wanted[topic] = false,
+                _ => {}
             }
-            Question::Unsubscribe(topic) => {
-                self.wanted[topic] = false;
-                topic_command(2, topic)
-            }
-            Question::Login(user) => format!(r#"{{"code":3,"data":"{}"}}"#, uid(user)),
-            Question::LoginBadly => r#"{"code":3,"data":{"token":"nobody's"}}"#.to_owned(),
-            Question::Logout => r#"{"code":4}"#.to_owned(),
-            Question::SubscribePrivately(topic) => topic_command(5, topic),
-            Question::UnsubscribePrivately(topic) => topic_command(6, topic),
-            Question::Ping => "ping".to_owned(),
-            Question::Nonsense => r#"{"code":"one"}"#.to_owned(),
-        };
-        trace!(self.machine, "client {} asks {question:?}", self.index);
-        self.next_ping = self.machine.now().plus_ms(PING_MS);
-        self.awaited += 1;
-        line.borrow_mut().reader.asked(question, self.machine.now(), admitted);
+            let admitted = match question {
+                Question::Connect | Question::Ping | Question::Nonsense => Vec::new(),
+                _ => (0..streams).map(admitted_before).collect(),
+            };
+            trace!(self.machine, "client {} asks {question:?}", self.index);
+            let id = line.borrow_mut().reader.asked(question, now, admitted);
+            self.awaited += 1;
+            lines.push(match self.dialect {
+                DialectId::Centrifugo => by_number(id, question),
+                _ => by_code(question),
+            });
+        }
+        self.next_ping = now.plus_ms(PING_MS);
+        let text = lines.join("\n");
         let bytes = if text.len() > 4 && self.machine.chance(100) {
             // In two fragments with a ping between, as RFC 6455 §5.4 allows.
             line.borrow_mut().reader.pinged();
@@ -565,6 +594,41 @@ impl Client {
             self.has_news();
         }
     }
+}
+
+/// A question as gpush's clients ask it.
+fn by_code(question: Question) -> String {
+    let about = |code: u8, topic: usize| format!(r#"{{"code":{code},"topic":"{}"}}"#, topic_name(topic));
+    match question {
+        Question::Subscribe(topic) => about(1, topic),
+        Question::Unsubscribe(topic) => about(2, topic),
+        Question::Login(user) => format!(r#"{{"code":3,"data":"{}"}}"#, uid(user)),
+        Question::LoginBadly => r#"{"code":3,"data":{"token":"nobody's"}}"#.to_owned(),
+        Question::Logout => r#"{"code":4}"#.to_owned(),
+        Question::SubscribePrivately(topic) => about(5, topic),
+        Question::UnsubscribePrivately(topic) => about(6, topic),
+        Question::Ping => "ping".to_owned(),
+        Question::Nonsense => r#"{"code":"one"}"#.to_owned(),
+        Question::Connect => unreachable!("asked of Centrifugo alone"),
+    }
+}
+
+/// A question as Centrifugo's clients ask it.
+fn by_number(id: u64, question: Question) -> String {
+    let about = |what: &str, topic: usize| format!(r#""{what}":{{"channel":"{}"}}"#, topic_name(topic));
+    let command = match question {
+        Question::Connect => r#""connect":{"name":"sim"}"#.to_owned(),
+        Question::Subscribe(topic) => about("subscribe", topic),
+        Question::Unsubscribe(topic) => about("unsubscribe", topic),
+        Question::Ping => r#""rpc":{"method":"?"}"#.to_owned(),
+        Question::Nonsense => r#""publish":{"channel":"x","data":{}}"#.to_owned(),
+        Question::Login(_)
+        | Question::LoginBadly
+        | Question::Logout
+        | Question::SubscribePrivately(_)
+        | Question::UnsubscribePrivately(_) => unreachable!("asked of gpush alone"),
+    };
+    format!(r#"{{{command},"id":{id}}}"#)
 }
 
 /// A client's frame, masked (RFC 6455 §5.3). `first`: FIN and opcode.

@@ -10,6 +10,7 @@ use crate::frame::{Publication, Target};
 use crate::ids::{ClientRef, InterestId, InterestRef, Offset, ShardId, UserKey};
 use crate::queue::{Answer, Bell, FromShard, InterestKey, Question, Receiver, Sender, ToShard};
 use crate::topics::{Ack, Outcome, Outlet, Refusal, Ticket, Topics};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ struct Wanted {
 struct Spy {
     queues: Vec<Sender<ToShard>>,
     touched: Vec<bool>,
+    /// Items and bytes for which there was room when it was last asked, less what was pushed since.
+    granted: Vec<Cell<(usize, usize)>>,
     wanted: Vec<HashMap<InterestId, Wanted>>,
     /// Who is logged in where: answers out less farewells heard, by shard.
     users: Vec<HashMap<UserKey, (Box<str>, usize)>>,
@@ -50,7 +53,10 @@ impl Outlet for Spy {
     }
 
     fn has_room(&self, shard: ShardId, items: usize, bytes: usize) -> bool {
-        self.queues[shard.0 as usize].has_room(items, bytes)
+        let index = shard.0 as usize;
+        let has_room = self.queues[index].has_room(items, bytes);
+        self.granted[index].set(if has_room { (items, bytes) } else { (0, 0) });
+        has_room
     }
 
     fn push(&mut self, shard: ShardId, message: ToShard) {
@@ -87,8 +93,12 @@ impl Outlet for Spy {
             _ => {}
         }
         let bytes = message.queued_bytes();
-        let pushed = self.queues[index].push(message, bytes);
-        assert!(pushed.is_ok(), "the control core pushed to shard {shard} without asking for room");
+        let (items_left, bytes_left) = self.granted[index].get();
+        let was_asked = items_left > 0 && bytes <= bytes_left;
+        assert!(was_asked, "the control core pushed to shard {shard} without asking for room");
+        self.granted[index].set((items_left - 1, bytes_left - bytes));
+        let pushed = self.queues[index].append(message, bytes);
+        assert!(pushed.is_ok(), "shard {shard} has no room although it said so");
         self.touched[index] = true;
     }
 }
@@ -139,6 +149,7 @@ impl Control {
             spy: Spy {
                 queues,
                 touched: vec![false; shards],
+                granted: vec![Cell::default(); shards],
                 wanted: (0..shards).map(|_| HashMap::new()).collect(),
                 users: (0..shards).map(|_| HashMap::new()).collect(),
                 last_of_users: vec![Offset(0); shards],
@@ -234,9 +245,10 @@ impl Control {
     pub fn drain(&mut self, pending: &mut Vec<usize>, order: impl Fn() -> ToShard) -> bool {
         self.topics.drain();
         pending.retain(|shard| {
-            let full = !self.topics.is_flushed() || !self.spy.queues[*shard].has_room(1, 0);
+            let shard = ShardId(*shard as u16);
+            let full = !self.topics.is_flushed() || !self.spy.has_room(shard, 1, 0);
             if !full {
-                self.spy.push(ShardId(*shard as u16), order());
+                self.spy.push(shard, order());
             }
             full
         });

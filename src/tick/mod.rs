@@ -192,6 +192,7 @@ impl<R: Ring> Reactor<R> {
         metrics: Arc<ShardMetrics>,
     ) -> Reactor<R> {
         let now = ring.now();
+        let interests = Interests::new(settings.send_bytes_max);
         Reactor {
             id,
             ring,
@@ -203,7 +204,7 @@ impl<R: Ring> Reactor<R> {
             visitors: Vec::new(),
             tenants: 0,
             wheel: Wheel::new(now),
-            interests: Interests::default(),
+            interests,
             users: Users::default(),
             pool: Pool::default(),
             spares: Spares::default(),

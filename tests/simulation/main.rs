@@ -38,6 +38,7 @@ fn every_seed_keeps_every_promise_and_all_that_can_happen_does() {
         ("logins", sum.logins),
         ("logins refused", sum.logins_refused),
         ("questions refused for want of room", sum.questions_refused),
+        ("messages that shared a frame", sum.joined),
         ("slow consumers closed", sum.slow_closed),
         ("misbehaving clients closed", sum.misbehaved),
         ("reads paused", sum.reads_paused),
