@@ -152,6 +152,8 @@ impl Gateway {
             "" => Tokens::none(),
             file => Tokens::load(file).map_err(|e| text(&e))?,
         };
+        let api_keys = Tokens::load_as("centrifugo.api_keys_file", &config.centrifugo.api_keys_file);
+        let tokens = tokens.with_api_keys(api_keys.map_err(|e| text(&e))?);
         let server = Server::bind(&config.publish).map_err(|e| text(&e))?;
         let options = ListenOptions {
             send_buffer_bytes: config.shards.socket_send_buffer_bytes,

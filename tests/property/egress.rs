@@ -56,7 +56,7 @@ fn encoded(form: Form, text: &[u8], deflater: &mut Deflater) -> Vec<u8> {
     match form {
         Form::Single => write_frame(&mut out, Opcode::Text, text),
         Form::Joined => out.extend_from_slice(text),
-        Form::JoinedDeflated if text.len() % 2 == 0 => store(text, &mut out),
+        Form::JoinedDeflated if text.len().is_multiple_of(2) => store(text, &mut out),
         Form::JoinedDeflated => deflater.deflate(text, &mut out),
     }
     out
