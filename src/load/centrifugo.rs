@@ -39,3 +39,22 @@ fn text(payload: &[u8]) -> Arc<[u8]> {
     frame::write_client_frame(&mut bytes, Opcode::Text, payload, MASK);
     bytes.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::stamp::Stream;
+    use super::*;
+
+    #[test]
+    fn a_publication_of_ours_is_read_and_nothing_else() {
+        let stamp = Stamp { stream: Stream::new(3, 1), sequence: 7, due_ns: 1 << 40 };
+        let mut message = vec![0; 128];
+        stamp.write(&mut message);
+        let data = String::from_utf8(message).unwrap();
+        let line = format!(r#"{{"push":{{"channel":"bench-3","pub":{{"data":{data},"offset":12}}}}}}"#);
+        assert_eq!(super::stamp(line.as_bytes()), Some(stamp));
+        for other in ["{}", r#"{"id":2,"subscribe":{}}"#, r#"{"push":{"channel":"c","pub":{"data":"x"}}}"#, ""] {
+            assert_eq!(super::stamp(other.as_bytes()), None, "{other}");
+        }
+    }
+}
