@@ -158,6 +158,8 @@ impl Gateway {
             "" => Tokens::none(),
             file => Tokens::load(file).map_err(|e| text(&e))?,
         };
+        let api_keys = Tokens::load_as("centrifugo.api_keys_file", &config.centrifugo.api_keys_file);
+        let tokens = tokens.with_api_keys(api_keys.map_err(|e| text(&e))?);
         let login = Login::new(&config.auth).map_err(|e| text(&e))?;
         let mut server = Server::bind(&config.publish).map_err(|e| text(&e))?;
         if config.log.level_port != 0 {

@@ -1,5 +1,6 @@
 //! `fanwire bench`: arguments → runs, and what they found.
 
+use crate::dialect::DialectId;
 use crate::load::clients::ClientsPlan;
 use crate::load::host::{Machine, Watched};
 use crate::load::publisher::{Interface, PublishPlan};
@@ -7,7 +8,7 @@ use crate::load::report::{Condition, Live, Phase, Report};
 use crate::load::run::{self, Load, Plan, Source};
 use crate::load::schedule::Pace;
 use crate::load::server;
-use crate::load::{TOPICS_MAX, bare};
+use crate::load::{TOPICS_MAX, bare, centrifugo};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -32,9 +33,12 @@ Exit codes:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Subscribe here
-    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:9992/ws")]
-    url: String,
+    /// Subscribe here [default: where a gateway on this machine serves the dialect]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// What the clients speak
+    #[arg(long, value_name = "DIALECT", default_value = "gpush", value_parser = ["gpush", "centrifugo"])]
+    dialect: String,
     /// WebSocket connections; connection i subscribes to topic i modulo --topics
     #[arg(short, long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
@@ -110,10 +114,10 @@ pub struct Args {
     #[arg(long, value_name = "CORE")]
     core: Option<usize>,
     /// Instead of a gateway, a plain send() for each client and message, by a process of ours
-    #[arg(long, conflicts_with_all = ["saturate", "idle", "deflate"])]
+    #[arg(long, conflicts_with_all = ["saturate", "idle", "deflate", "dialect"])]
     bare: bool,
     /// So many rounds of gateway and bare send loop in turn, and the ratio of their CPU per delivery
-    #[arg(long, value_name = "ROUNDS", conflicts_with_all = ["bare", "saturate", "idle", "deflate", "runs"])]
+    #[arg(long, value_name = "ROUNDS", conflicts_with_all = ["bare", "saturate", "idle", "deflate", "runs", "dialect"])]
     compare_bare: Option<u32>,
     /// So many runs, each with new connections (and a new gateway with --spawn), and their median
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -236,20 +240,38 @@ impl Args {
         let http = self.publish == "http";
         let spawned = self.spawn.map(|core| server::start_gateway(Some(core), &self.set)).transpose()?;
         let (url, interface, admin, pid) = match &spawned {
-            Some((server, at)) => {
-                (at.subscribers.clone(), server::interface(at, http), Some(at.http.clone()), Some(server.pid()))
-            }
+            Some((server, at)) => (
+                self.dialect_url(&at.subscribers)?,
+                server::interface(at, http),
+                Some(at.http.clone()),
+                Some(server.pid()),
+            ),
             None if http => {
-                (self.url.clone(), Interface::Http { address: self.http.clone() }, self.admin.clone(), self.server_pid)
+                (self.url()?, Interface::Http { address: self.http.clone() }, self.admin.clone(), self.server_pid)
             }
-            None => {
-                (self.url.clone(), Interface::Grpc { address: self.grpc.clone() }, self.admin.clone(), self.server_pid)
-            }
+            None => (self.url()?, Interface::Grpc { address: self.grpc.clone() }, self.admin.clone(), self.server_pid),
         };
         let publish = PublishPlan { interface, token: self.token.clone(), batch_messages_max: self.batch as usize };
         let mut plan = self.plan(&url, Source::Publisher(publish), pid)?;
         plan.admin = admin.map(|a| a.trim_start_matches("http://").trim_end_matches('/').to_owned());
         run::run(&plan, None, &mut self.live()?)
+    }
+
+    fn dialect(&self) -> DialectId {
+        if self.dialect == "centrifugo" { DialectId::Centrifugo } else { DialectId::Gpush }
+    }
+
+    fn url(&self) -> Result<String, String> {
+        self.url.clone().map_or_else(|| self.dialect_url("ws://127.0.0.1:9992/ws"), Ok)
+    }
+
+    /// Where a gateway with default paths serves the dialect, whose gpush is at `gpush`.
+    fn dialect_url(&self, gpush: &str) -> Result<String, String> {
+        let (_, host, _) = parse_url(gpush)?;
+        Ok(match self.dialect() {
+            DialectId::Centrifugo => format!("ws://{host}{}", centrifugo::PATH),
+            _ => gpush.to_owned(),
+        })
     }
 
     fn against_bare(&self) -> Result<Report, String> {
@@ -283,6 +305,7 @@ impl Args {
                 target,
                 host,
                 path,
+                dialect: self.dialect(),
                 connections: self.connections,
                 topics: self.topics,
                 publishers: publishers.clamp(1, crate::load::PUBLISHERS_MAX),

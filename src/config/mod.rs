@@ -406,6 +406,8 @@ section! { "centrifugo"
         pong_timeout_ms: u64 = 8000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// Closed (3502) when it has not sent `connect` for this long after the handshake.
         stale_timeout_ms: u64 = 10_000 => Allowed::Integer(&[1..=HOUR_MS]),
+        /// File with keys for `/api/publish`, `/api/broadcast` and `/api/batch` on `publish.http_address`, one a line, `#` comments; empty = what guards `/v1/pushData` guards these too. Re-read on SIGHUP.
+        api_keys_file: String = String::new() => FILE,
         /// Channels one connection may hold, in place of `limits.topics_per_connection_max`.
         channels_per_connection_max: usize = 128 => Allowed::Integer(&[1..=1_000_000]),
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `POST /v1/pushData`, `POST /order.Proxy/PushData` | one push; the second is the route grpc-gateway makes for every method |
 //! | `POST /order.Proxy/PullData` | every push accepted from now on, a line each |
+//! | `POST /api/METHOD` | Centrifugo's server API, see `centrifugo` |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /stats` | `{"count":n}`: open WebSocket connections |
 //! | `GET`, `PUT /log/level` | the log level, see [`super::log_level`] |
@@ -15,7 +16,7 @@
 
 use super::pull::Pulled;
 use super::push::{Problem, guarded, guarded_now, push};
-use super::{Control, Hooks, StallError, Tokens, json, log_level};
+use super::{Control, Hooks, StallError, Tokens, centrifugo, json, log_level};
 use crate::config::Publish;
 use crate::ids::ShardId;
 use axum::Router;
@@ -41,17 +42,18 @@ const DISCARD_DEADLINE: Duration = Duration::from_secs(1);
 /// Longest stall asked for by `/dev/stall`.
 const STALL_MS_MAX: u64 = 60_000;
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(super) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const PROMETHEUS_TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const OPENMETRICS_TEXT: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
-struct App {
-    control: Arc<Control>,
-    tokens: Arc<Tokens>,
+pub(super) struct App {
+    pub control: Arc<Control>,
+    pub tokens: Arc<Tokens>,
     hooks: Hooks,
     request_bytes_max: usize,
+    pub batch_messages_max: usize,
     body_deadline: Duration,
     pullers_max: usize,
     puller_bytes_max: usize,
@@ -63,6 +65,7 @@ pub(super) fn router(control: Arc<Control>, tokens: Arc<Tokens>, hooks: Hooks, p
         .route("/v1/pushData", post(push_data))
         .route("/order.Proxy/PushData", post(push_data))
         .route("/order.Proxy/PullData", post(pull_data))
+        .route("/api/{method}", any(centrifugo::call))
         .route("/metrics", get(metrics))
         .route("/stats", get(stats))
         .route("/log/level", any(level))
@@ -79,6 +82,7 @@ pub(super) fn router(control: Arc<Control>, tokens: Arc<Tokens>, hooks: Hooks, p
             tokens,
             hooks,
             request_bytes_max: publish.request_bytes_max,
+            batch_messages_max: publish.batch_messages_max,
             body_deadline: Duration::from_millis(publish.body_deadline_ms),
             pullers_max: publish.pullers_max,
             puller_bytes_max: publish.puller_bytes_max,
@@ -94,7 +98,7 @@ impl App {
         Err(Problem::unauthorized())
     }
 
-    async fn read_body(&self, body: Body) -> Result<Bytes, Problem> {
+    pub(super) async fn read_body(&self, body: Body) -> Result<Bytes, Problem> {
         let (bytes_max, deadline) = (self.request_bytes_max, self.body_deadline);
         let Ok(body) = tokio::time::timeout(deadline, to_bytes(body, bytes_max)).await else {
             let ms = deadline.as_millis();
@@ -157,7 +161,7 @@ fn line(push: Result<Pulled, Problem>) -> Bytes {
 }
 
 /// Reads on for a moment, so that the client is there for its answer.
-async fn discard(body: Body) {
+pub(super) async fn discard(body: Body) {
     let mut body = body.into_data_stream();
     let mut bytes = 0;
     let read = async {
@@ -226,7 +230,7 @@ async fn stall(
     Ok(answer(StatusCode::OK, JSON, Bytes::from_static(b"{}")))
 }
 
-fn answer(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response {
+pub(super) fn answer(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, kind);
@@ -256,7 +260,7 @@ impl IntoResponse for Problem {
 }
 
 /// As grpc-gateway's `HTTPStatusFromCode`, for the codes we use.
-fn status(code: Code) -> StatusCode {
+pub(super) fn status(code: Code) -> StatusCode {
     match code {
         Code::InvalidArgument => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,

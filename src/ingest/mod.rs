@@ -9,6 +9,7 @@
 //! All of it runs on the control core's one thread. A publication is admitted or refused within the call that brought it;
 //! only one that has to wait for room is ever awaited.
 
+mod centrifugo;
 mod control;
 mod gopush;
 mod grpc;

@@ -321,7 +321,12 @@ impl Reception {
         let Reception { router, tokens, control, visit } = self;
         let router = TowerToHyperService::new(router);
         service_fn(move |request: Request<Incoming>| {
-            if !visit.is_known() && tokens.allow(request.headers().get(AUTHORIZATION).map(|value| value.as_bytes())) {
+            let is_let_in = || {
+                let headers = request.headers();
+                tokens.allow(headers.get(AUTHORIZATION).map(|value| value.as_bytes()))
+                    || super::centrifugo::has_key(&tokens, headers, request.uri().query().unwrap_or_default())
+            };
+            if !visit.is_known() && is_let_in() {
                 visit.make_known();
             }
             let call = if visit.is_known() { Ok(None) } else { visit.begin_call().map(Some).ok_or(()) };

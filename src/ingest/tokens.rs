@@ -21,48 +21,59 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     /// Make it readable.
-    #[error("publish.tokens_file {} can't be read: {error}; correct the path, or let this user read the file", path.display())]
+    #[error("{key} {} can't be read: {error}; correct the path, or let this user read the file", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
+        /// The setting that names it.
+        key: &'static str,
         /// Why.
         error: io::Error,
     },
     /// Put a token in.
-    #[error("publish.tokens_file {} has no token in it: put at least one, on a line of its own", path.display())]
+    #[error("{key} {} has no token in it: put at least one, on a line of its own", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
+        /// The setting that names it.
+        key: &'static str,
     },
     /// Change this line.
     #[error(
-        "publish.tokens_file {}, line {line}: a token has {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} printable ASCII characters without spaces",
+        "{key} {}, line {line}: a token has {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} printable ASCII characters without spaces",
         path.display()
     )]
     BadToken {
         /// The file.
         path: PathBuf,
+        /// The setting that names it.
+        key: &'static str,
         /// Counted from 1. The token itself stays out of logs.
         line: usize,
     },
     /// Shorten it.
-    #[error("publish.tokens_file {} has more than {TOKENS_MAX} tokens or {FILE_BYTES_MAX} bytes: shorten it", path.display())]
+    #[error("{key} {} has more than {TOKENS_MAX} tokens or {FILE_BYTES_MAX} bytes: shorten it", path.display())]
     TooMany {
         /// The file.
         path: PathBuf,
+        /// The setting that names it.
+        key: &'static str,
     },
 }
 
 /// The tokens in force; none means that nobody is asked for one.
 pub struct Tokens {
-    file: Option<PathBuf>,
+    /// The setting, and the file it names.
+    file: Option<(&'static str, PathBuf)>,
     tokens: RwLock<Vec<Box<[u8]>>>,
+    /// Keys of Centrifugo's server API, which open that and nothing else.
+    api_keys: Option<Box<Tokens>>,
 }
 
 impl Tokens {
     /// Asks nobody for anything.
     pub fn none() -> Tokens {
-        Tokens { file: None, tokens: RwLock::new(Vec::new()) }
+        Tokens { file: None, tokens: RwLock::new(Vec::new()), api_keys: None }
     }
 
     /// Those of `publish.tokens_file`; none if it is the empty string.
@@ -70,11 +81,29 @@ impl Tokens {
     /// # Errors
     /// The file can't be read, has no token, or a bad one.
     pub fn load(file: &str) -> Result<Tokens, TokensError> {
+        Tokens::load_as("publish.tokens_file", file)
+    }
+
+    /// As [`Tokens::load`], of the setting `key`.
+    ///
+    /// # Errors
+    /// The file can't be read, has no token, or a bad one.
+    pub fn load_as(key: &'static str, file: &str) -> Result<Tokens, TokensError> {
         if file.is_empty() {
             return Ok(Tokens::none());
         }
-        let tokens = read(Path::new(file))?;
-        Ok(Tokens { file: Some(file.into()), tokens: RwLock::new(tokens) })
+        let tokens = read(key, Path::new(file))?;
+        Ok(Tokens { file: Some((key, file.into())), tokens: RwLock::new(tokens), api_keys: None })
+    }
+
+    /// With `keys` for Centrifugo's server API, if there is a file of them; otherwise the tokens open it as well.
+    pub fn with_api_keys(self, keys: Tokens) -> Tokens {
+        Tokens { api_keys: keys.required().then(|| Box::new(keys)), ..self }
+    }
+
+    /// The keys of Centrifugo's server API, if it has its own.
+    pub fn api_keys(&self) -> Option<&Tokens> {
+        self.api_keys.as_deref()
     }
 
     /// Whether a token is asked for.
@@ -85,8 +114,11 @@ impl Tokens {
     /// Reads the file again, on SIGHUP. What is under way goes on; the next request needs one of the new tokens. Says in the log
     /// what came of it: a bad file keeps the old tokens in force.
     pub fn reload(&self) {
-        let Some(file) = &self.file else { return };
-        match read(file) {
+        if let Some(keys) = &self.api_keys {
+            keys.reload();
+        }
+        let Some((key, file)) = &self.file else { return };
+        match read(key, file) {
             Ok(tokens) => {
                 tracing::info!(file = %file.display(), tokens = tokens.len(), "tokens read again");
                 *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
@@ -101,7 +133,11 @@ impl Tokens {
         if !self.required() {
             return true;
         }
-        let Some(given) = authorization.and_then(bearer) else { return false };
+        authorization.and_then(bearer).is_some_and(|given| self.holds(given))
+    }
+
+    /// Whether `given` is a token in force.
+    pub fn holds(&self, given: &[u8]) -> bool {
         if given.len() > TOKEN_BYTES_MAX {
             return false;
         }
@@ -122,11 +158,11 @@ fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
-fn read(path: &Path) -> Result<Vec<Box<[u8]>>, TokensError> {
+fn read(key: &'static str, path: &Path) -> Result<Vec<Box<[u8]>>, TokensError> {
     let file = || path.to_owned();
-    let unreadable = |error| TokensError::Unreadable { path: file(), error };
+    let unreadable = |error| TokensError::Unreadable { path: file(), key, error };
     if std::fs::metadata(path).map_err(unreadable)?.len() > FILE_BYTES_MAX {
-        return Err(TokensError::TooMany { path: file() });
+        return Err(TokensError::TooMany { path: file(), key });
     }
     let text = std::fs::read(path).map_err(unreadable)?;
     let mut tokens: Vec<Box<[u8]>> = Vec::new();
@@ -136,15 +172,15 @@ fn read(path: &Path) -> Result<Vec<Box<[u8]>>, TokensError> {
             continue;
         }
         if !(TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&token.len()) || !token.iter().all(u8::is_ascii_graphic) {
-            return Err(TokensError::BadToken { path: file(), line: i + 1 });
+            return Err(TokensError::BadToken { path: file(), key, line: i + 1 });
         }
         if tokens.len() == TOKENS_MAX {
-            return Err(TokensError::TooMany { path: file() });
+            return Err(TokensError::TooMany { path: file(), key });
         }
         tokens.push(token.into());
     }
     if tokens.is_empty() {
-        return Err(TokensError::Empty { path: file() });
+        return Err(TokensError::Empty { path: file(), key });
     }
     Ok(tokens)
 }

@@ -8,12 +8,13 @@
 //!
 //! One thread drives any number of rings; connection *i* lives in ring *i* / slots and listens to topic *i* % topics.
 
-use super::gpush;
 use super::reader::{self, CLOSE, PING, TEXT, TEXT_DEFLATED, frames};
 use super::schedule::Schedule;
 use super::stamp::{Stamp, Stream};
 use super::tally::Tally;
+use super::{centrifugo, gpush};
 use crate::clock::Time;
+use crate::dialect::DialectId;
 use crate::socket::{Buffer, ClientRing, ClientRingOptions, Event};
 use crate::sys::EventFd;
 use crate::websocket::deflate::Inflater;
@@ -48,6 +49,8 @@ pub struct ClientsPlan {
     pub host: String,
     /// Path of the dialect, with the query.
     pub path: String,
+    /// Which one: gpush or Centrifugo.
+    pub dialect: DialectId,
     /// How many.
     pub connections: u32,
     /// Connection i subscribes to topic i % topics.
@@ -372,6 +375,7 @@ impl Clients {
             let (odd, inflater, inflated) = (&mut self.odd, &mut self.inflater, &mut self.inflated);
             let mut counting = self.tally.at(i, now.0);
             let (slow, slow_received) = (connection.slow, &mut self.counts.slow_received);
+            let joins = self.plan.dialect == DialectId::Centrifugo;
             let cut = frames(&mut connection.carry, rest, |f| {
                 let (first, payload) = match f.first {
                     TEXT_DEFLATED => {
@@ -383,10 +387,15 @@ impl Clients {
                     }
                     first => (first, f.payload),
                 };
-                match Stamp::read(payload) {
+                let mut take = |payload: &[u8], stamp: Option<Stamp>| match stamp {
                     Some(stamp) if first == TEXT && !slow => counting.message(stamp, payload.len()),
                     Some(_) if first == TEXT => *slow_received += 1,
                     _ => odd.push((first, payload.to_vec())),
+                };
+                if joins && first == TEXT {
+                    payload.split(|b| *b == b'\n').for_each(|line| take(line, centrifugo::stamp(line)));
+                } else {
+                    take(payload, Stamp::read(payload));
                 }
             });
             cut.map_err(|broken| broken.to_string())
@@ -394,6 +403,13 @@ impl Clients {
         self.rings[ring].give_back(buffer);
         if let Err(reason) = result {
             return self.ended(i, reason);
+        }
+        let connection = &mut self.connections[i as usize];
+        if connection.state == State::Greeting && self.plan.dialect == DialectId::Centrifugo {
+            // There the client speaks first.
+            connection.state = State::Subscribing;
+            let topic = Schedule::topic_name(i % self.plan.topics);
+            self.rings[ring].send(slot, centrifugo::hello(&topic));
         }
         if !self.odd.is_empty() {
             let mut odd = std::mem::take(&mut self.odd);
@@ -427,13 +443,22 @@ impl Clients {
                 }
             }
             (_, reader::PONG) => {}
+            (State::Subscribing, TEXT) if payload.starts_with(centrifugo::CONNECTED) => self.progress = Time::now(),
+            (_, TEXT) if payload == centrifugo::PING => {
+                // Left out while something else is in flight, which is its first message at most.
+                if !self.rings[ring].is_sending(slot) {
+                    self.rings[ring].send(slot, centrifugo::pong());
+                }
+            }
             (State::Greeting, TEXT) if payload.starts_with(gpush::GREETING) => {
                 self.progress = Time::now();
                 let topic = Schedule::topic_name(i % self.plan.topics);
                 self.rings[ring].send(slot, gpush::subscribe(&topic));
                 self.connections[i as usize].state = State::Subscribing;
             }
-            (State::Subscribing, TEXT) if payload.starts_with(gpush::SUBSCRIBED) => {
+            (State::Subscribing, TEXT)
+                if payload.starts_with(gpush::SUBSCRIBED) || payload.starts_with(centrifugo::SUBSCRIBED) =>
+            {
                 self.progress = Time::now();
                 self.under_way -= 1;
                 self.counts.subscribed += 1;
@@ -483,8 +508,8 @@ impl Clients {
     }
 
     fn heartbeat(&mut self) {
-        if self.leaving {
-            return;
+        if self.leaving || self.plan.dialect == DialectId::Centrifugo {
+            return; // There the gateway asks.
         }
         let elapsed_ns = Time::now().since_ns(self.heartbeats_from);
         let due = (u128::from(elapsed_ns) * u128::from(self.plan.connections) / u128::from(HEARTBEAT_NS)) as u64;
@@ -548,6 +573,7 @@ mod tests {
             target,
             host: target.to_string(),
             path: "/ws".into(),
+            dialect: DialectId::Gpush,
             connections,
             topics: 1,
             publishers: 1,

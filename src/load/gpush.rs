@@ -1,4 +1,4 @@
-//! How a gpush client speaks. Other dialects become siblings of this file.
+//! How a gpush client speaks. Other dialects are siblings of this file.
 
 use crate::websocket::{Opcode, frame};
 use std::sync::Arc;

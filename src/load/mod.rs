@@ -12,6 +12,7 @@
 //! server (or a publisher) that falls behind shows as latency instead of lowering the load.
 
 pub mod bare;
+pub mod centrifugo;
 pub mod clients;
 pub(crate) mod gpush;
 pub mod host;

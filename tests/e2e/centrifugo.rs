@@ -2,6 +2,7 @@
 
 use crate::client::{Client, Event, PING, PONG, TEXT, tungstenite, upgrade};
 use crate::gateway::{DEADLINE, Gateway, wait_until};
+use crate::http::{self, Response};
 use crate::publisher::{Publisher, message};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -481,4 +482,119 @@ fn under_drop_whole_frames_go_and_every_message_in_them_is_counted() {
     let got = got(&texts);
     assert!(got.is_sorted_by(|a, b| a < b), "{got:?}");
     assert_eq!(gateway.metrics().connections(), 1.0);
+}
+
+fn api(gateway: &Gateway, path: &str, headers: &[(&str, &str)], body: &Value) -> Response {
+    http::request(gateway.http, "POST", path, headers, body.to_string().as_bytes())
+}
+
+#[test]
+fn the_server_api_publishes_broadcasts_and_batches() {
+    let gateway = Gateway::start(&[]);
+    let mut client = subscriber(&gateway, "", &["a", "b"]);
+    let mut gpush = Client::subscriber(&gateway, &["a"]);
+    let said = |path: &str, body: Value| {
+        let response = api(&gateway, path, &[], &body);
+        assert_eq!(
+            (response.status, response.headers["content-type"].as_str()),
+            (200, "application/json"),
+            "{response:?}"
+        );
+        response.json()
+    };
+    let published = said("/api/publish", json!({"channel": "a", "data": {"n": 1}, "skip_history": true, "tags": {}}));
+    assert_eq!(published["result"]["offset"], 1);
+    assert_eq!(data(&lines(&mut client), "a"), [json!({"n": 1})]);
+    assert_eq!(gpush.text(), r#"{"n":1}"#);
+
+    let broadcast = said("/api/broadcast", json!({"channels": ["a", "", "b"], "b64data": "WzJd"}));
+    let responses = broadcast["result"]["responses"].as_array().unwrap();
+    assert_eq!((&responses[0]["result"]["offset"], &responses[1]["error"]["code"]), (&json!(2), &json!(107)));
+    assert_eq!(responses[2]["result"]["offset"], 1);
+    let mut got = lines(&mut client);
+    got.extend(lines(&mut client));
+    got.sort_by_key(|line| line["push"]["channel"].to_string());
+    assert_eq!((data(&got[..1], "a"), data(&got[1..], "b")), (vec![json!([2])], vec![json!([2])]));
+
+    let batch = json!({"parallel": true, "commands": [
+        {"publish": {"channel": "b", "data": "x"}},
+        {"broadcast": {"channels": ["b", "c"], "data": 7}},
+        {"publish": {"channel": "b"}},
+        {"presence": {"channel": "b"}},
+    ]});
+    let replies = said("/api/batch", batch);
+    assert_eq!(replies["replies"][0]["publish"]["offset"], 2);
+    assert_eq!(replies["replies"][1]["broadcast"]["responses"][0]["result"]["offset"], 3);
+    assert_eq!(
+        (&replies["replies"][2]["error"]["code"], &replies["replies"][3]["error"]["code"]),
+        (&json!(107), &json!(108))
+    );
+    assert_eq!(receive(&mut client, "b", 2).0, [json!("x"), json!(7)]);
+
+    for (path, body, code) in [
+        ("/api/publish", json!({"data": 1}), 107),
+        ("/api/publish", json!({"channel": "x".repeat(256), "data": 1}), 107),
+        ("/api/broadcast", json!({"channels": [], "data": 1}), 107),
+        ("/api/publish", json!({"channel": "a", "b64data": "!"}), 107),
+        ("/api/publish", json!({"channel": "a", "data": "x".repeat(70_000)}), 107),
+        ("/api/history", json!({"channel": "a"}), 108),
+    ] {
+        assert_eq!(said(path, body.clone())["error"]["code"], code, "{path}");
+        let transport = api(&gateway, path, &[("X-Centrifugo-Error-Mode", "transport")], &body);
+        assert_eq!((transport.status, &transport.json()["code"]), (400, &json!(code)));
+    }
+    assert_eq!(http::request(gateway.http, "POST", "/api/publish", &[], b"{").status, 400);
+    assert_eq!(http::request(gateway.http, "GET", "/api/publish", &[], b"").status, 405);
+    assert_eq!(api(&gateway, "/api/nothing", &[], &json!({})).status, 404);
+}
+
+#[test]
+fn keys_of_the_server_api_are_asked_for_in_three_ways_and_read_again() {
+    let file = std::env::temp_dir().join(format!("fanwire-api-keys-{}", std::process::id()));
+    std::fs::write(&file, "# for the shop\nfirst-key-0123456789\n").unwrap();
+    let gateway = Gateway::start(&[("centrifugo.api_keys_file", file.to_str().unwrap())]);
+    let status = |path: &str, headers: &[(&str, &str)]| {
+        let response = api(&gateway, path, headers, &json!({"channel": "a", "data": 1}));
+        assert!(response.status == 200 || response.body.is_empty(), "{response:?}");
+        response.status
+    };
+    let key = "first-key-0123456789";
+    let in_query = format!("/api/publish?api_key={key}");
+    assert_eq!(status("/api/publish", &[("X-API-Key", key)]), 200);
+    assert_eq!(status("/api/publish", &[("Authorization", &format!("apikey {key}"))]), 200);
+    assert_eq!(status(&in_query, &[]), 200);
+    assert_eq!(status("/api/publish", &[]), 401);
+    assert_eq!(status("/api/publish", &[("Authorization", &format!("Bearer {key}"))]), 401);
+    assert_eq!(status(&in_query, &[("X-API-Key", "wrong")]), 401, "where there is one, nothing else counts");
+    gateway.push("a", "open"); // The keys guard these routes alone.
+
+    std::fs::write(&file, "second-key-012345678\n").unwrap();
+    gateway.signal("HUP");
+    wait_until("the new key holds", || status("/api/publish", &[("X-API-Key", "second-key-012345678")]) == 200);
+    assert_eq!(status(&in_query, &[]), 401);
+    std::fs::remove_file(&file).unwrap();
+    let closed = std::env::temp_dir().join(format!("fanwire-api-tokens-{}", std::process::id()));
+    std::fs::write(&closed, "publish-token-012345\n").unwrap();
+    let gateway = Gateway::start(&[("publish.tokens_file", closed.to_str().unwrap())]);
+    let body = json!({"channel": "a", "data": 1});
+    assert_eq!(api(&gateway, "/api/publish", &[], &body).status, 401, "without keys, the tokens guard it");
+    let bearer = [("Authorization", "Bearer publish-token-012345")];
+    assert_eq!(api(&gateway, "/api/publish", &bearer, &body).status, 200);
+    std::fs::remove_file(&closed).unwrap();
+}
+
+/// The library that people use, as it is, in node: `tests/clients/centrifuge`.
+#[test]
+fn the_javascript_client_subscribes_receives_in_order_and_comes_back_after_a_restart() {
+    let node = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/centrifuge");
+    let run = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).current_dir(&node).output();
+        let output = output.unwrap_or_else(|e| panic!("{program}: {e}: run scripts/install-tools node"));
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    };
+    if !node.join("node_modules/centrifuge/package.json").exists() {
+        run("npm", &["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
+    }
+    run("node", &["test.mjs", env!("CARGO_BIN_EXE_fanwire")]);
 }
