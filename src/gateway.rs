@@ -321,13 +321,14 @@ impl Gateway {
             if self.config.dev {
                 lines.push(format!("subscribers  ws://{address}/echo (echo, for development)"));
             }
+            if block.demo {
+                lines.push(format!("demo         http://{}{}", reachable(*address), crate::demo::PATH));
+            }
         }
         lines.push(format!("gRPC publish {grpc}"));
         lines.push(format!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)"));
-        if let Some((mut address, path)) = first {
-            if address.ip().is_unspecified() {
-                address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
-            }
+        if let Some((address, path)) = first {
+            let address = reachable(address);
             // As this process was called: under `cargo run` there is no `fanwire` on the PATH.
             let program = std::env::args_os().next().unwrap_or_else(|| "fanwire".into());
             let program = program.display();
@@ -337,6 +338,14 @@ impl Gateway {
         }
         Ok(lines.join("\n") + "\n")
     }
+}
+
+/// An address to paste for one that is listened on.
+fn reachable(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    }
+    address
 }
 
 /// A shard on its way to its thread.

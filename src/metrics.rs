@@ -150,6 +150,8 @@ cells! {
         handshakes_ok: Counter = "handshakes" { result: "ok" },
         /// Handshakes answered 4xx or 5xx.
         handshakes_rejected: Counter = "handshakes" { result: "rejected" },
+        /// Pages of the demo given.
+        pages_served: Counter = "pages_served",
         /// Handshakes cut at `handshake_deadline_ms`.
         handshakes_timed_out: Counter = "handshakes" { result: "timed_out" },
         /// Clients that left before their handshake was done.

@@ -375,7 +375,7 @@ section! { "listen"
         gpush_path: String = "/ws".into() => PATH,
         /// Path of the Centrifugo dialect; empty = not served here.
         centrifugo_path: String = "/connection/websocket".into() => PATH,
-        /// Serve the demo, a page of live prices: `/demo`, what it loads below that, and its echo `/demo/ws`.
+        /// Serve the demo, a page of live prices that needs nothing else: `/demo`, what it loads, and its echo `/demo/ws`. It shows what whoever connects can see anyway.
         demo: bool = true => Allowed::Bool,
     }
 }

@@ -1,7 +1,7 @@
 //! A shard's bounds and pace: the part of the configuration it needs, in its own units.
 
 use crate::config::{Config, SlowPolicy};
-use crate::demo;
+use crate::demo::{self, Page};
 use crate::dialect::{DEMO_HEARTBEAT_MS, DialectId};
 
 /// Bounds and pace of one shard; every field is a setting of the same name unless it says otherwise.
@@ -63,6 +63,8 @@ pub struct ShardSettings {
     pub interest_linger_ms: u64,
     /// What is served where.
     pub routes: Vec<Route>,
+    /// Pages, each with the index of its `[[listen]]` block and its exact path.
+    pub pages: Vec<(u16, String, &'static Page)>,
 }
 
 /// A path of a listener and the family of clients it serves.
@@ -83,6 +85,7 @@ impl ShardSettings {
     /// The settings of each of `shards` shards with `slots` places.
     pub fn new(config: &Config, shards: usize, slots: usize) -> ShardSettings {
         let mut routes = Vec::new();
+        let mut pages = Vec::new();
         for (listener, listen) in config.listen.iter().enumerate() {
             let listener = listener as u16;
             let mut route = |path: &str, dialect| {
@@ -94,6 +97,7 @@ impl ShardSettings {
             route(&listen.centrifugo_path, DialectId::Centrifugo);
             if listen.demo {
                 route(demo::ECHO_PATH, DialectId::Demo);
+                pages.extend(demo::PAGES.iter().map(|page| (listener, page.path.to_owned(), page)));
             }
             if config.dev {
                 route("/echo", DialectId::Echo);
@@ -131,7 +135,13 @@ impl ShardSettings {
             seed: 0,
             interest_linger_ms: 1000,
             routes,
+            pages,
         }
+    }
+
+    /// The page at this path.
+    pub fn page(&self, listener: u16, path: &str) -> Option<&'static Page> {
+        self.pages.iter().find(|(l, p, _)| *l == listener && p == path).map(|(.., page)| *page)
     }
 
     /// Whose path this is.

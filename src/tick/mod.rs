@@ -13,6 +13,7 @@
 mod drain;
 mod inbox;
 mod life;
+mod pages;
 mod reading;
 mod sending;
 #[cfg(test)]

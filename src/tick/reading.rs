@@ -2,6 +2,7 @@
 
 use super::Reactor;
 use super::life::Cause;
+use super::pages;
 use crate::dialect::{Command, Dialect, SubscribeError, TOPIC_BYTES_MAX, Welcome};
 use crate::ids::{ConnectId, Epoch, InterestId, Offset, Slot};
 use crate::queue::InterestKey;
@@ -144,11 +145,16 @@ impl<R: Ring> Reactor<R> {
             }
             Ok(None) => self.connections[index].held().input = all.into_owned(),
             Err(rejection) => {
-                self.metrics.handshakes_rejected.add(1);
+                let is_page = rejection.status == 200;
+                if is_page { &self.metrics.pages_served } else { &self.metrics.handshakes_rejected }.add(1);
                 self.reply.clear();
                 rejection.write(&mut self.reply);
                 self.connections[index].egress.reply(&self.reply, &mut self.spares);
                 self.say_last_words(slot);
+                if is_page {
+                    // More than a few words: on a slow line it takes longer than a close frame may.
+                    self.connections[index].deadline = self.wheel.after(self.now, self.settings.slow_deadline_ms);
+                }
             }
         }
     }
@@ -160,7 +166,7 @@ impl<R: Ring> Reactor<R> {
         };
         let connection = &mut self.connections[slot.0 as usize];
         let Some(id) = self.settings.route(connection.listener, head.path) else {
-            return Err(Rejection::new(404, "no WebSocket is served at this path\n"));
+            return Err(pages::answer(&self.settings, connection.listener, &head));
         };
         let upgrade = handshake::upgrade(&head)?;
         let dialect = id.get();

@@ -25,13 +25,15 @@ const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const BASE64: GeneralPurpose =
     GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
-/// Why there is no 101: an HTTP response, after which the connection closes.
+/// Why there is no 101: an HTTP response, after which the connection closes. A page that was asked for is one with 200.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{status}: {body}")]
 pub struct Rejection {
-    /// 400..=599.
+    /// 200, or 400..=599.
     pub status: u16,
-    /// One line of text.
+    /// Of the body.
+    pub content_type: &'static str,
+    /// One line of text, or a page.
     pub body: Cow<'static, str>,
     /// Besides Content-Type, Content-Length and Connection.
     pub headers: Vec<(&'static str, Cow<'static, str>)>,
@@ -40,7 +42,7 @@ pub struct Rejection {
 impl Rejection {
     /// With no further headers.
     pub fn new(status: u16, body: impl Into<Cow<'static, str>>) -> Rejection {
-        Rejection { status, body: body.into(), headers: Vec::new() }
+        Rejection { status, content_type: "text/plain; charset=utf-8", body: body.into(), headers: Vec::new() }
     }
 
     /// With one more header, e.g. `Retry-After`.
@@ -52,9 +54,10 @@ impl Rejection {
     /// Appends the whole HTTP/1.1 response.
     pub fn write(&self, out: &mut Vec<u8>) {
         let mut head = format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\n",
+            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\n",
             self.status,
-            reason_phrase(self.status)
+            reason_phrase(self.status),
+            self.content_type
         );
         for (name, value) in &self.headers {
             write!(head, "{name}: {value}\r\n").expect("a string takes all");
@@ -71,6 +74,7 @@ impl Rejection {
 
 fn reason_phrase(status: u16) -> &'static str {
     match status {
+        200 => "OK",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
