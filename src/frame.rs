@@ -7,6 +7,12 @@
 //!                         Batch  [frame 1|frame 2|…|frame n]   marks: end and offset of each
 //!                                   └────────────┘ Piece: what one subscriber is owed of it
 //! ```
+//!
+//! Some encodings join several messages in one frame. Then a frame is what can't be cut, and marks tell its messages apart:
+//!
+//! ```text
+//! Batch  [header|message 1|separator|message 2][header|message 3]
+//! ```
 
 use crate::clock::Time;
 use crate::ids::Offset;
@@ -58,7 +64,8 @@ impl Publication {
     }
 }
 
-/// Wire bytes of one WebSocket message in one encoding: immutable, built once, shared by all shards.
+/// Wire bytes of one WebSocket message in one encoding: immutable, built once, shared by all shards. For an encoding that joins
+/// messages in one frame: of its payload alone, since the header comes once all are there.
 pub type Frame = Arc<[u8]>;
 
 /// Where one message of a [`Batch`] ends, and which one it is.
@@ -66,6 +73,8 @@ pub type Frame = Arc<[u8]>;
 pub struct Mark {
     /// Index of the byte after the message.
     pub end: u32,
+    /// Index of the first byte of the frame that the message is in.
+    pub frame: u32,
     /// The message's offset in its topic.
     pub offset: Offset,
 }
@@ -78,6 +87,8 @@ pub struct Mark {
 pub struct Batch {
     bytes: Vec<u8>,
     marks: Vec<Mark>,
+    /// The last frame may take more messages: index of its first mark.
+    open: Option<u32>,
     /// Counts the sealed batches of a shard: the smaller, the older. Whoever holds the smallest goes first when memory is short.
     pub sequence: u64,
     /// When the oldest message in it was admitted.
@@ -88,15 +99,75 @@ impl Batch {
     /// Smallest capacity, so that tiny messages don't grow a buffer many times.
     pub const CAPACITY_BYTES_MIN: usize = 256;
 
-    /// Appends one message.
+    /// Room for the header of a frame that takes several messages: enough for payloads of up to 65,535 bytes (RFC 6455 §5.2).
+    pub const HEADER_ROOM: usize = 4;
+
+    /// Appends one message in a frame of its own.
     pub fn push(&mut self, frame: &[u8], offset: Offset) {
-        if self.bytes.capacity() - self.bytes.len() < frame.len() {
-            let capacity = (self.bytes.len() + frame.len()).next_power_of_two().max(Self::CAPACITY_BYTES_MIN);
+        let start = self.bytes.len() as u32;
+        self.append(frame);
+        self.mark(start, offset);
+    }
+
+    /// [`Batch::push`] of a frame that is in two parts.
+    pub fn push_parts(&mut self, header: &[u8], payload: &[u8], offset: Offset) {
+        debug_assert!(self.open.is_none());
+        let start = self.bytes.len() as u32;
+        self.append(header);
+        self.append(payload);
+        self.mark(start, offset);
+    }
+
+    /// Appends one message to the open frame, behind `separator`, or opens a frame.
+    pub fn join(&mut self, separator: &[u8], payload: &[u8], offset: Offset) {
+        let start = match self.open {
+            Some(first) => {
+                self.append(separator);
+                self.marks[first as usize].frame
+            }
+            None => {
+                self.open = Some(self.marks.len() as u32);
+                let start = self.bytes.len() as u32;
+                self.append(&[0; Self::HEADER_ROOM]);
+                start
+            }
+        };
+        self.append(payload);
+        self.mark(start, offset);
+    }
+
+    /// Messages and payload bytes of the open frame, if there is one.
+    pub fn open_frame(&self) -> Option<(usize, usize)> {
+        let first = self.open? as usize;
+        let start = self.marks[first].frame as usize + Self::HEADER_ROOM;
+        Some((self.marks.len() - first, self.bytes.len() - start))
+    }
+
+    /// Ends the open frame: `header`, of at most [`Batch::HEADER_ROOM`] bytes, goes in front of it.
+    pub fn close_frame(&mut self, header: &[u8]) {
+        let first = self.open.take().expect("a frame is open") as usize;
+        let start = self.marks[first].frame as usize;
+        let unused = Self::HEADER_ROOM - header.len();
+        if unused > 0 {
+            // A short header is one of a payload of at most 125 bytes: little to move.
+            self.bytes.copy_within(start + Self::HEADER_ROOM.., start + header.len());
+            self.bytes.truncate(self.bytes.len() - unused);
+            self.marks[first..].iter_mut().for_each(|mark| mark.end -= unused as u32);
+        }
+        self.bytes[start..start + header.len()].copy_from_slice(header);
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        if self.bytes.capacity() - self.bytes.len() < bytes.len() {
+            let capacity = (self.bytes.len() + bytes.len()).next_power_of_two().max(Self::CAPACITY_BYTES_MIN);
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
-        self.bytes.extend_from_slice(frame);
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn mark(&mut self, frame: u32, offset: Offset) {
         let end = u32::try_from(self.bytes.len()).expect("a batch is bounded far below 4 GiB");
-        self.marks.push(Mark { end, offset });
+        self.marks.push(Mark { end, frame, offset });
     }
 
     /// All bytes.
@@ -138,6 +209,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.marks.clear();
+        self.open = None;
     }
 
     /// Index of the first byte after the first `messages` messages.
@@ -148,17 +220,25 @@ impl Batch {
         }
     }
 
-    /// How many messages end in `start < end ≤ stop`.
+    /// How many messages are in frames that end at `start < end ≤ stop`: a client has none of a frame before it has all.
     pub fn messages_between(&self, start: u32, stop: u32) -> usize {
-        let from = self.marks.partition_point(|m| m.end <= start);
-        let to = self.marks.partition_point(|m| m.end <= stop);
-        to - from
+        self.messages_before(stop) - self.messages_before(start)
     }
 
-    /// The last message boundary at or before `limit`, not before `start`.
+    /// The last end of a frame at or before `limit`, not before `start`.
     pub fn boundary_at_or_before(&self, start: u32, limit: u32) -> u32 {
-        let n = self.marks.partition_point(|m| m.end <= limit);
-        if n == 0 { start } else { self.marks[n - 1].end.max(start) }
+        self.start_after(self.messages_before(limit)).max(start)
+    }
+
+    /// How many messages are in frames that end at or before `limit`.
+    fn messages_before(&self, limit: u32) -> usize {
+        let ended = self.marks.partition_point(|m| m.end <= limit);
+        match self.marks.get(ended) {
+            Some(next) if ended > 0 && next.frame == self.marks[ended - 1].frame => {
+                self.marks[..ended].partition_point(|m| m.end <= next.frame)
+            }
+            _ => ended,
+        }
     }
 }
 
@@ -169,7 +249,7 @@ pub struct Piece {
     pub batch: Rc<Batch>,
     /// First byte owed.
     pub start: u32,
-    /// Byte after the last one owed; a message boundary.
+    /// Byte after the last one owed; the end of a frame, or as far as one send goes.
     pub end: u32,
 }
 
@@ -189,7 +269,7 @@ impl Piece {
         self.end == self.start
     }
 
-    /// How many messages end within it.
+    /// How many messages are in frames that end within it.
     pub fn messages(&self) -> usize {
         self.batch.messages_between(self.start, self.end)
     }
@@ -256,5 +336,27 @@ mod tests {
         assert_eq!(b.start_after(2), 30);
         assert_eq!(b.boundary_at_or_before(0, 59), 30);
         assert_eq!(b.boundary_at_or_before(30, 40), 30);
+    }
+
+    #[test]
+    fn messages_of_one_frame_are_told_apart_and_never_cut_apart() {
+        let mut b = Batch::default();
+        b.join(b"\n", b"one", Offset(1));
+        b.join(b"\n", b"two", Offset(2));
+        assert_eq!(b.open_frame(), Some((2, 7)));
+        b.close_frame(&[0x81, 7]);
+        b.push_parts(b"\x81\x05", b"three", Offset(3));
+        b.join(b"\n", &[b'x'; 130], Offset(4));
+        b.close_frame(&[0x81, 126, 0, 130]);
+        assert_eq!((b.open_frame(), b.messages()), (None, 4));
+        assert_eq!(&b.bytes()[..20], b"\x81\x07one\ntwo\x81\x05three\x81\x7e\x00\x82");
+        let marks = b.marks().iter().map(|m| (m.frame, m.end, m.offset.0));
+        assert_eq!(marks.collect::<Vec<_>>(), [(0, 5, 1), (0, 9, 2), (9, 16, 3), (16, 150, 4)]);
+        let boundaries = [(0, 0), (5, 0), (8, 0), (9, 9), (15, 9), (16, 16), (149, 16), (150, 150)];
+        for (limit, boundary) in boundaries {
+            assert_eq!(b.boundary_at_or_before(0, limit), boundary, "{limit}");
+        }
+        assert_eq!((b.messages_between(0, 8), b.messages_between(0, 9), b.messages_between(6, 9)), (0, 2, 2));
+        assert_eq!((b.messages_between(9, 150), b.messages_between(20, 150)), (2, 1));
     }
 }

@@ -14,11 +14,12 @@
 //! nor `positioned`; epoch and offset are for whoever wants to know where a subscription began.
 
 use super::{
-    Command, Dialect, DialectId, Ending, Heartbeat, Negotiated, Overdue, Position, Session, SubscribeError, Welcome,
-    json,
+    Command, Dialect, DialectId, Ending, Heartbeat, Joint, Negotiated, Overdue, Position, Session, SubscribeError,
+    Welcome, json,
 };
 use crate::frame::{Publication, Target};
 use crate::ids::{Epoch, Offset};
+use crate::websocket::deflate::LINE_FEED_BETWEEN;
 use crate::websocket::frame::{Opcode, write_frame};
 use crate::websocket::{Head, MessageKind};
 use serde::Deserialize;
@@ -170,6 +171,10 @@ impl Dialect for Centrifugo {
             append(out, format_args!(r#","epoch":"{:x}""#, position.epoch.0));
         }
         out.extend_from_slice(b"}}}");
+    }
+
+    fn joint(&self, deflated: bool) -> Option<Joint> {
+        Some(Joint { separator: if deflated { &LINE_FEED_BETWEEN } else { b"\n" }, deflated })
     }
 
     fn heartbeat(&self) -> Heartbeat {

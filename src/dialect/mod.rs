@@ -153,6 +153,15 @@ pub enum Ending {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Session(pub u32);
 
+/// How an encoding joins messages that leave together in one WebSocket message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Joint {
+    /// Stands between two payloads.
+    pub separator: &'static [u8],
+    /// Payloads are compressed, every one of them: it is a property of the whole.
+    pub deflated: bool,
+}
+
 /// One family of clients. All methods are pure: bytes in, decisions and bytes out.
 pub trait Dialect: Sync {
     /// Its name in configuration, logs and metrics.
@@ -187,6 +196,11 @@ pub trait Dialect: Sync {
 
     /// Appends the payload (not the frame) of a publication as this dialect's clients see it.
     fn payload(&self, publication: &Publication, position: Position, out: &mut Vec<u8>);
+
+    /// How messages that leave together are joined, compressed or not; `None`: each has a frame of its own.
+    fn joint(&self, _deflated: bool) -> Option<Joint> {
+        None
+    }
 
     /// How its clients show that they are alive.
     fn heartbeat(&self) -> Heartbeat;

@@ -3,12 +3,15 @@
 //! The payload comes from the dialect, the rest is one unmasked, final text frame (RFC 6455 §5.2). A compressed encoding
 //! (RFC 7692 §7.2.1, no context takeover, so that all who negotiated it share the bytes) gets RSV1 if compression pays,
 //! and a plain frame otherwise, which every client of that encoding takes as well (§6: per message).
+//!
+//! Where a dialect joins messages that leave together ([`Joint`](crate::dialect::Joint)), a frame is its payload alone, and the
+//! shard puts the header in front of all. Compressed, every one of them is deflate: one that does not shrink is stored.
 
 use crate::config::Websocket;
 use crate::dialect::{DialectId, Position};
 use crate::frame::{Frame, Publication};
 use crate::ids::Encoding;
-use crate::websocket::deflate::Deflater;
+use crate::websocket::deflate::{Deflater, store, stored_len};
 use crate::websocket::frame::{Opcode, write_header};
 
 /// A server's largest frame header: no mask, 64 bits of length.
@@ -60,15 +63,30 @@ impl Encoder {
         self.plain.resize(HEADER_BYTES_MAX, 0);
         dialect.get().payload(publication, position, &mut self.plain);
         let payload_len = self.plain.len() - HEADER_BYTES_MAX;
+        let joins = dialect.get().joint(compressed).is_some();
 
-        if compressed && payload_len >= self.deflate_bytes_min {
+        if compressed {
             self.deflated.clear();
             self.deflated.resize(HEADER_BYTES_MAX, 0);
-            let deflater = self.deflater.get_or_insert_with(|| Deflater::new(self.deflate_level));
-            deflater.deflate(&self.plain[HEADER_BYTES_MAX..], &mut self.deflated);
-            if self.deflated.len() < self.plain.len() {
-                return with_header(&mut self.header, true, &mut self.deflated);
+            if payload_len >= self.deflate_bytes_min {
+                let deflater = self.deflater.get_or_insert_with(|| Deflater::new(self.deflate_level));
+                deflater.deflate(&self.plain[HEADER_BYTES_MAX..], &mut self.deflated);
+                let pays = self.deflated.len() < self.plain.len();
+                if pays && !joins {
+                    return with_header(&mut self.header, true, &mut self.deflated);
+                }
             }
+            if joins {
+                let deflated_len = self.deflated.len() - HEADER_BYTES_MAX;
+                if deflated_len == 0 || deflated_len > stored_len(payload_len) {
+                    self.deflated.truncate(HEADER_BYTES_MAX);
+                    store(&self.plain[HEADER_BYTES_MAX..], &mut self.deflated);
+                }
+                return Frame::from(&self.deflated[HEADER_BYTES_MAX..]);
+            }
+        }
+        if joins {
+            return Frame::from(&self.plain[HEADER_BYTES_MAX..]);
         }
         with_header(&mut self.header, false, &mut self.plain)
     }
@@ -168,6 +186,20 @@ mod tests {
             encoder.frame(&publication(vec![b'a'; 64]), POSITION, deflated)[0] & 0x40 != 0,
             "at the bound it is tried"
         );
+    }
+
+    #[test]
+    fn where_messages_are_joined_a_frame_is_its_payload_and_compressed_always_deflate() {
+        let mut encoder = encoder();
+        let [plain, deflated] = [false, true].map(|deflated| DialectId::Centrifugo.encoding(deflated));
+        for data in ["1", "{\"a\":\"b\"}", &format!("\"{}\"", "ab".repeat(500))] {
+            let line = format!(r#"{{"push":{{"channel":"t","pub":{{"data":{data},"offset":2}}}}}}"#);
+            let publication = publication(data.as_bytes().to_vec());
+            assert_eq!(*encoder.frame(&publication, POSITION, plain), *line.as_bytes());
+            let frame = encoder.frame(&publication, POSITION, deflated);
+            assert_eq!(inflate(&frame), line.as_bytes());
+            assert!(frame.len() <= line.len() + 6, "{} bytes for {}", frame.len(), line.len());
+        }
     }
 
     #[test]

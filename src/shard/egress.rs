@@ -100,7 +100,7 @@ impl Egress {
         Ok(())
     }
 
-    /// Appends as many whole messages of `piece` as fit below `pending_bytes_max`; gives back how many did not.
+    /// Appends as many whole frames of `piece` as fit below `pending_bytes_max`; gives back how many messages did not.
     pub fn push_what_fits(
         &mut self,
         mut piece: Piece,
@@ -150,7 +150,7 @@ impl Egress {
     }
 
     /// What to send next: at most `send_bytes_max` bytes of pushes in at most [`Outgoing::PIECES_MAX`] pieces, and how many
-    /// messages end in it. Small pieces and replies are joined by copy.
+    /// messages it completes. Small pieces and replies are joined by copy.
     pub fn next_send(
         &mut self,
         send_bytes_max: usize,
@@ -177,7 +177,7 @@ impl Egress {
             && front.len() as usize > send_bytes_max
         {
             let mut head = front.clone();
-            // After a message if one ends in reach: whoever is told to go in between has no frame cut, and gets its close frame.
+            // After a frame if one ends in reach: whoever is told to go in between has no frame cut, and gets its close frame.
             let limit = head.start + send_bytes_max as u32;
             let boundary = head.batch.boundary_at_or_before(head.start, limit);
             head.end = if boundary > head.start { boundary } else { limit };

@@ -14,11 +14,20 @@
 
 use super::pool::Pool;
 use crate::clock::Time;
+use crate::dialect::{DialectId, Joint};
 use crate::frame::Batch;
 use crate::ids::{Encoding, Epoch, Generation, InterestId, InterestRef, Offset, Slot};
 use crate::queue::InterestKey;
+use crate::websocket::frame::{Opcode, write_header};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+
+/// Most of one frame that joins messages. Frames are dropped whole, and one that takes several sends can't be cut in between: so a
+/// batch holds several of a moderate size.
+pub const JOINED_BYTES_MAX: usize = 16 << 10;
+/// Messages of one such frame.
+pub const JOINED_MESSAGES_MAX: usize = 512;
+const _: () = assert!(JOINED_BYTES_MAX <= 0xFFFF, "Batch::HEADER_ROOM holds a header of 16 bits of length");
 
 /// Where an interest stands with the control core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +71,37 @@ pub struct Interest {
     fresh: Vec<(Slot, Offset)>,
     waiters: Vec<Waiter>,
     batch: Batch,
+    /// How messages of the batch are joined, if they are.
+    joint: Option<Joint>,
 }
 
 impl Interest {
+    /// Appends a frame to the batch, or a payload to its open frame.
+    fn collect(&mut self, frame: &[u8], offset: Offset, header: &mut Vec<u8>) {
+        let Some(joint) = self.joint else { return self.batch.push(frame, offset) };
+        let is_full = self.batch.open_frame().is_some_and(|(messages, bytes)| {
+            messages == JOINED_MESSAGES_MAX || bytes + joint.separator.len() + frame.len() > JOINED_BYTES_MAX
+        });
+        if is_full {
+            self.close_frame(header);
+        }
+        if frame.len() > JOINED_BYTES_MAX {
+            header.clear();
+            write_header(header, Opcode::Text, joint.deflated, frame.len());
+            self.batch.push_parts(header, frame, offset);
+        } else {
+            self.batch.join(joint.separator, frame, offset);
+        }
+    }
+
+    /// Ends the open frame of the batch, if there is one.
+    fn close_frame(&mut self, header: &mut Vec<u8>) {
+        let Some((joint, (_, bytes))) = self.joint.zip(self.batch.open_frame()) else { return };
+        header.clear();
+        write_header(header, Opcode::Text, joint.deflated, bytes);
+        self.batch.close_frame(header);
+    }
+
     /// Number of subscribers.
     pub fn members(&self) -> &BTreeSet<Slot> {
         &self.members
@@ -110,6 +147,7 @@ pub struct Interests {
     lingering: VecDeque<(InterestRef, Time)>,
     batch_bytes: usize,
     members: usize,
+    header: Vec<u8>, // Scratch of one frame's header.
 }
 
 impl Interests {
@@ -133,6 +171,7 @@ impl Interests {
                 fresh: Vec::new(),
                 waiters: Vec::new(),
                 batch: Batch::default(),
+                joint: None,
             });
             InterestId(self.all.len() as u32 - 1)
         });
@@ -140,7 +179,10 @@ impl Interests {
             InterestKey::Topic(topic, encoding) => drop(self.by_topic.insert((topic.clone(), *encoding), id)),
             InterestKey::Broadcast(encoding) => self.by_broadcast[encoding.0 as usize] = Some(id),
         }
-        self.all[id.0 as usize].key = key;
+        let (dialect, deflated) = DialectId::of(key.encoding());
+        let interest = &mut self.all[id.0 as usize];
+        interest.joint = dialect.get().joint(deflated);
+        interest.key = key;
         self.ask(id);
         id
     }
@@ -173,6 +215,10 @@ impl Interests {
             Standing::On => {
                 self.members += usize::from(interest.members.insert(waiter.slot));
                 if !interest.batch.is_empty() {
+                    // Its part begins with a frame.
+                    let before = interest.batch.len() as usize;
+                    interest.close_frame(&mut self.header);
+                    self.batch_bytes = self.batch_bytes + interest.batch.len() as usize - before;
                     interest.fresh.push((waiter.slot, interest.last));
                 }
                 Joined::From(interest.epoch, interest.last)
@@ -294,8 +340,9 @@ impl Interests {
             it.batch.oldest = admitted;
             self.dirty.push(interest.id);
         }
-        it.batch.push(frame, offset);
-        self.batch_bytes += frame.len();
+        let before = it.batch.len() as usize;
+        it.collect(frame, offset, &mut self.header);
+        self.batch_bytes = self.batch_bytes + it.batch.len() as usize - before;
     }
 
     /// Whether a batch waits for the tick.
@@ -312,6 +359,7 @@ impl Interests {
     pub fn seal(&mut self, pool: &mut Pool, sealed: &mut Vec<Sealed>, mut target: impl FnMut(u32, Slot)) {
         for id in self.dirty.drain(..) {
             let it = &mut self.all[id.0 as usize];
+            it.close_frame(&mut self.header);
             let batch = std::mem::take(&mut it.batch);
             let mut fresh = std::mem::take(&mut it.fresh);
             fresh.sort_unstable();
@@ -452,6 +500,59 @@ mod tests {
         assert_eq!(targets, [(0, Slot(1)), (0, Slot(2))]);
         assert_eq!(sealed[0].fresh, [(Slot(2), Offset(1))]);
         assert!(!interests.has_news() && interests.batch_bytes() == 0);
+    }
+
+    #[test]
+    fn where_messages_are_joined_a_tick_is_one_frame_and_one_more_for_who_joins_in_the_middle() {
+        for deflated in [false, true] {
+            let (mut interests, mut pool) = (Interests::default(), Pool::default());
+            let encoding = DialectId::Centrifugo.encoding(deflated);
+            let id = interests.find_or_add(InterestKey::Topic("t".into(), encoding));
+            let (interest, _) = announced(&mut interests).unwrap();
+            interests.acknowledged(interest, Epoch(1), Offset(0), false, &mut Vec::new());
+            interests.join(id, waiter(1));
+            for n in 1..=5 {
+                if n == 4 {
+                    interests.join(id, waiter(2));
+                    interests.join(id, waiter(3));
+                }
+                interests.frame(interest, Offset(n), Offset(n - 1), &[b'0' + n as u8], Time(0), &mut pool);
+            }
+            assert_eq!((interests.collected(id, Slot(1)), interests.collected(id, Slot(2))), (5, 2));
+            let mut sealed = Vec::new();
+            let batched = interests.batch_bytes();
+            interests.seal(&mut pool, &mut sealed, |_, _| {});
+            let bytes: &[u8] = if deflated {
+                b"\xc1\x0d1\x01\x00\xfe\xff\n2\x01\x00\xfe\xff\n3\xc1\x074\x01\x00\xfe\xff\n5"
+            } else {
+                b"\x81\x051\n2\n3\x81\x034\n5"
+            };
+            assert_eq!(sealed[0].batch.bytes(), bytes);
+            assert!(batched >= bytes.len() && batched <= bytes.len() + 4 && interests.batch_bytes() == 0);
+            assert_eq!(sealed[0].fresh, [(Slot(2), Offset(3)), (Slot(3), Offset(3))]);
+            assert_eq!(sealed[0].batch.start_after(3), sealed[0].batch.marks()[3].frame);
+        }
+    }
+
+    #[test]
+    fn joined_frames_are_bounded_in_bytes_and_messages() {
+        let (mut interests, mut pool) = (Interests::default(), Pool::default());
+        let id = interests.find_or_add(InterestKey::Topic("t".into(), DialectId::Centrifugo.encoding(false)));
+        let (interest, _) = announced(&mut interests).unwrap();
+        interests.acknowledged(interest, Epoch(1), Offset(0), false, &mut Vec::new());
+        interests.join(id, waiter(1));
+        let mut offset = 0;
+        let small = std::iter::repeat_n(1, 600);
+        for length in small.chain([8000, 8000, 382, 383, JOINED_BYTES_MAX, JOINED_BYTES_MAX + 1, 70_000, 5]) {
+            offset += 1;
+            interests.frame(interest, Offset(offset), Offset(offset - 1), &vec![b'x'; length], Time(0), &mut pool);
+        }
+        let mut sealed = Vec::new();
+        interests.seal(&mut pool, &mut sealed, |_, _| {});
+        let frames: Vec<usize> = sealed[0].batch.marks().chunk_by(|a, b| a.frame == b.frame).map(<[_]>::len).collect();
+        // 88 bytes of small ones and their line feeds leave room for twice 8000 and 207.
+        assert_eq!(frames, [512, 90, 2, 1, 1, 1, 1]);
+        assert_eq!(sealed[0].batch.messages(), 608);
     }
 
     #[test]

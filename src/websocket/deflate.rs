@@ -18,6 +18,24 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 /// What ends every sync flush: the length fields of an empty stored block. Left out on the wire, RFC 7692 §7.2.1.
 const TAIL: [u8; 4] = [0x00, 0x00, 0xFF, 0xFF];
 
+/// Joins two messages, each compressed on its own, to one that inflates to both with a line feed between.
+///
+/// What [`Deflater::deflate`] and [`store`] leave ends with the head of a stored block, filled up to a byte (RFC 1951 §3.2.4): its
+/// length was to follow. The tail that the reader appends says 0; this says 1, and here it is, so that the next message begins
+/// on a byte, as it did alone:
+///
+/// ```text
+/// …│000 00000│ 00 00 FF FF                 alone: an empty block
+/// …│000 00000│ 01 00 FE FF 0A │ next …     joined: a block of one line feed
+/// ```
+pub const LINE_FEED_BETWEEN: [u8; 5] = [0x01, 0x00, 0xFE, 0xFF, b'\n'];
+
+/// Bytes that [`store`] adds to each block.
+const STORED_BLOCK_OVERHEAD_BYTES: usize = 5;
+
+/// Most that one stored block holds.
+const STORED_BLOCK_BYTES_MAX: usize = 0xFFFF;
+
 /// An empty final block. After [`TAIL`] it ends the stream exactly if the message was whole.
 const END: [u8; 2] = [0x03, 0x00];
 
@@ -42,6 +60,25 @@ impl DeflateParams {
     pub fn shares_frames(self) -> bool {
         self.server_max_window_bits.is_none_or(|bits| bits >= WINDOW_BITS_MAX)
     }
+}
+
+/// Appends `payload` uncompressed, in the form that [`Deflater::deflate`] gives: for short messages that are to be joined with
+/// compressed ones.
+pub fn store(payload: &[u8], out: &mut Vec<u8>) {
+    out.reserve(stored_len(payload.len()));
+    for block in payload.chunks(STORED_BLOCK_BYTES_MAX) {
+        let length = block.len() as u16;
+        out.push(0);
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(&(!length).to_le_bytes());
+        out.extend_from_slice(block);
+    }
+    out.push(0);
+}
+
+/// What [`store`] makes of `payload_len` bytes.
+pub fn stored_len(payload_len: usize) -> usize {
+    payload_len + payload_len.div_ceil(STORED_BLOCK_BYTES_MAX) * STORED_BLOCK_OVERHEAD_BYTES + 1
 }
 
 /// Compresses messages, one at a time. About 0.3 MB; one per core, reused.
@@ -288,6 +325,34 @@ mod tests {
             small.decompress_vec(&[byte], &mut out, FlushDecompress::Sync).unwrap();
         }
         assert_eq!(out, payload);
+    }
+
+    #[test]
+    fn messages_compressed_one_by_one_and_joined_inflate_to_all_of_them() {
+        let noise: Vec<u8> = (0..70_000usize).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let messages: [&[u8]; 7] = [b"{}", b"", &[b'a'; 1000], &noise, b"x", &noise[..65_535], &[b'b'; 3]];
+        for level in [0, 1, 6, 9] {
+            let mut deflater = Deflater::new(level);
+            // Every mixture of the two forms, in all of which any two neighbours meet.
+            for form in 0..1 << messages.len() {
+                let mut joined = Vec::new();
+                for (i, message) in messages.iter().enumerate() {
+                    joined.extend_from_slice(if i > 0 { &LINE_FEED_BETWEEN } else { &[] });
+                    let before = joined.len();
+                    if form >> i & 1 == 0 {
+                        store(message, &mut joined);
+                        assert_eq!(joined.len() - before, stored_len(message.len()));
+                    } else {
+                        deflater.deflate(message, &mut joined);
+                    }
+                }
+                assert!(inflate(&joined, 1 << 20).unwrap() == messages.join(&b'\n'), "level {level}, form {form:b}");
+            }
+        }
+        let mut alone = Vec::new();
+        store(b"Hello", &mut alone);
+        // RFC 7692 §7.2.3.3, with its final bit left out.
+        assert_eq!(alone, [0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00]);
     }
 
     #[test]
