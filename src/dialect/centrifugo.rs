@@ -300,6 +300,9 @@ impl Request {
         if is_connected == self.connect.is_some() {
             return close(CLOSE_BAD_REQUEST); // Connecting comes first, and once.
         }
+        if request == 0 {
+            return close(if is_connected { CLOSE_NOT_AVAILABLE } else { CLOSE_BAD_REQUEST }); // A message without a reply.
+        }
         if self.connect.is_some() {
             session.0 |= CONNECTED;
             return Command::Connect { request };
@@ -332,7 +335,7 @@ impl Request {
             return refuse(request, METHOD_NOT_FOUND);
         }
         if self.send.is_some() {
-            return close(CLOSE_NOT_AVAILABLE); // There is no reply that could say so.
+            return close(CLOSE_NOT_AVAILABLE);
         }
         if self.refresh.is_some() || self.sub_refresh.is_some() {
             return refuse(request, NOT_AVAILABLE);
@@ -441,6 +444,7 @@ mod tests {
             r#"{"id":1,"subscribe":{"channel":"c"}}"#,
             r#"{"id":1,"ping":{}}"#,
             r#"{"send":{"data":{}}}"#,
+            r#"{"send":{},"connect":{}}"#,
             r#"{"connect":{}}"#,
             "{}",
         ] {

@@ -22,8 +22,8 @@ use crate::websocket::frame::{Opcode, write_header};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Most of one frame that joins messages. Frames are dropped whole, and one that takes several sends can't be cut in between: so a
-/// batch holds several of a moderate size.
+/// Most payload of one frame that joins messages, or what one send carries if that is less. Frames are dropped whole, and in one
+/// that takes several sends no close frame finds a place: so a batch holds several of a moderate size.
 pub const JOINED_BYTES_MAX: usize = 16 << 10;
 /// Messages of one such frame.
 pub const JOINED_MESSAGES_MAX: usize = 512;
@@ -77,15 +77,15 @@ pub struct Interest {
 
 impl Interest {
     /// Appends a frame to the batch, or a payload to its open frame.
-    fn collect(&mut self, frame: &[u8], offset: Offset, header: &mut Vec<u8>) {
+    fn collect(&mut self, frame: &[u8], offset: Offset, joined_bytes_max: usize, header: &mut Vec<u8>) {
         let Some(joint) = self.joint else { return self.batch.push(frame, offset) };
         let is_full = self.batch.open_frame().is_some_and(|(messages, bytes)| {
-            messages == JOINED_MESSAGES_MAX || bytes + joint.separator.len() + frame.len() > JOINED_BYTES_MAX
+            messages == JOINED_MESSAGES_MAX || bytes + joint.separator.len() + frame.len() > joined_bytes_max
         });
         if is_full {
             self.close_frame(header);
         }
-        if frame.len() > JOINED_BYTES_MAX {
+        if frame.len() > joined_bytes_max {
             header.clear();
             write_header(header, Opcode::Text, joint.deflated, frame.len());
             self.batch.push_parts(header, frame, offset);
@@ -147,10 +147,17 @@ pub struct Interests {
     lingering: VecDeque<(InterestRef, Time)>,
     batch_bytes: usize,
     members: usize,
+    joined_bytes_max: usize,
     header: Vec<u8>, // Scratch of one frame's header.
 }
 
 impl Interests {
+    /// No interests yet. Frames that join messages are to fit a send of `send_bytes_max`.
+    pub fn new(send_bytes_max: usize) -> Interests {
+        let joined_bytes_max = JOINED_BYTES_MAX.min(send_bytes_max.saturating_sub(Batch::HEADER_ROOM));
+        Interests { joined_bytes_max, ..Interests::default() }
+    }
+
     /// The interest of `key`, made and put up for announcement if there is none.
     pub fn find_or_add(&mut self, key: InterestKey) -> InterestId {
         let known = match &key {
@@ -341,7 +348,7 @@ impl Interests {
             self.dirty.push(interest.id);
         }
         let before = it.batch.len() as usize;
-        it.collect(frame, offset, &mut self.header);
+        it.collect(frame, offset, self.joined_bytes_max, &mut self.header);
         self.batch_bytes = self.batch_bytes + it.batch.len() as usize - before;
     }
 
@@ -505,7 +512,7 @@ mod tests {
     #[test]
     fn where_messages_are_joined_a_tick_is_one_frame_and_one_more_for_who_joins_in_the_middle() {
         for deflated in [false, true] {
-            let (mut interests, mut pool) = (Interests::default(), Pool::default());
+            let (mut interests, mut pool) = (Interests::new(1 << 20), Pool::default());
             let encoding = DialectId::Centrifugo.encoding(deflated);
             let id = interests.find_or_add(InterestKey::Topic("t".into(), encoding));
             let (interest, _) = announced(&mut interests).unwrap();
@@ -536,7 +543,7 @@ mod tests {
 
     #[test]
     fn joined_frames_are_bounded_in_bytes_and_messages() {
-        let (mut interests, mut pool) = (Interests::default(), Pool::default());
+        let (mut interests, mut pool) = (Interests::new(1 << 20), Pool::default());
         let id = interests.find_or_add(InterestKey::Topic("t".into(), DialectId::Centrifugo.encoding(false)));
         let (interest, _) = announced(&mut interests).unwrap();
         interests.acknowledged(interest, Epoch(1), Offset(0), false, &mut Vec::new());
@@ -550,7 +557,7 @@ mod tests {
         let mut sealed = Vec::new();
         interests.seal(&mut pool, &mut sealed, |_, _| {});
         let frames: Vec<usize> = sealed[0].batch.marks().chunk_by(|a, b| a.frame == b.frame).map(<[_]>::len).collect();
-        // 88 bytes of small ones and their line feeds leave room for twice 8000 and 207.
+        // The 88 small ones that are left, with their line feeds, leave room for twice 8000 bytes, and not for 382 more.
         assert_eq!(frames, [512, 90, 2, 1, 1, 1, 1]);
         assert_eq!(sealed[0].batch.messages(), 608);
     }

@@ -29,6 +29,8 @@ pub struct Tally {
     pub sent: u64,
     /// Messages in sends that ended short: each may count as delivered or as dropped.
     pub broken: u64,
+    /// Of the whole messages, those that shared a frame.
+    pub joined: u64,
     /// Messages that certainly were the client's and did not come: the gateway must have counted at least these.
     pub missed_min: u64,
     /// Messages that may have been the client's and did not come: the gateway can't have counted more.

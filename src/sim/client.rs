@@ -6,6 +6,7 @@ use super::machine::{Machine, trace};
 use super::reader::{Heard, KEY, Question};
 use super::ring::SharedLine;
 use crate::clock::Time;
+use crate::dialect::DialectId;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -66,6 +67,7 @@ pub struct Client {
     pub shard: usize,
     /// How it reads.
     pub pace: Pace,
+    dialect: DialectId,
     manner: Manner,
     leaving: Leaving,
     is_open: bool,
@@ -112,6 +114,7 @@ impl Client {
             line: None,
             shard: 0,
             pace: Pace::Fast,
+            dialect: DialectId::Gpush,
             manner: Manner::Good,
             leaving: Leaving::No,
             is_open: false,
@@ -185,17 +188,20 @@ impl Client {
         self.next_ping = Time::NEVER;
         self.leaves_at = Time(now.0 + m.draw(|dice| dice.magnitude(1..=20_000)) * 1_000_000);
         line.borrow_mut().reader.misses_nothing = self.is_exemplary();
+        self.dialect = if m.chance(450) { DialectId::Centrifugo } else { DialectId::Gpush };
+        line.borrow_mut().reader.speaks(self.dialect);
         self.line = Some(line);
         let deflate = if m.chance(250) { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
+        let path = if self.dialect == DialectId::Centrifugo { "/connection/websocket" } else { "/ws" };
         let mut request = format!(
-            "GET /ws HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            "GET {path} HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{deflate}\r\n"
         );
         if self.manner == Manner::Mute {
             request.truncate(m.within(0..=request.len() as u64 - 1) as usize);
             self.leaving = Leaving::Silent;
         }
-        trace!(m, "client {} on shard {shard}: {:?} {:?}", self.index, self.pace, self.manner);
+        trace!(m, "client {} on shard {shard}: {:?} {:?} {:?}", self.index, self.dialect, self.pace, self.manner);
         self.say(request.as_bytes());
     }
 
@@ -234,11 +240,11 @@ impl Client {
             return Wish::Nothing;
         }
         if self.is_open && now >= self.next_ping && self.leaving == Leaving::No {
-            self.ask(Question::Ping, &line, 0);
+            self.ask(&[Question::Ping], &line, &admitted_before);
         }
         if now >= self.next_act {
             self.next_act = Time::NEVER;
-            self.act(&line, admitted_before);
+            self.act(&line, &admitted_before);
         }
         Wish::Nothing
     }
@@ -365,7 +371,15 @@ impl Client {
         trace!(self.machine, "client {} hears {heard:?}", self.index);
         let now = self.machine.now();
         match heard {
+            Heard::Upgraded => self.ask(&[Question::Connect], line, &|_| 0),
+            Heard::Ping => {
+                if self.leaving == Leaving::No {
+                    let pong = frame(0x81, b"{}", &self.machine);
+                    self.say(&pong);
+                }
+            }
             Heard::Welcome => {
+                self.awaited = 0;
                 self.is_open = true;
                 self.next_ping = now.plus_ms(PING_MS);
                 self.reads_until = now.plus_ms(self.machine.within(0..=1_500));
@@ -429,7 +443,7 @@ impl Client {
         self.next_act = Time(self.machine.now().0 + pause_us * 1000);
     }
 
-    fn act(&mut self, line: &SharedLine, admitted_before: impl Fn(usize) -> u32) {
+    fn act(&mut self, line: &SharedLine, admitted_before: &dyn Fn(usize) -> u32) {
         if self.leaving != Leaving::No {
             // Who vanished leaves the gateway to find out by itself.
             return if self.manner == Manner::Vanishes { self.retire() } else { self.hang_up() };
@@ -445,20 +459,35 @@ impl Client {
             let ms = self.machine.draw(|dice| dice.magnitude(50..=4_000));
             self.stalls_until = self.machine.now().plus_ms(ms);
         }
-        let topic = self.machine.within(1..=self.wanted.len() as u64 - 1) as usize;
-        let subscribed = self.wanted[topic];
-        match self.machine.within(0..=9) {
-            _ if self.manner == Manner::Floods => self.ping_control(line),
-            0..=4 if !subscribed => self.ask(Question::Subscribe(topic), line, admitted_before(topic)),
-            0 => self.ask(Question::Subscribe(topic), line, admitted_before(topic)),
-            5..=6 => self.ask(Question::Unsubscribe(topic), line, 0),
-            1..=4 | 7 => self.ask(Question::Ping, line, 0),
-            8 => self.ask(Question::Nonsense, line, 0),
-            _ => self.ping_control(line),
+        match self.question() {
+            None => self.ping_control(line),
+            Some(first) => {
+                let mut questions = vec![first];
+                // Centrifugo takes several in one message.
+                while self.dialect == DialectId::Centrifugo && questions.len() < 4 && self.machine.chance(400) {
+                    questions.extend(self.question());
+                }
+                self.ask(&questions, line, admitted_before);
+            }
         }
         if !self.is_patient || self.awaited == 0 {
             self.plan();
         }
+    }
+
+    /// What to ask next; `None`: a control ping.
+    fn question(&mut self) -> Option<Question> {
+        let topic = self.machine.within(1..=self.wanted.len() as u64 - 1) as usize;
+        let subscribed = self.wanted[topic];
+        Some(match self.machine.within(0..=9) {
+            _ if self.manner == Manner::Floods => return None,
+            0..=4 if !subscribed => Question::Subscribe(topic),
+            0 => Question::Subscribe(topic),
+            5..=6 => Question::Unsubscribe(topic),
+            1..=4 | 7 => Question::Ping,
+            8 => Question::Nonsense,
+            _ => return None,
+        })
     }
 
     fn ping_control(&mut self, line: &SharedLine) {
@@ -467,25 +496,33 @@ impl Client {
         self.say(&ping);
     }
 
-    fn ask(&mut self, question: Question, line: &SharedLine, admitted: u32) {
-        let topic_command = |code: u8, topic: usize| format!(r#"{{"code":{code},"topic":"{}"}}"#, topic_name(topic));
-        let text = match question {
-            Question::Subscribe(topic) => {
-                debug_assert!(topic != BROADCAST);
-                self.wanted[topic] = true;
-                topic_command(1, topic)
-            }
-            Question::Unsubscribe(topic) => {
-                self.wanted[topic] = false;
-                topic_command(2, topic)
-            }
-            Question::Ping => "ping".to_owned(),
-            Question::Nonsense => r#"{"code":"one"}"#.to_owned(),
-        };
-        trace!(self.machine, "client {} asks {question:?}", self.index);
-        self.next_ping = self.machine.now().plus_ms(PING_MS);
-        self.awaited += 1;
-        line.borrow_mut().reader.asked(question, self.machine.now(), admitted);
+    /// Asks in one message.
+    fn ask(&mut self, questions: &[Question], line: &SharedLine, admitted_before: &dyn Fn(usize) -> u32) {
+        let now = self.machine.now();
+        let mut lines = Vec::new();
+        for &question in questions {
+            let admitted = match question {
+                Question::Subscribe(topic) => {
+                    debug_assert!(topic != BROADCAST);
+                    self.wanted[topic] = true;
+                    admitted_before(topic)
+                }
+                Question::Unsubscribe(topic) => {
+                    self.wanted[topic] = false;
+                    0
+                }
+                _ => 0,
+            };
+            trace!(self.machine, "client {} asks {question:?}", self.index);
+            let id = line.borrow_mut().reader.asked(question, now, admitted);
+            self.awaited += 1;
+            lines.push(match self.dialect {
+                DialectId::Centrifugo => by_number(id, question),
+                _ => by_code(question),
+            });
+        }
+        self.next_ping = now.plus_ms(PING_MS);
+        let text = lines.join("\n");
         let bytes = if text.len() > 4 && self.machine.chance(100) {
             // In two fragments with a ping between, as RFC 6455 §5.4 allows.
             line.borrow_mut().reader.pinged();
@@ -546,6 +583,31 @@ impl Client {
             self.has_news();
         }
     }
+}
+
+/// A question as gpush's clients ask it.
+fn by_code(question: Question) -> String {
+    let about = |code: u8, topic: usize| format!(r#"{{"code":{code},"topic":"{}"}}"#, topic_name(topic));
+    match question {
+        Question::Subscribe(topic) => about(1, topic),
+        Question::Unsubscribe(topic) => about(2, topic),
+        Question::Ping => "ping".to_owned(),
+        Question::Nonsense => r#"{"code":"one"}"#.to_owned(),
+        Question::Connect => unreachable!("asked of Centrifugo alone"),
+    }
+}
+
+/// A question as Centrifugo's clients ask it.
+fn by_number(id: u64, question: Question) -> String {
+    let about = |what: &str, topic: usize| format!(r#""{what}":{{"channel":"{}"}}"#, topic_name(topic));
+    let command = match question {
+        Question::Connect => r#""connect":{"name":"sim"}"#.to_owned(),
+        Question::Subscribe(topic) => about("subscribe", topic),
+        Question::Unsubscribe(topic) => about("unsubscribe", topic),
+        Question::Ping => r#""rpc":{"method":"?"}"#.to_owned(),
+        Question::Nonsense => r#""publish":{"channel":"x","data":{}}"#.to_owned(),
+    };
+    format!(r#"{{{command},"id":{id}}}"#)
 }
 
 /// A client's frame, masked (RFC 6455 §5.3). `first`: FIN and opcode.

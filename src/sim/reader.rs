@@ -2,11 +2,14 @@
 //! [`Book`].
 //!
 //! It listens to what is *sent*, not to what the client gets around to reading, so that clients which never read are
-//! checked as well. `docs/PROTOCOL.md` is what it expects; it shares no code with the gateway's own encoder.
+//! checked as well. `docs/PROTOCOL.md` is what it expects; it shares no code with the gateway's own encoder. gpush stands for
+//! dialects that frame every message and answer in order, Centrifugo for those that join messages and answer by number.
 
-use super::book::{BROADCAST, Book};
+use super::book::{BROADCAST, Book, topic_name};
 use crate::clock::Time;
+use crate::dialect::DialectId;
 use crate::ids::ShardId;
+use serde_json::Value;
 use std::collections::VecDeque;
 
 /// RFC 6455 §1.3's example, so that the answer is known without computing it.
@@ -17,24 +20,30 @@ const SUBSCRIBED: &str = r#"{"code":20001,"message":"订阅成功"}"#;
 const UNSUBSCRIBED: &str = r#"{"code":20002,"message":"取消订阅成功"}"#;
 const NONSENSE: &str = r#"{"code":30001,"message":"操作有误","detail":"数据格式不正确"}"#;
 
-/// What a client asks, in order; answers come in that order.
+/// What a client asks, in order; gpush's answers come in that order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
+    /// Centrifugo's first command.
+    Connect,
     /// Take part in a topic.
     Subscribe(usize),
     /// Leave it.
     Unsubscribe(usize),
-    /// The text `ping`.
+    /// The text `ping`; with Centrifugo a method that is not there.
     Ping,
-    /// A text that means nothing.
+    /// A text that means nothing; with Centrifugo something forbidden.
     Nonsense,
 }
 
 /// What the client hears, for it to act upon once it has read that far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// 101 and the greeting.
+    /// 101, with Centrifugo.
+    Upgraded,
+    /// gpush's greeting, or the answer to `connect`.
     Welcome,
+    /// The gateway asks whether the client lives.
+    Ping,
     /// An HTTP status that is not 101.
     Refusal(u16),
     /// The answer to the oldest question.
@@ -47,6 +56,7 @@ pub enum Heard {
 
 #[derive(Clone, Copy, Debug)]
 struct Asked {
+    id: u64,
     question: Question,
     at: Time,
     /// Messages of the topic that were certainly behind every shard by then.
@@ -76,8 +86,11 @@ enum Stage {
 pub struct Reader {
     shard: ShardId,
     broadcasts: u32,
+    dialect: DialectId,
+    deflates: bool,
     stage: Stage,
     welcomed: bool,
+    questions: u64,
     partial: Vec<u8>,
     position: u64,
     asked: VecDeque<Asked>,
@@ -95,8 +108,11 @@ impl Reader {
         Reader {
             shard,
             broadcasts,
+            dialect: DialectId::Gpush,
+            deflates: false,
             stage: Stage::Head,
             welcomed: false,
+            questions: 0,
             partial: Vec::new(),
             position: 0,
             asked: VecDeque::new(),
@@ -108,9 +124,22 @@ impl Reader {
         }
     }
 
-    /// The client asked. `admitted`: messages of the topic that every shard had taken out of its queue by then.
-    pub fn asked(&mut self, question: Question, now: Time, admitted: u32) {
-        self.asked.push_back(Asked { question, at: now, admitted });
+    /// The client speaks another dialect than gpush.
+    pub fn speaks(&mut self, dialect: DialectId) {
+        self.dialect = dialect;
+    }
+
+    /// The client asked, by the number that is returned. `admitted`: messages of the topic that every shard had taken out of its
+    /// queue by then.
+    pub fn asked(&mut self, question: Question, now: Time, admitted: u32) -> u64 {
+        self.questions += 1;
+        self.asked.push_back(Asked { id: self.questions, question, at: now, admitted });
+        self.questions
+    }
+
+    /// Messages of which something came, in a frame that is not whole.
+    pub fn unfinished_messages(&self) -> usize {
+        self.partial.iter().filter(|b| **b == b'@').count()
     }
 
     /// The client sent a control ping.
@@ -185,7 +214,7 @@ impl Reader {
             match asked.question {
                 Question::Subscribe(topic) => self.open_window(topic, asked.admitted, book),
                 Question::Unsubscribe(topic) => self.close_window(topic, book),
-                Question::Ping | Question::Nonsense => {}
+                Question::Connect | Question::Ping | Question::Nonsense => {}
             }
         }
         let mut owed = 0;
@@ -227,6 +256,10 @@ impl Reader {
                 }
                 self.stage = Stage::Frames;
                 self.position += end as u64 + 4;
+                self.deflates = head.windows(b"permessage-deflate".len()).any(|w| w == b"permessage-deflate");
+                if self.dialect == DialectId::Centrifugo {
+                    self.heard.push_back((self.position, Heard::Upgraded));
+                }
                 Ok(end + 4)
             }
             Some(status @ 400..=599) => {
@@ -244,7 +277,8 @@ impl Reader {
     fn frame(&mut self, bytes: &[u8], now: Time, book: &mut Book) -> Result<usize, String> {
         let &[first, second, ..] = bytes else { return Ok(0) };
         let broken = |what: &str| Err(format!("{what}: {:02x?}", &bytes[..bytes.len().min(16)]));
-        if first & 0xf0 != 0x80 {
+        let is_deflated = first == 0xc1 && self.deflates && self.dialect == DialectId::Centrifugo;
+        if first & 0xf0 != 0x80 && !is_deflated {
             return broken("a frame that is not a whole message without extensions");
         }
         let (header, length_min, length) = match second {
@@ -267,6 +301,8 @@ impl Reader {
         self.position += end as u64;
         let payload = &bytes[header..end];
         match first & 0x0f {
+            1 if is_deflated => self.lines(&unstored(payload)?, now, book)?,
+            1 if self.dialect == DialectId::Centrifugo => self.lines(payload, now, book)?,
             1 => self.text(payload, now, book)?,
             8 => {
                 let code = payload.get(..2).map_or(1005, |code| u16::from_be_bytes([code[0], code[1]]));
@@ -305,6 +341,7 @@ impl Reader {
             Question::Unsubscribe(_) => UNSUBSCRIBED,
             Question::Ping => "pong",
             Question::Nonsense => NONSENSE,
+            Question::Connect => unreachable!("asked of Centrifugo alone"),
         };
         if payload != expected.as_bytes() {
             return Err(format!("{:?} was answered with {:?}", asked.question, String::from_utf8_lossy(payload)));
@@ -319,6 +356,84 @@ impl Reader {
             _ => {}
         }
         self.heard.push_back((self.position, Heard::Answer(asked.question)));
+        Ok(())
+    }
+
+    /// Replies and pushes of Centrifugo, one a line.
+    fn lines(&mut self, payload: &[u8], now: Time, book: &mut Book) -> Result<(), String> {
+        let shares = payload.contains(&b'\n');
+        for line in payload.split(|b| *b == b'\n') {
+            let said: Value = serde_json::from_slice(line)
+                .map_err(|e| format!("not JSON, {e}: {:?}", String::from_utf8_lossy(line)))?;
+            match (&said["push"], said["id"].as_u64()) {
+                (Value::Object(_), None) => {
+                    self.push(&said["push"], book)?;
+                    book.tally(self.shard).joined += u64::from(shares);
+                }
+                (_, Some(id)) => self.reply(&said, id, now, book)?,
+                _ if line == b"{}" && self.welcomed => self.heard.push_back((self.position, Heard::Ping)),
+                _ => return Err(format!("neither push nor reply nor ping: {said}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, push: &Value, book: &mut Book) -> Result<(), String> {
+        if !self.welcomed {
+            return Err(format!("before the answer to connect: {push}"));
+        }
+        let (data, channel) = match (&push["pub"]["data"], &push["message"]["data"]) {
+            (Value::String(data), Value::Null) => (data, push["channel"].as_str().unwrap_or_default()),
+            (Value::Null, Value::String(data)) => (data, ""),
+            _ => return Err(format!("neither a publication nor a message: {push}")),
+        };
+        let (topic, _) = book.read(data.as_bytes())?;
+        if channel != topic_name(topic) {
+            return Err(format!("a message of topic {topic} came as {push}"));
+        }
+        self.message(data.as_bytes(), book)
+    }
+
+    fn reply(&mut self, said: &Value, id: u64, now: Time, book: &mut Book) -> Result<(), String> {
+        let place = self.asked.iter().position(|asked| asked.id == id);
+        let asked = place.and_then(|place| self.asked.remove(place));
+        let asked = asked.ok_or_else(|| format!("an answer to no question: {said}"))?;
+        let place = place.unwrap_or_default();
+        let error = said["error"]["code"].as_u64();
+        let result = |name: &str| error.is_none() && said[name].is_object();
+        let fits = match asked.question {
+            Question::Connect => result("connect"),
+            Question::Unsubscribe(_) => result("unsubscribe"),
+            Question::Ping => error == Some(104),
+            Question::Nonsense => error == Some(103),
+            // Subscribed already, or about to be.
+            Question::Subscribe(topic) if error == Some(105) => {
+                let earlier = self.asked.iter().take(place);
+                self.windows[topic].is_some() || earlier.into_iter().any(|a| a.question == asked.question)
+            }
+            Question::Subscribe(_) => result("subscribe"),
+        };
+        if !fits {
+            return Err(format!("{:?} was answered with {said}", asked.question));
+        }
+        let waited_ms = now.since_ns(asked.at) / 1_000_000;
+        if self.misses_nothing && waited_ms > ANSWER_MS_MAX {
+            return Err(format!("{:?} was answered after {waited_ms} ms", asked.question));
+        }
+        let heard = match asked.question {
+            Question::Connect => {
+                self.welcomed = true;
+                self.open_window(BROADCAST, self.broadcasts, book);
+                Heard::Welcome
+            }
+            question => Heard::Answer(question),
+        };
+        match asked.question {
+            Question::Subscribe(topic) if error.is_none() => self.open_window(topic, asked.admitted, book),
+            Question::Unsubscribe(topic) => self.close_window(topic, book),
+            _ => {}
+        }
+        self.heard.push_back((self.position, heard));
         Ok(())
     }
 
@@ -359,6 +474,23 @@ impl Reader {
             let next = window.last.map_or(window.possible_from, |last| last + 1);
             let missed_max = book.admitted(topic).saturating_sub(next);
             book.tally(self.shard).missed_max += u64::from(missed_max);
+        }
+    }
+}
+
+/// What stored blocks hold (RFC 1951 §3.2.4), up to the one whose lengths are left out (RFC 7692 §7.2.1).
+fn unstored(mut payload: &[u8]) -> Result<Vec<u8>, String> {
+    let mut all = Vec::new();
+    loop {
+        match *payload {
+            [0] => return Ok(all),
+            [0, low, high, not_low, not_high, ref rest @ ..] if (low, high) == (!not_low, !not_high) => {
+                let length = usize::from(u16::from_le_bytes([low, high]));
+                let (block, rest) = rest.split_at_checked(length).ok_or("a stored block that is cut off")?;
+                all.extend_from_slice(block);
+                payload = rest;
+            }
+            _ => return Err(format!("no stored block: {:02x?}", &payload[..payload.len().min(16)])),
         }
     }
 }
@@ -452,6 +584,85 @@ mod tests {
         assert!(!reader.is_whole());
         let cut = [&frames[1][..], &frames[0][20..]].concat();
         assert!(reader.feed(&cut, Time(0), &mut book).is_err());
+    }
+
+    /// A Centrifugo client of topic 1.
+    fn joined(book: &mut Book, deflate: &str) -> Reader {
+        let mut reader = Reader::new(ShardId(0), book.topics(), 0);
+        reader.speaks(DialectId::Centrifugo);
+        let head = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n{deflate}\r\n"
+        );
+        reader.feed(head.as_bytes(), Time(0), book).unwrap();
+        assert_eq!(reader.hear(u64::MAX), Some(Heard::Upgraded));
+        reader.asked(Question::Connect, Time(0), 0);
+        reader.asked(Question::Subscribe(1), Time(0), 0);
+        let answers = "{\"id\":1,\"connect\":{}}\n{\"id\":2,\"subscribe\":{}}";
+        reader.feed(&text(answers.as_bytes()), Time(0), book).unwrap();
+        assert_eq!(reader.hear(u64::MAX), Some(Heard::Welcome));
+        reader
+    }
+
+    /// Lines of a channel with so many messages.
+    fn pushed(book: &mut Book, channel: &str, count: u64) -> Vec<String> {
+        (1..=count)
+            .map(|n| {
+                let (number, payload) = book.write(1, 30);
+                book.admit(number, Epoch(1), Offset(n));
+                let data = String::from_utf8(payload).unwrap();
+                format!(r#"{{"push":{{"channel":"{channel}","pub":{{"data":"{data}","offset":{n}}}}}}}"#)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn messages_of_one_frame_count_once_it_is_whole_and_are_held_to_their_channel_and_order() {
+        let mut book = Book::new(2, 1);
+        let mut reader = joined(&mut book, "");
+        let lines = pushed(&mut book, "topic-1", 3);
+        let frame = text(lines.join("\n").as_bytes());
+        let (most, last) = frame.split_at(frame.len() - 1);
+        reader.feed(most, Time(0), &mut book).unwrap();
+        assert_eq!((book.tallies[0].sent, reader.unfinished_messages()), (0, 3));
+        reader.feed(last, Time(0), &mut book).unwrap();
+        assert_eq!((book.tallies[0].sent, reader.unfinished_messages()), (3, 0));
+        for (wrong, said) in [
+            (format!("{}\n{}", lines[1], lines[0]), "out of order"),
+            (format!("{}\n", lines[0]), "not JSON"),
+            (lines[0].replace("topic-1", "topic-2"), "came as"),
+            (r#"{"id":9,"subscribe":{}}"#.to_owned(), "no question"),
+        ] {
+            let mut book = Book::new(2, 1);
+            let mut reader = joined(&mut book, "");
+            pushed(&mut book, "topic-1", 3);
+            let error = reader.feed(&text(wrong.as_bytes()), Time(0), &mut book).unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn stored_blocks_are_read_where_compression_was_agreed() {
+        let stored = |lines: &[String]| {
+            let mut payload = Vec::new();
+            for (n, line) in lines.iter().enumerate() {
+                let length = line.len() as u16;
+                payload.extend_from_slice(if n > 0 { &[1, 0, 0xfe, 0xff, b'\n'] } else { &[] });
+                payload.push(0);
+                payload.extend([length.to_le_bytes(), (!length).to_le_bytes()].concat());
+                payload.extend(line.bytes());
+                payload.push(0);
+            }
+            let mut frame = text(&payload);
+            frame[0] = 0xc1;
+            frame
+        };
+        for agreed in ["Sec-WebSocket-Extensions: permessage-deflate\r\n", ""] {
+            let mut book = Book::new(2, 1);
+            let mut reader = joined(&mut book, agreed);
+            let frame = stored(&pushed(&mut book, "topic-1", 2));
+            assert_eq!(reader.feed(&frame, Time(0), &mut book).is_ok(), !agreed.is_empty());
+            assert_eq!(book.tallies[0].sent, if agreed.is_empty() { 0 } else { 2 });
+        }
     }
 
     #[test]

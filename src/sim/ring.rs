@@ -499,8 +499,11 @@ impl SimRing {
             if let Some(bytes) = bytes {
                 self.scratch.clear();
                 copy(bytes, done, length - done, &mut self.scratch);
-                // One `@` begins each payload; the message that the cut goes through may have its own behind it.
-                let messages = 1 + self.scratch.iter().filter(|b| **b == b'@').count();
+                // One `@` begins each payload; the message that the cut goes through may have its own behind it. A frame with
+                // several messages that lacks its end is worth none of them.
+                let line = self.slots[index].line.as_ref();
+                let unfinished = line.map_or(0, |line| line.borrow().reader.unfinished_messages());
+                let messages = unfinished.max(1) + self.scratch.iter().filter(|b| **b == b'@').count();
                 self.machine.book.borrow_mut().tally(self.shard).broken += messages as u64;
                 if let Some(line) = &self.slots[index].line {
                     line.borrow_mut().broken += messages as u64;

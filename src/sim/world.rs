@@ -67,6 +67,8 @@ pub struct Summary {
     pub refused: u64,
     /// Messages sent to clients.
     pub delivered: u64,
+    /// Of these, those that shared a frame with others.
+    pub joined: u64,
     /// Messages dropped and counted.
     pub dropped: u64,
     /// Slow consumers closed.
@@ -89,6 +91,7 @@ impl Summary {
         self.waited += other.waited;
         self.refused += other.refused;
         self.delivered += other.delivered;
+        self.joined += other.joined;
         self.dropped += other.dropped;
         self.slow_closed += other.slow_closed;
         self.misbehaved += other.misbehaved;
@@ -626,6 +629,7 @@ impl World {
             refused: control.refused,
             ..Summary::default()
         };
+        summary.joined = self.machine.book.borrow().tallies.iter().map(|tally| tally.joined).sum();
         for shard in &mut self.shards {
             let m = &shard.metrics;
             summary.delivered += m.deliveries.get();
@@ -666,6 +670,8 @@ fn settings(dice: &mut super::dice::Dice, shards: usize, slots: usize) -> ShardS
     settings.owed_bytes_max = dice.magnitude(100_000..=600_000) as usize;
     settings.deflate = dice.chance(500);
     settings.gpush_heartbeat_timeout_ms = dice.within(25_000..=40_000);
+    settings.centrifugo_ping_interval_ms = dice.within(12_000..=20_000);
+    settings.centrifugo_pong_timeout_ms = dice.within(9_000..=11_000);
     settings.interest_linger_ms = dice.magnitude(5..=500);
     settings
 }

@@ -177,6 +177,7 @@ impl<R: Ring> Reactor<R> {
         metrics: Arc<ShardMetrics>,
     ) -> Reactor<R> {
         let now = ring.now();
+        let interests = Interests::new(settings.send_bytes_max);
         Reactor {
             id,
             ring,
@@ -188,7 +189,7 @@ impl<R: Ring> Reactor<R> {
             addresses: Vec::new(),
             tenants: 0,
             wheel: Wheel::new(now),
-            interests: Interests::default(),
+            interests,
             pool: Pool::default(),
             spares: Spares::default(),
             sockets: HashMap::new(),

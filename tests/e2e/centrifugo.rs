@@ -1,7 +1,8 @@
 //! What clients of Centrifugo see: its JSON protocol over real sockets.
 
-use crate::client::{Client, PING, PONG, TEXT, tungstenite, upgrade};
-use crate::gateway::{Gateway, wait_until};
+use crate::client::{Client, Event, PING, PONG, TEXT, tungstenite, upgrade};
+use crate::gateway::{DEADLINE, Gateway, wait_until};
+use crate::publisher::{Publisher, message};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tungstenite::Message;
@@ -314,4 +315,170 @@ fn one_publication_reaches_the_clients_of_every_dialect() {
     gateway.push("", "all");
     assert_eq!(gpush.text(), "all");
     assert_eq!(deflated.text(), r#"{"push":{"message":{"data":"all"}}}"#);
+}
+
+/// Messages of a client until it has `count`, and the frames they came in.
+fn receive(client: &mut Client, channel: &str, count: usize) -> (Vec<Value>, usize) {
+    let (mut got, mut frames) = (Vec::new(), 0);
+    while got.len() < count {
+        got.extend(data(&lines(client), channel));
+        frames += 1;
+    }
+    (got, frames)
+}
+
+fn numbers(from: usize, count: usize) -> Vec<Value> {
+    (from..from + count).map(Value::from).collect()
+}
+
+#[test]
+fn a_ticks_publications_of_a_channel_are_one_message_compressed_or_not() {
+    // A tick long enough for all that is published at once, and short enough for a test.
+    let settings = [("shards.tick_interval_us", "300000"), ("websocket.deflate", "true"), ("shards.count", "1")];
+    let gateway = Gateway::start(&settings);
+    let publisher = Publisher::new(&gateway);
+    let mut stream = publisher.stream().unwrap();
+    let mut publish = |from: usize, count: usize, pad: usize| {
+        let pad = " ".repeat(pad);
+        let messages = (from..from + count).map(|n| message("c", format!("{n}{pad}"))).collect();
+        stream.batch(messages).unwrap();
+    };
+    let mut clients = [subscriber(&gateway, "", &["c"]), subscriber(&gateway, DEFLATE, &["c"])];
+    publish(0, 1, 0); // Leaves at once, and begins the tick.
+    for client in &mut clients {
+        assert_eq!(receive(client, "c", 1).1, 1);
+    }
+    publish(1, 100, 0);
+    for (client, first) in clients.iter_mut().zip([0x81, 0xc1]) {
+        let frame = client.frame();
+        assert_eq!(frame.first, first);
+        let lines: Vec<Value> = frame.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(data(&lines, "c"), numbers(1, 100), "in one frame");
+        assert_eq!(lines[99]["push"]["pub"]["offset"], 101);
+    }
+    // Bounded: what is long comes in several.
+    publish(101, 100, 1000);
+    for client in &mut clients {
+        let (got, frames) = receive(client, "c", 100);
+        assert_eq!(got, numbers(101, 100));
+        assert!((1..=10).contains(&frames), "{frames} frames");
+    }
+}
+
+#[test]
+fn who_joins_in_the_middle_of_a_tick_gets_its_part_as_a_message_of_its_own() {
+    let settings = [("shards.tick_interval_us", "500000"), ("websocket.deflate", "true"), ("shards.count", "1")];
+    let gateway = Gateway::start(&settings);
+    for more in ["", DEFLATE] {
+        let mut early = subscriber(&gateway, more, &["c"]);
+        let (mut late, _) = connect(&gateway, more);
+        gateway.push("c", "0");
+        assert_eq!(data(&lines(&mut early), "c"), [json!(0)]);
+        gateway.push("c", "1");
+        gateway.push("c", "2");
+        subscribe(&mut late, 2, "c");
+        gateway.push("c", "3");
+        gateway.push("c", "4");
+        assert_eq!(data(&lines(&mut early), "c"), numbers(1, 2));
+        assert_eq!(data(&lines(&mut early), "c"), numbers(3, 2));
+        assert_eq!(data(&lines(&mut late), "c"), numbers(3, 2));
+    }
+}
+
+#[test]
+fn every_client_of_any_number_of_shards_gets_all_in_order() {
+    const MESSAGES: usize = 3000;
+    for shards in ["1", "2", "5"] {
+        let gateway = Gateway::start(&[("shards.count", shards), ("websocket.deflate", "true")]);
+        let publisher = Publisher::new(&gateway);
+        let mut clients: Vec<Client> =
+            (0..12).map(|n| subscriber(&gateway, if n % 2 == 0 { "" } else { DEFLATE }, &["c", "d"])).collect();
+        let mut gpush = Client::subscriber(&gateway, &["c"]);
+        let mut stream = publisher.stream().unwrap();
+        let mut frames = 0;
+        for from in (0..MESSAGES).step_by(100) {
+            stream.batch((from..from + 100).map(|n| message("c", n.to_string())).collect()).unwrap();
+            for client in &mut clients {
+                let (got, in_frames) = receive(client, "c", 100);
+                assert_eq!(got, numbers(from, 100));
+                frames += in_frames;
+            }
+        }
+        for n in 0..MESSAGES {
+            assert_eq!(gpush.text(), n.to_string());
+        }
+        assert!(frames < 12 * MESSAGES / 4, "{frames} frames: hardly anything was joined");
+        let metrics = gateway.metrics();
+        assert_eq!((metrics.drops(), metrics.sum("fanwire_deliveries_total", &[])), (0.0, 13.0 * MESSAGES as f64));
+    }
+}
+
+/// Settings under which a client that does not read is slow soon.
+const SMALL: [(&str, &str); 4] = [
+    ("shards.count", "1"),
+    ("shards.socket_send_buffer_bytes", "16384"),
+    ("slow.pending_bytes_max", "131072"),
+    ("limits.close_deadline_ms", "5000"),
+];
+
+/// Publishes batches of numbered messages until `done`; returns how many there were.
+fn publish_until(publisher: &Publisher, mut done: impl FnMut() -> bool) -> usize {
+    let mut stream = publisher.stream().unwrap();
+    let (mut published, start) = (0, Instant::now());
+    while !done() {
+        assert!(start.elapsed() < DEADLINE, "nothing of the kind after {published} messages");
+        let batch =
+            (published..published + 20).map(|n| message("c", format!("[{n},\"{}\"]", "x".repeat(900)))).collect();
+        let result = stream.batch(batch).unwrap();
+        assert!(result.results.iter().all(|r| r.error.is_none()), "{result:?}");
+        published += 20;
+    }
+    published
+}
+
+/// The numbers of what came, each message whole.
+fn got(texts: &[String]) -> Vec<u64> {
+    let lines = texts.iter().flat_map(|text| text.lines());
+    let number = |line: &str| {
+        let push: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        push["push"]["pub"]["data"][0].as_u64().unwrap()
+    };
+    lines.map(number).collect()
+}
+
+#[test]
+fn a_slow_client_is_closed_with_3008_between_two_frames_and_its_messages_are_counted() {
+    let gateway = Gateway::start(&SMALL);
+    let publisher = Publisher::new(&gateway);
+    let mut slow = subscriber(&gateway, "", &["c"]);
+    let published = publish_until(&publisher, || gateway.metrics().closes("slow_pending") == 1.0);
+    let (code, reason, texts) = slow.closed();
+    assert_eq!((code, reason.as_str()), (3008, "slow"));
+    let got = got(&texts);
+    assert_eq!(got, (0..got.len() as u64).collect::<Vec<_>>());
+    let dropped = gateway.metrics().drops_by("disconnected") as usize;
+    assert!(dropped > 0 && got.len() + dropped <= published, "{} + {dropped} of {published}", got.len());
+}
+
+#[test]
+fn under_drop_whole_frames_go_and_every_message_in_them_is_counted() {
+    let gateway = Gateway::start(&[&SMALL[..], &[("slow.policy", "drop")]].concat());
+    let publisher = Publisher::new(&gateway);
+    let mut slow = subscriber(&gateway, "", &["c"]);
+    let published = publish_until(&publisher, || gateway.metrics().drops_by("pending_full") >= 100.0);
+    // A question, which is never dropped. The tick may still hold what comes after its answer.
+    slow.send(TEXT, r#"{"id":99,"rpc":{}}"#);
+    let (mut texts, mut answered) = (Vec::new(), false);
+    wait_until("received + counted drops = published", || {
+        while let Event::Frame(frame) = slow.event(Duration::from_millis(20)) {
+            match frame.text() {
+                answer if answer.starts_with(r#"{"id":99"#) => answered = true,
+                text => texts.push(text),
+            }
+        }
+        answered && got(&texts).len() + gateway.metrics().drops() as usize == published
+    });
+    let got = got(&texts);
+    assert!(got.is_sorted_by(|a, b| a < b), "{got:?}");
+    assert_eq!(gateway.metrics().connections(), 1.0);
 }

@@ -1,6 +1,6 @@
 //! What each fuzz target holds the code to, whatever the bytes. Shared by the targets and by the test that replays the corpus.
 
-use fanwire::dialect::{Command, Dialect, Gpush, Session};
+use fanwire::dialect::{Centrifugo, Command, Dialect, Gpush, Session};
 use fanwire::websocket::handshake::{parse_head, parse_response, upgrade, write_101};
 use fanwire::websocket::{Decoded, Decoder, DecoderLimits, Event, MessageKind, Scratch, Violation};
 
@@ -87,9 +87,10 @@ pub fn decode(deflate: bool, stream: &[u8], piece: usize) -> Outcome {
     (events, None)
 }
 
-/// Whatever a client of gpush sends earns a bounded number of commands.
+/// Whatever a client sends earns a bounded number of commands, in each dialect.
 ///
-/// The first byte says whether it comes as text (then only if it is UTF-8, as the decoder guarantees) or as binary.
+/// The first byte says whether it comes as text (then only if it is UTF-8, as the decoder guarantees) or as binary, and the rest
+/// of it what the connection remembers.
 pub fn command(bytes: &[u8]) {
     let Some((flags, payload)) = bytes.split_first() else { return };
     let kind = if flags & 1 == 0 { MessageKind::Text } else { MessageKind::Binary };
@@ -99,8 +100,13 @@ pub fn command(bytes: &[u8]) {
     let mut commands = Vec::new();
     Gpush.parse(&mut Session::default(), kind, payload, &mut commands);
     assert!(commands.len() <= 2, "one message, one request: {commands:?}");
-    for command in commands {
+    let lines = payload.split(|b| *b == b'\n').count();
+    let mut lines_commands = Vec::new();
+    Centrifugo.parse(&mut Session(u32::from(flags >> 1)), kind, payload, &mut lines_commands);
+    assert!((1..=lines).contains(&lines_commands.len()), "a line, a command: {lines_commands:?}");
+    for command in commands.into_iter().chain(lines_commands) {
         match command {
+            Command::Connect { request } => assert_ne!(request, 0),
             Command::Subscribe { topic, .. } | Command::Unsubscribe { topic, .. } => {
                 // Escapes never make a name longer than it was written; a bad byte may become U+FFFD.
                 assert!(topic.len() <= 3 * payload.len());
@@ -108,7 +114,7 @@ pub fn command(bytes: &[u8]) {
             Command::Reply(bytes) => assert!(!bytes.is_empty() && bytes.len() < 512),
             Command::Close { code, reason } => assert!((1000..5000).contains(&code) && reason.len() <= 123),
             Command::Heartbeat => {}
-            Command::Echo { .. } => unreachable!("gpush echoes nothing"),
+            Command::Echo { .. } => unreachable!("only /echo echoes"),
         }
     }
 }

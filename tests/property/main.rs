@@ -3,4 +3,5 @@
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
 mod corpus;
+mod egress;
 mod websocket;

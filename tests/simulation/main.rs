@@ -35,6 +35,7 @@ fn every_seed_keeps_every_promise_and_all_that_can_happen_does() {
         ("publications that waited for room", sum.waited),
         ("publications refused for want of room", sum.refused),
         ("drops", sum.dropped),
+        ("messages that shared a frame", sum.joined),
         ("slow consumers closed", sum.slow_closed),
         ("misbehaving clients closed", sum.misbehaved),
         ("reads paused", sum.reads_paused),
