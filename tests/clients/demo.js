@@ -100,6 +100,47 @@ async function echoPanel(page) {
   await saidLine(page, "echo-output", "RESPONSE: again");
 }
 
+/** The gateway's gauge of subscriptions: neither JOIN nor LEAVE has an answer. */
+async function subscriptions(gateway) {
+  const metrics = await (await fetch(`http://${gateway.http}/metrics`)).text();
+  const values = [...metrics.matchAll(/^fanwire_subscriptions(?:\{.*\})? (\d+)/gm)].map(([, value]) => Number(value));
+  assert.ok(values.length > 0, "no gauge of subscriptions");
+  return values.reduce((x, y) => x + y);
+}
+
+async function roomPanel(page, gateway) {
+  const asks = (type) => `SENT: {"type":"${type}","data":{"room":"lobby"}}`;
+  const push = async (topic, message) => {
+    const body = JSON.stringify({ topic, data: Buffer.from(JSON.stringify(message)).toString("base64") });
+    const answer = await fetch(`http://${gateway.http}/v1/pushData`, { method: "POST", body });
+    assert.equal(answer.status, 200);
+  };
+  const grown = async (by, from) => {
+    const end = Date.now() + DEADLINE_MS;
+    while ((await subscriptions(gateway)) !== from + by) assert.ok(Date.now() < end, `subscriptions did not change by ${by}`);
+  };
+  const before = await subscriptions(gateway);
+  await page.fill("#room input", "lobby");
+  await page.click("#room button:has-text('JOIN')");
+  await saidLine(page, "room-output", "CONNECTED");
+  await saidLine(page, "room-output", asks("JOIN"));
+  await grown(2, before); // The room, and what goes to everyone.
+  await push("lobby", { msg: "hi" });
+  await saidLine(page, "room-output", 'RESPONSE: {"msg":"hi"}');
+  await page.click("#room button:has-text('LEAVE')");
+  await saidLine(page, "room-output", asks("LEAVE"));
+  await grown(1, before);
+  await push("lobby", "not for us");
+  await push("", "to everyone");
+  await saidLine(page, "room-output", 'RESPONSE: "to everyone"');
+  assert.ok(!(await lines(page, "room-output")).some(([line]) => line.includes("not for us")));
+  await page.click("#room button:has-text('close')");
+  await saidLine(page, "room-output", "DISCONNECTED");
+  // JOIN opens it again.
+  await page.click("#room button:has-text('JOIN')");
+  await saidLine(page, "room-output", "CONNECTED", 2);
+}
+
 async function comesBack(page, gateway, state) {
   const red = "rgb(208, 0, 0)";
   state.outage = true;
@@ -136,6 +177,7 @@ async function main(a) {
     const { page, state } = await open({ viewport: { width: 1280, height: 720 }, colorScheme: "light" });
     await check("prices move", SYMBOLS, () => pricesMove(page));
     await check("echo panel", 4, () => echoPanel(page));
+    await check("room panel", 2, () => roomPanel(page, gateway));
     await check("screenshot", 1, async () => {
       const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
       const light = await background();

@@ -74,7 +74,7 @@ async function gpush(a) {
 async function gopush(a) {
   const socket = new WebSocket(`ws://${a.subscribers}/connect`);
   const inbox = new Inbox(socket);
-  await soon("open", new Promise((resolve) => socket.once("open", resolve)));
+  await soon("open", new Promise((resolve, reject) => socket.once("open", resolve).once("error", reject)));
   socket.send('{"type":"JOIN","data":{"room":"node.room"}}');
   // A JOIN has no answer, but commands are answered in order.
   socket.send('{"type":"PING","data":{}}');
