@@ -284,6 +284,8 @@ pub enum Outgoing {
     Pieces(Vec<Piece>),
     /// The connection's own: replies, control frames, small pieces joined, later TLS records.
     Private(Vec<u8>),
+    /// A part of a page; whoever reads the page shares its bytes. Boxed, since every slot has room for one of these.
+    Page(Box<bytes::Bytes>),
 }
 
 impl Outgoing {
@@ -296,6 +298,7 @@ impl Outgoing {
             Outgoing::Shared(p) => p.len() as usize,
             Outgoing::Pieces(v) => v.iter().map(|p| p.len() as usize).sum(),
             Outgoing::Private(b) => b.len(),
+            Outgoing::Page(b) => b.len(),
         }
     }
 

@@ -12,15 +12,17 @@ use crate::clock::Time;
 use crate::config::Config;
 use crate::encode::{EncodeSettings, Encoder};
 use crate::ids::ShardId;
-use crate::ingest::{Control, Hooks, Server, ShardQueues, Tokens};
+use crate::ingest::{Control, Hooks, Oracle, Server, ShardQueues, Tokens};
 use crate::metrics::{AcceptMetrics, ControlMetrics, Registry, ShardMetrics};
-use crate::queue::{self, Bell, Drain, ToAccept};
+use crate::queue::{self, Answer, Bell, Drain, Page, ToAccept};
 use crate::shard::settings::ShardSettings;
 use crate::socket::uring::{Features, RingError, UringParts};
 use crate::socket::{ListenOptions, Listener, listen};
 use crate::tick::{Endpoints, Reactor, Turn};
 use crate::topics::{Topics, TopicsLimits};
 use core_affinity::CoreId;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -211,7 +213,8 @@ impl Gateway {
             let (outbox, outbox_out) = queue::channel(items_max, 0, control_bell.clone());
             let (arrivals_in, arrivals) = queue::channel(slots + 1024, 0, shard_bell.clone());
             let (departures, departures_out) = queue::channel(2 * slots, 0, accept_bell.clone());
-            let ends = Endpoints { inbox, outbox, arrivals, departures, bell: shard_bell };
+            let (claims, claims_heard) = queue::claims(shard_bell.clone(), accept_bell.clone());
+            let ends = Endpoints { inbox, outbox, arrivals, departures, claims, bell: shard_bell };
             let metrics = Arc::new(ShardMetrics::default());
             let shard = Shard {
                 id,
@@ -226,7 +229,13 @@ impl Gateway {
                 move || shard.run(&ready)
             })?);
             queues.push(ShardQueues { inbox: inbox_in, outbox: outbox_out });
-            doors.push(ShardDoor { ring_fd, arrivals: arrivals_in, departures: departures_out, slots });
+            doors.push(ShardDoor {
+                ring_fd,
+                arrivals: arrivals_in,
+                departures: departures_out,
+                claims: claims_heard,
+                slots,
+            });
             shard_metrics.push(metrics);
         }
         for _ in 0..shards {
@@ -237,12 +246,8 @@ impl Gateway {
         let accept_metrics = Arc::new(AcceptMetrics::default());
         accept_metrics.connections_max.set(self.connections_max() as u64);
         let accept_settings = accept::Settings {
-            connections_max: self.config.shards.connections_max,
-            connections_per_address_max: self.config.limits.connections_per_address_max,
-            handshakes_per_s_max: self.config.limits.handshakes_per_s_max,
-            refusals_max: self.config.limits.refusals_max,
-            close_deadline_ms: self.config.limits.close_deadline_ms,
             modern_ring: self.features != Features::LINUX_6_1,
+            ..accept::Settings::from(&self.config)
         };
         let addresses: Vec<_> = self.listeners.iter().map(Listener::local_addr).collect();
         let listeners = std::mem::take(&mut self.listeners);
@@ -311,18 +316,19 @@ impl Gateway {
         let mut lines = vec![format!("fanwire {version}: {shards} shard{plural}, at most {most} connections")];
         let mut first = None;
         for (address, block) in addresses.iter().zip(&self.config.listen) {
+            let prefix = &block.path_prefix;
             if !block.gpush_path.is_empty() {
-                lines.push(format!("subscribers  ws://{address}{} (gpush)", block.gpush_path));
-                first = first.or(Some((*address, block.gpush_path.clone())));
+                lines.push(format!("subscribers  ws://{address}{prefix}{} (gpush)", block.gpush_path));
+                first = first.or(Some((*address, format!("{prefix}{}", block.gpush_path))));
             }
             if !block.centrifugo_path.is_empty() {
-                lines.push(format!("subscribers  ws://{address}{} (centrifugo)", block.centrifugo_path));
+                lines.push(format!("subscribers  ws://{address}{prefix}{} (centrifugo)", block.centrifugo_path));
             }
             if self.config.dev {
-                lines.push(format!("subscribers  ws://{address}/echo (echo, for development)"));
+                lines.push(format!("subscribers  ws://{address}{prefix}/echo (echo, for development)"));
             }
             if block.demo {
-                lines.push(format!("demo         http://{}{}", reachable(*address), crate::demo::PATH));
+                lines.push(format!("demo         http://{}{prefix}{}", reachable(*address), crate::demo::PATH));
             }
         }
         lines.push(format!("gRPC publish {grpc}"));
@@ -447,8 +453,11 @@ impl Running {
         }
 
         let mut driver = {
-            let control = self.control.clone();
-            tokio::spawn(async move { control.run().await })
+            let (control, knowledge) = (
+                self.control.clone(),
+                Arc::new(Knowledge { registry: self.registry.clone(), shards: self.shard_metrics.clone() }),
+            );
+            tokio::spawn(async move { control.run(knowledge).await })
         };
         let (stopping, stopped) = tokio::sync::watch::channel(false);
         let (finish, finished) = tokio::sync::oneshot::channel::<()>();
@@ -552,6 +561,29 @@ async fn until(patience: Duration, condition: impl Fn() -> bool) -> bool {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     true
+}
+
+/// What clients may ask of the control core.
+struct Knowledge {
+    registry: Arc<Registry>,
+    shards: Vec<Arc<ShardMetrics>>,
+}
+
+impl Oracle for Knowledge {
+    fn login(&self, _token: Box<str>) -> BoxFuture<'static, Option<Box<str>>> {
+        std::future::ready(None).boxed()
+    }
+
+    fn page(&self, page: Page) -> BoxFuture<'static, Answer> {
+        let (content_type, body) = match page {
+            Page::Stats => {
+                let count: u64 = self.shards.iter().map(|m| m.websockets.get()).sum();
+                ("application/json", format!("{{\"count\":{count}}}"))
+            }
+            Page::Metrics => (Registry::CONTENT_TYPE, self.registry.render()),
+        };
+        std::future::ready(Answer::Page { status: 200, content_type, body: body.into() }).boxed()
+    }
 }
 
 /// Why the gateway should get no traffic.

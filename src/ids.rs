@@ -84,6 +84,20 @@ pub struct InterestRef {
     pub generation: u32,
 }
 
+/// A connection of one shard: its slot and which of its tenants. An answer for another tenant is nobody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientRef {
+    /// Its place.
+    pub slot: Slot,
+    /// Which tenant.
+    pub generation: Generation,
+}
+
+/// What stands for a uid between cores: a hash under a key that only the control core has. Two uids may share one, so whoever
+/// delivers compares the uids themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UserKey(pub u64);
+
 #[cfg(test)]
 mod tests {
     use super::*;

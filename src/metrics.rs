@@ -144,18 +144,24 @@ cells! {
     ShardMetrics {
         /// Connections that own a slot now, handshakes under way included.
         connections: Gauge = "connections",
+        /// Connections that had their 101 and are not gone.
+        websockets: Gauge = "websockets",
         /// Sockets handed over to this shard.
         arrivals: Counter = "arrivals",
         /// Handshakes answered 101.
         handshakes_ok: Counter = "handshakes" { result: "ok" },
         /// Handshakes answered 4xx or 5xx.
         handshakes_rejected: Counter = "handshakes" { result: "rejected" },
-        /// Pages of the demo given.
-        pages_served: Counter = "pages_served",
         /// Handshakes cut at `handshake_deadline_ms`.
         handshakes_timed_out: Counter = "handshakes" { result: "timed_out" },
         /// Clients that left before their handshake was done.
         handshakes_abandoned: Counter = "handshakes" { result: "abandoned" },
+        /// Handshakes answered 403: pages of an `Origin` that `allowed_origins` does not have.
+        origins_refused: Counter = "origins_refused",
+        /// Cut: what a trusted proxy sent first was no PROXY protocol header.
+        proxy_headers_refused: Counter = "proxy_headers_refused",
+        /// Plain pages answered.
+        pages: Counter = "pages",
         /// Messages handed to the kernel for a subscriber, each counted once per subscriber.
         deliveries: Counter = "deliveries",
         /// Bytes of completed sends.
@@ -206,6 +212,8 @@ cells! {
         closes_cut: Counter = "closes_cut",
         /// Topics refused: `topics_per_connection_max` of the client, or `topics_max` of the shard.
         topics_refused: Counter = "topics_refused",
+        /// Questions of clients (logins, pages) answered "no" at once: `questions_max` were under way.
+        questions_refused: Counter = "questions_refused",
         /// Reads paused because replies were not read.
         reads_paused: Counter = "reads_paused",
         /// Receives that found no buffer and were repeated.
@@ -252,7 +260,7 @@ cells! {
         refused_full: Counter = "connections_refused" { reason: "full" },
         /// Answered 503: shards had room, but stood still.
         refused_busy: Counter = "connections_refused" { reason: "busy" },
-        /// Answered 503: `connections_per_address_max`.
+        /// Answered 503: `connections_per_address_max`, of a client's own address or of one that a trusted proxy names.
         refused_address: Counter = "connections_refused" { reason: "address" },
         /// Answered 503: `handshakes_per_s_max`.
         refused_rate: Counter = "connections_refused" { reason: "rate" },

@@ -99,9 +99,10 @@ impl Shard {
             }
             core.run(&mut ring);
         });
+        let (_, claims) = fanwire::queue::claims(Bell::silent(), Bell::silent());
         let ring_fd: RawFd = fd_rx.recv().unwrap();
         let shard = Shard { bell, stop, connections, arrived, go, options, thread: Some(thread) };
-        (shard, ShardDoor { ring_fd, arrivals: arrivals_tx, departures: departures_rx, slots: stand.slots })
+        (shard, ShardDoor { ring_fd, arrivals: arrivals_tx, departures: departures_rx, claims, slots: stand.slots })
     }
 
     fn connections(&self) -> i64 {
@@ -199,7 +200,7 @@ impl Core {
             }
             Kind::Close => {
                 let (arrival, _) = self.tenants.remove(&slot).unwrap();
-                self.departures.push(Departure { address: arrival.address }, 0).unwrap();
+                self.departures.push(Departure { address: Some(arrival.address.ip()) }, 0).unwrap();
                 self.departures.ring();
                 self.connections.fetch_sub(1, Ordering::SeqCst);
             }
@@ -321,6 +322,7 @@ fn settings() -> Settings {
         refusals_max: 64,
         close_deadline_ms: 2000,
         modern_ring: true,
+        trusted_proxies: Vec::new(),
     }
 }
 

@@ -31,13 +31,12 @@ impl Admission {
         }
     }
 
-    /// Counts a new client from `address`, or says why not and counts nothing.
-    pub(super) fn admit(&mut self, address: IpAddr, now: Time) -> Result<(), Reason> {
+    /// Counts a new client from `address` (none: a proxy's, whose client is not known yet), or says why not and counts nothing.
+    pub(super) fn admit(&mut self, address: Option<IpAddr>, now: Time) -> Result<(), Reason> {
         if self.connections_max > 0 && self.connections >= self.connections_max {
             return Err(Reason::Full);
         }
-        let from_here = self.per_address.get(&address).copied().unwrap_or(0);
-        if self.per_address_max > 0 && from_here >= self.per_address_max {
+        if address.is_some_and(|address| !self.has_room(address)) {
             return Err(Reason::Address);
         }
         // Last: whoever is refused for another reason has not used up anybody's share of the rate.
@@ -45,15 +44,41 @@ impl Admission {
             return Err(Reason::Rate);
         }
         self.connections += 1;
-        if self.per_address_max > 0 {
-            self.per_address.insert(address, from_here + 1);
+        if let Some(address) = address {
+            self.count(address);
         }
         Ok(())
     }
 
-    /// A client from `address` that was admitted is gone.
-    pub(super) fn leave(&mut self, address: IpAddr) {
+    /// Counts a client that was admitted without an address for this one; `false`: there are enough from there already.
+    pub(super) fn claim(&mut self, address: IpAddr) -> bool {
+        let has_room = self.has_room(address);
+        if has_room {
+            self.count(address);
+        }
+        has_room
+    }
+
+    fn has_room(&self, address: IpAddr) -> bool {
+        self.per_address_max == 0 || self.per_address.get(&address).is_none_or(|n| *n < self.per_address_max)
+    }
+
+    fn count(&mut self, address: IpAddr) {
+        if self.per_address_max > 0 {
+            *self.per_address.entry(address).or_default() += 1;
+        }
+    }
+
+    /// A client that was admitted is gone; `address`: what it was counted for.
+    pub(super) fn leave(&mut self, address: Option<IpAddr>) {
         self.connections = self.connections.checked_sub(1).expect("who leaves was admitted");
+        if let Some(address) = address {
+            self.release(address);
+        }
+    }
+
+    /// One less from `address`.
+    pub(super) fn release(&mut self, address: IpAddr) {
         if self.per_address_max > 0
             && let Entry::Occupied(mut from_here) = self.per_address.entry(address)
         {
@@ -109,55 +134,69 @@ mod tests {
     #[test]
     fn without_limits_everybody_comes_in_and_no_address_is_remembered() {
         let mut admission = Admission::new(0, 0, 0, START);
-        (0..10_000).for_each(|_| admission.admit(A, START).unwrap());
+        (0..10_000).for_each(|_| admission.admit(Some(A), START).unwrap());
         assert_eq!((admission.connections(), admission.per_address.len()), (10_000, 0));
-        (0..10_000).for_each(|_| admission.leave(A));
+        (0..10_000).for_each(|_| admission.leave(Some(A)));
         assert_eq!(admission.connections(), 0);
     }
 
     #[test]
     fn each_address_has_its_own_cap_and_is_forgotten_with_its_last_connection() {
         let mut admission = Admission::new(0, 2, 0, START);
-        admission.admit(A, START).unwrap();
-        admission.admit(A, START).unwrap();
-        assert_eq!(admission.admit(A, START), Err(Reason::Address));
-        admission.admit(B, START).unwrap();
-        admission.leave(A);
-        admission.admit(A, START).unwrap();
-        [A, A, B].into_iter().for_each(|address| admission.leave(address));
+        admission.admit(Some(A), START).unwrap();
+        admission.admit(Some(A), START).unwrap();
+        assert_eq!(admission.admit(Some(A), START), Err(Reason::Address));
+        admission.admit(Some(B), START).unwrap();
+        admission.leave(Some(A));
+        admission.admit(Some(A), START).unwrap();
+        [A, A, B].into_iter().for_each(|address| admission.leave(Some(address)));
+        assert_eq!((admission.connections(), admission.per_address.len()), (0, 0));
+    }
+
+    #[test]
+    fn who_comes_through_a_proxy_counts_for_its_own_address_once_that_is_known() {
+        let mut admission = Admission::new(0, 1, 0, START);
+        (0..3).for_each(|_| admission.admit(None, START).unwrap());
+        assert!(admission.claim(A) && !admission.claim(A) && admission.claim(B));
+        assert_eq!(admission.admit(Some(A), START), Err(Reason::Address), "the same cap as for who comes directly");
+        admission.leave(Some(A));
+        admission.leave(None);
+        assert!(admission.claim(A));
+        admission.release(A);
+        admission.leave(Some(B));
         assert_eq!((admission.connections(), admission.per_address.len()), (0, 0));
     }
 
     #[test]
     fn connections_in_all_are_capped_whatever_the_address() {
         let mut admission = Admission::new(2, 0, 0, START);
-        admission.admit(A, START).unwrap();
-        admission.admit(B, START).unwrap();
-        assert_eq!(admission.admit(B, START), Err(Reason::Full));
-        admission.leave(A);
-        admission.admit(B, START).unwrap();
+        admission.admit(Some(A), START).unwrap();
+        admission.admit(Some(B), START).unwrap();
+        assert_eq!(admission.admit(Some(B), START), Err(Reason::Full));
+        admission.leave(Some(A));
+        admission.admit(Some(B), START).unwrap();
     }
 
     #[test]
     fn the_rate_allows_a_burst_of_one_second_and_then_its_pace() {
         let mut admission = Admission::new(0, 0, 10, START);
-        (0..10).for_each(|_| admission.admit(A, START).unwrap());
-        assert_eq!(admission.admit(A, START), Err(Reason::Rate));
-        assert_eq!(admission.admit(A, START.plus_ms(99)), Err(Reason::Rate));
-        admission.admit(A, START.plus_ms(100)).unwrap();
-        assert_eq!(admission.admit(A, START.plus_ms(199)), Err(Reason::Rate));
-        admission.admit(A, START.plus_ms(200)).unwrap();
+        (0..10).for_each(|_| admission.admit(Some(A), START).unwrap());
+        assert_eq!(admission.admit(Some(A), START), Err(Reason::Rate));
+        assert_eq!(admission.admit(Some(A), START.plus_ms(99)), Err(Reason::Rate));
+        admission.admit(Some(A), START.plus_ms(100)).unwrap();
+        assert_eq!(admission.admit(Some(A), START.plus_ms(199)), Err(Reason::Rate));
+        admission.admit(Some(A), START.plus_ms(200)).unwrap();
         // An hour of quiet saves up one second's worth, not more.
         let later = START.plus_ms(3_600_000);
-        assert_eq!((0..100).filter(|_| admission.admit(A, later).is_ok()).count(), 10);
+        assert_eq!((0..100).filter(|_| admission.admit(Some(A), later).is_ok()).count(), 10);
     }
 
     #[test]
     fn who_is_over_the_address_cap_uses_up_no_rate() {
         let mut admission = Admission::new(0, 1, 2, START);
-        admission.admit(A, START).unwrap();
-        (0..100).for_each(|_| assert_eq!(admission.admit(A, START), Err(Reason::Address)));
-        admission.admit(B, START).unwrap();
+        admission.admit(Some(A), START).unwrap();
+        (0..100).for_each(|_| assert_eq!(admission.admit(Some(A), START), Err(Reason::Address)));
+        admission.admit(Some(B), START).unwrap();
     }
 
     proptest! {
@@ -170,7 +209,7 @@ mod tests {
             let (mut now, mut admitted) = (START, 0u64);
             for (ns, attempts) in steps {
                 now.0 += ns;
-                admitted += (0..attempts).filter(|_| admission.admit(A, now).is_ok()).count() as u64;
+                admitted += (0..attempts).filter(|_| admission.admit(Some(A), now).is_ok()).count() as u64;
                 let allowed = per_s + now.since_ns(START) * per_s / SECOND_NS;
                 prop_assert!(admitted <= allowed, "{} admitted, {} allowed", admitted, allowed);
             }
@@ -189,11 +228,11 @@ mod tests {
                 let here = model.iter().filter(|a| **a == address).count();
                 if comes {
                     let expected = if model.len() >= total { Err(Reason::Full) } else if here >= cap { Err(Reason::Address) } else { Ok(()) };
-                    prop_assert_eq!(admission.admit(address, START), expected);
+                    prop_assert_eq!(admission.admit(Some(address), START), expected);
                     if expected.is_ok() { model.push(address); }
                 } else if let Some(i) = model.iter().position(|a| *a == address) {
                     model.swap_remove(i);
-                    admission.leave(address);
+                    admission.leave(Some(address));
                 }
                 prop_assert_eq!(admission.connections(), model.len());
                 let distinct: std::collections::HashSet<_> = model.iter().collect();

@@ -18,10 +18,10 @@ mod refusal;
 pub use placement::high_water;
 
 use crate::clock::Time;
-use crate::config::Config;
+use crate::config::{Config, Networks};
 use crate::ids::ShardId;
 use crate::metrics::AcceptMetrics;
-use crate::queue::{Arrival, Bell, Departure, Receiver, Sender, ToAccept};
+use crate::queue::{Arrival, Bell, Claim, ClaimsHeard, Departure, Receiver, Sender, ToAccept, Verdict};
 use crate::socket::{AcceptEvent, AcceptRing, Guest, KernelAcceptRing, Kind, Listener, Token};
 use admission::Admission;
 use placement::Placement;
@@ -62,6 +62,8 @@ pub struct ShardDoor {
     pub arrivals: Sender<Arrival>,
     /// Who is gone; rings the acceptor's bell. Counted in items only, and no longer read once the acceptor has returned.
     pub departures: Receiver<Departure>,
+    /// Who is behind a proxy, and the verdicts on it; rings as the two above.
+    pub claims: ClaimsHeard,
     /// Slots of the shard's file table; it is given [`high_water`] of them.
     pub slots: usize,
 }
@@ -81,6 +83,8 @@ pub struct Settings {
     pub close_deadline_ms: u64,
     /// Use what kernels after 6.1 have.
     pub modern_ring: bool,
+    /// Of each listener: proxies of ours, whose own addresses are not counted.
+    pub trusted_proxies: Vec<Networks>,
 }
 
 impl From<&Config> for Settings {
@@ -92,6 +96,7 @@ impl From<&Config> for Settings {
             refusals_max: config.limits.refusals_max,
             close_deadline_ms: config.limits.close_deadline_ms,
             modern_ring: config.shards.ring_features != "6.1",
+            trusted_proxies: config.listen.iter().map(|listen| Networks::new(&listen.trusted_proxies)).collect(),
         }
     }
 }
@@ -108,6 +113,7 @@ pub struct Acceptor<R = KernelAcceptRing> {
     metrics: Arc<AcceptMetrics>,
 
     admission: Admission,
+    trusted_proxies: Vec<Networks>,
     placement: Placement,
     guests: Guests,
     line: VecDeque<u32>, // Admitted, but shards with room are busy: oldest first. In our table, so bounded with it.
@@ -211,6 +217,7 @@ impl<R: AcceptRing> Acceptor<R> {
             bell,
             metrics,
             admission,
+            trusted_proxies: settings.trusted_proxies.clone(),
             guests: Guests::default(),
             line: VecDeque::new(),
             hand_overs: 0,
@@ -248,13 +255,14 @@ impl<R: AcceptRing> Acceptor<R> {
             self.stop(now);
         }
         self.take_departures();
+        self.take_claims();
         self.refuse_overdue(now);
         self.serve_line();
         self.cut_overdue(now);
         self.arm(now);
         for door in self.doors.iter_mut().filter(|door| door.to_ring) {
             door.to_ring = false;
-            door.shard.arrivals.ring();
+            door.shard.arrivals.ring(); // The same bell as that of the verdicts.
         }
         self.metrics.connections.set(self.admission.connections() as u64);
         if self.stopped.is_some_and(|deadline| now >= deadline || (self.armed == 0 && self.guests.count() == 0)) {
@@ -272,8 +280,8 @@ impl<R: AcceptRing> Acceptor<R> {
     /// Says that the core sleeps, looks at its queues once more, and says until when.
     fn sleep(&self) -> Option<Time> {
         self.bell.sleep();
-        let something_waits =
-            !self.control.is_empty() || self.doors.iter().any(|door| !door.shard.departures.is_empty());
+        let something_waits = !self.control.is_empty()
+            || self.doors.iter().any(|door| !door.shard.departures.is_empty() || !door.shard.claims.0.is_empty());
         let deadlines = [
             self.line.front().map(|number| self.guests.peek(*number).accepted.plus_ms(LINE_WAIT_MS)),
             self.deadlines.first().map(|(deadline, _)| *deadline),
@@ -328,10 +336,12 @@ impl<R: AcceptRing> Acceptor<R> {
         let now = self.ring.now();
         let listener = self.listener(place);
         let stage = Stage::Waiting { tried: Vec::new() };
-        let number = self.guests.insert(Visit { slot, address, listener, accepted: now, stage, in_flight: 0 });
+        let is_proxy = self.trusted_proxies.get(usize::from(listener)).is_some_and(|t| t.contains(address.ip()));
+        let counted = (!is_proxy).then(|| address.ip().to_canonical());
+        let number = self.guests.insert(Visit { slot, address, counted, listener, accepted: now, stage, in_flight: 0 });
         let admitted = match self.stopped {
             Some(_) => Err(Reason::Stopping),
-            None => self.admission.admit(address.ip(), now),
+            None => self.admission.admit(counted, now),
         };
         match admitted {
             Ok(()) => {
@@ -408,7 +418,7 @@ impl<R: AcceptRing> Acceptor<R> {
             // The shard has the socket and will never hear of it (no kernel memory for its completion). The client is cut from
             // here; the slot there is lost, so its place stays taken.
             _ if result == -libc::EOVERFLOW => {
-                self.admission.leave(visit.address.ip());
+                self.admission.leave(visit.counted);
                 visit.in_flight += 1;
                 self.ring.cut(visit.guest(number));
                 let now = self.ring.now();
@@ -433,8 +443,8 @@ impl<R: AcceptRing> Acceptor<R> {
     }
 
     fn refuse_admitted(&mut self, number: u32, reason: Reason) {
-        let address = self.guests.get(number).address;
-        self.admission.leave(address.ip());
+        let counted = self.guests.get(number).counted;
+        self.admission.leave(counted);
         self.refuse(number, reason);
     }
 
@@ -507,7 +517,27 @@ impl<R: AcceptRing> Acceptor<R> {
             for _ in 0..DEPARTURES_PER_TURN_MAX {
                 let Some(departure) = door.shard.departures.pop() else { break };
                 self.placement.give_back(ShardId(index as u16));
-                self.admission.leave(departure.address.ip());
+                self.admission.leave(departure.address);
+            }
+        }
+    }
+
+    /// Clients behind proxies, whose addresses their shards have learnt.
+    fn take_claims(&mut self) {
+        for door in &mut self.doors {
+            // As many as there can be, takes and releases: the rest waits for the next turn.
+            for _ in 0..DEPARTURES_PER_TURN_MAX {
+                match door.shard.claims.0.pop() {
+                    None => break,
+                    Some(Claim::Release { address }) => self.admission.release(address),
+                    Some(Claim::Take { client, address }) => {
+                        let admitted = self.admission.claim(address);
+                        self.metrics.refused_address.add(u64::from(!admitted));
+                        let verdict = Verdict { client, address, admitted };
+                        door.shard.claims.1.push(verdict, 0).expect("there is room for every claim under way");
+                        door.to_ring = true;
+                    }
+                }
             }
         }
     }
@@ -588,6 +618,7 @@ fn is_the_peers(errno: i32) -> bool {
 struct Visit {
     slot: u32,
     address: SocketAddr,
+    counted: Option<std::net::IpAddr>, // What for, under the cap.
     listener: u16,
     accepted: Time,
     stage: Stage,

@@ -180,7 +180,8 @@ fn scene(slots: &[usize], settings: Settings) -> Scene {
         let (arrivals_tx, arrivals_rx) = crate::queue::channel(8, 0, Bell::silent());
         let (departures_tx, departures_rx) = crate::queue::channel(1024, 0, bell.clone());
         shards.push((arrivals_rx, departures_tx));
-        ShardDoor { ring_fd: i as RawFd, arrivals: arrivals_tx, departures: departures_rx, slots: *slots }
+        let (_, claims) = crate::queue::claims(Bell::silent(), bell.clone());
+        ShardDoor { ring_fd: i as RawFd, arrivals: arrivals_tx, departures: departures_rx, claims, slots: *slots }
     });
     let doors = doors.collect();
     let (control, control_rx) = crate::queue::channel(4, 0, bell.clone());
@@ -198,6 +199,7 @@ fn settings() -> Settings {
         refusals_max: 2,
         close_deadline_ms: 20,
         modern_ring: true,
+        trusted_proxies: Vec::new(),
     }
 }
 
@@ -496,7 +498,7 @@ fn run_seed(seed: u64) {
             while !connected[shard].is_empty() && (dice.roll(3) == 0 || !goes_on) {
                 let index = dice.roll(connected[shard].len() as u64) as usize;
                 let address = connected[shard].swap_remove(index).address;
-                departures.push(Departure { address }, 0).unwrap();
+                departures.push(Departure { address: Some(address.ip()) }, 0).unwrap();
             }
         }
         if !goes_on {

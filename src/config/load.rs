@@ -135,6 +135,8 @@ fn dotted((section, index, key): Key) -> String {
 #[derive(Default)]
 struct Sources {
     values: BTreeMap<Key, (toml::Value, String)>,
+    /// There is a file, whatever it says.
+    has_file: bool,
     /// How many blocks the file gives to its `[[listen]]`; none if it doesn't mention it.
     listen_blocks: Option<usize>,
     problems: Vec<Problem>,
@@ -147,6 +149,7 @@ impl Sources {
     }
 
     fn add_file(&mut self, file: &str, text: &str) {
+        self.has_file = true;
         let place = |start: usize| format!("{file}:{}", 1 + text[..start].matches('\n').count());
         let table = match DeTable::parse(text) {
             Ok(table) => table.into_inner(),
@@ -280,6 +283,9 @@ impl Sources {
         if !self.problems.is_empty() {
             return Err(ConfigError { problems: self.problems });
         }
+        if !self.has_file {
+            self.allow_all_origins(&mut config);
+        }
         let mut table = toml::Value::try_from(&config).expect("a default configuration is TOML");
         for ((section, index, key), (value, _)) in &self.values {
             let section = &mut table[*section];
@@ -304,6 +310,25 @@ impl Sources {
     }
 }
 
+impl Sources {
+    /// Who tries it without a file comes from any page; who writes a file is to say from which.
+    fn allow_all_origins(&mut self, config: &mut Config) {
+        let mut all = false;
+        for (index, listen) in config.listen.iter_mut().enumerate() {
+            if !self.values.contains_key(&("listen", Some(index), "allowed_origins")) {
+                listen.allowed_origins = vec!["*".to_owned()];
+                all = true;
+            }
+        }
+        if all {
+            self.warnings.push(
+                "no configuration file: pages of every Origin may connect; listen.N.allowed_origins says which may"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
 /// What to say about a value that is not allowed. If it is of the wrong type, the right one is named first: `"2"` and `6.1`
 /// would otherwise look like what is asked for.
 pub(super) fn refusal(key: &str, allowed: &Allowed, value: &toml::Value) -> Option<String> {
@@ -313,6 +338,7 @@ pub(super) fn refusal(key: &str, allowed: &Allowed, value: &toml::Value) -> Opti
         (Allowed::OneOf(_) | Allowed::Text { .. }, toml::Value::String(_)) => "",
         (Allowed::OneOf(_) | Allowed::Text { .. }, _) => "text in quotes, ",
         (Allowed::Bool, _) => "",
+        (Allowed::List { .. }, _) => "",
     };
     (!allowed.accepts(value)).then(|| format!("{key} = {value} is not allowed: it must be {form}{allowed}"))
 }
@@ -328,7 +354,7 @@ fn plain(value: &Spanned<DeValue<'_>>) -> toml::Value {
         },
         DeValue::Float(n) => toml::Value::Float(n.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Datetime(moment) => toml::Value::Datetime(*moment),
-        DeValue::Array(_) => toml::Value::Array(Vec::new()),
+        DeValue::Array(items) => toml::Value::Array(items.iter().map(plain).collect()),
         DeValue::Table(_) => toml::Value::Table(toml::Table::new()),
     }
 }
@@ -406,6 +432,43 @@ mod tests {
     #[test]
     fn an_empty_configuration_is_the_default() {
         assert_eq!(from("", &[], &[]).unwrap(), (Config::default(), Vec::new()));
+    }
+
+    #[test]
+    fn a_list_is_an_array_in_the_file_and_comma_separated_elsewhere() {
+        let file = "[[listen]]\nallowed_origins = [\"https://a.example\", \"https://*.b.example\"]\n";
+        let expected = vec!["https://a.example".to_owned(), "https://*.b.example".to_owned()];
+        assert_eq!(from(file, &[], &[]).unwrap().0.listen[0].allowed_origins, expected);
+        let text = " https://a.example , https://*.b.example,";
+        let by_variable = from("", &[("FANWIRE_LISTEN__0__ALLOWED_ORIGINS", text)], &[]).unwrap().0;
+        assert_eq!(by_variable.listen[0].allowed_origins, expected);
+        let by_flag = from(file, &[], &[("listen.0.allowed_origins", "")]).unwrap().0;
+        assert_eq!(by_flag.listen[0].allowed_origins, Vec::<String>::new());
+        for wrong in ["\"*\"", "[\"example.com\"]", "[1]", "[[\"*\"]]"] {
+            let said = said(&format!("[[listen]]\nallowed_origins = {wrong}\n"), &[], &[]);
+            assert!(
+                said.starts_with("f.toml:2: listen.0.allowed_origins = ") && said.contains("a list, each an origin"),
+                "{said}"
+            );
+        }
+        let deep = "[".repeat(5000);
+        assert!(said(&format!("[[listen]]\nallowed_origins = {deep}\n"), &[], &[]).contains("not TOML"));
+    }
+
+    #[test]
+    fn without_a_file_every_origin_may_connect_and_that_is_said_once() {
+        let without = |environment: &[(&str, &str)]| {
+            let mut sources = Sources::default();
+            environment.iter().for_each(|(name, value)| sources.add_variable(name, value));
+            sources.finish().unwrap()
+        };
+        let (config, warnings) = without(&[("FANWIRE_LISTEN__1__ADDRESS", "127.0.0.1:1")]);
+        assert!(config.listen.iter().all(|listen| listen.allowed_origins == ["*"]));
+        assert!(warnings.len() == 1 && warnings[0].contains("every Origin"), "{warnings:?}");
+        let (config, warnings) = without(&[("FANWIRE_LISTEN__0__ALLOWED_ORIGINS", "")]);
+        assert!(config.listen[0].allowed_origins.is_empty() && warnings.is_empty(), "who says it is heard");
+        let (config, warnings) = from("", &[], &[]).unwrap();
+        assert!(config.listen[0].allowed_origins.is_empty() && warnings.is_empty(), "a file without the key");
     }
 
     #[test]
@@ -504,7 +567,7 @@ mod tests {
             ("shards.count = 1.5", "1.5"),
             ("shards.count = 99999999999999999999", "inf"),
             ("shards.pin = 1", "1"),
-            ("shards.count = [1]", "[]"),
+            ("shards.count = [1]", "[1]"),
             ("log.level = 1979-05-27", "1979-05-27"),
         ] {
             let said = said(line, &[], &[]);

@@ -3,10 +3,14 @@
 
 mod document;
 mod load;
+mod networks;
+mod origins;
 mod validate;
 
 pub use document::{default_toml, markdown};
 pub use load::{ConfigError, ENVIRONMENT_PREFIX, FILE_BYTES_MAX, FILE_DEFAULT, Loaded, Problem, load};
+pub use networks::{Network, Networks};
+pub use origins::{OriginPattern, Origins};
 pub use validate::FRAME_OVERHEAD_BYTES;
 
 use std::fmt;
@@ -64,6 +68,13 @@ pub enum Allowed {
         /// Whether it is.
         holds: fn(&str) -> bool,
     },
+    /// A list of texts of each of which `holds` is true; in a variable or a flag they are separated by commas.
+    List {
+        /// What each must be, in words.
+        what: &'static str,
+        /// Whether it is.
+        holds: fn(&str) -> bool,
+    },
 }
 
 impl Allowed {
@@ -76,6 +87,9 @@ impl Allowed {
             }
             (Allowed::OneOf(words), toml::Value::String(text)) => words.contains(&text.as_str()),
             (Allowed::Text { holds, .. }, toml::Value::String(text)) => holds(text),
+            (Allowed::List { holds, .. }, toml::Value::Array(items)) => {
+                items.len() <= LIST_ITEMS_MAX && items.iter().all(|item| item.as_str().is_some_and(holds))
+            }
             _ => false,
         }
     }
@@ -87,6 +101,10 @@ impl Allowed {
             Allowed::Bool => text.parse().ok().map(toml::Value::Boolean),
             Allowed::Integer(_) => text.replace('_', "").parse().ok().map(toml::Value::Integer),
             Allowed::OneOf(_) | Allowed::Text { .. } => None,
+            Allowed::List { .. } => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Some(toml::Value::Array(items.map(|item| toml::Value::String(item.to_owned())).collect()))
+            }
         }
         .unwrap_or_else(|| toml::Value::String(text.to_owned()))
     }
@@ -97,6 +115,7 @@ impl fmt::Display for Allowed {
         let alternatives = match self {
             Allowed::Bool => return f.write_str("`true` or `false`"),
             Allowed::Text { what, .. } => return f.write_str(what),
+            Allowed::List { what, .. } => return write!(f, "a list, each {what}"),
             Allowed::OneOf(words) => words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>(),
             Allowed::Integer(ranges) => {
                 ranges.iter().map(|r| format!("{} to {}", grouped(*r.start()), grouped(*r.end()))).collect()
@@ -129,6 +148,9 @@ fn grouped(n: u64) -> String {
     head.into_iter().chain(groups).collect::<Vec<_>>().join("_")
 }
 
+/// Most items of one list.
+const LIST_ITEMS_MAX: usize = 1024;
+
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 const TIB: u64 = 1 << 40;
@@ -144,7 +166,34 @@ const PATH: Allowed = Allowed::Text {
             || text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'))
     },
 };
+const PREFIX: Allowed = Allowed::Text {
+    what: "empty, or a path of visible ASCII characters that begins with `/` and does not end in one, without `?` and `#`",
+    holds: |text| {
+        text.is_empty()
+            || text.starts_with('/')
+                && !text.ends_with('/')
+                && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'))
+    },
+};
+const ORIGINS: Allowed = Allowed::List {
+    what: "an origin as browsers send it (`https://example.com`, with a port if it is not the scheme's), any subdomain (`https://*.example.com`), `null` or `*`",
+    holds: |text| OriginPattern::parse(text).is_some(),
+};
+const NETWORKS: Allowed = Allowed::List {
+    what: "an IP address or a network, as in `10.0.0.0/8`",
+    holds: |text| Network::parse(text).is_some(),
+};
 const FILE: Allowed = Allowed::Text { what: "the path of a file, or empty", holds: |text| !text.contains('\0') };
+const LOGIN_URL: Allowed = Allowed::Text {
+    what: "an address that begins with http:// or https://, or empty",
+    holds: |text| {
+        let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+        let is_plain =
+            |rest: &str| !rest.starts_with(['/', ':', '?', '#']) && rest.bytes().all(|b| b.is_ascii_graphic());
+        text.is_empty() || rest.is_some_and(|rest| !rest.is_empty() && is_plain(rest))
+    },
+};
+
 const LOG_FILTER: Allowed = Allowed::Text {
     what: "`off`, `error`, `warn`, `info`, `debug` or `trace`, or several `target=level` and a level, separated by commas",
     // A word that is no level would pass as the name of a target, and silence everything else: a typing error, not a wish.
@@ -241,6 +290,8 @@ section! { "limits"
         reply_bytes_max: usize = 16_384 => Allowed::Integer(&[256..=1 << 24]),
         /// Memory of clients' incomplete messages, all shards together; above it, whoever adds to one is closed (1013).
         partial_bytes_max: usize = 256 << 20 => Allowed::Integer(&[65_536..=TIB]),
+        /// Questions of clients under way (logins, pages), all shards together; one more is answered "no" at once (30003, 401, 503).
+        questions_max: usize = 4096 => Allowed::Integer(&[1..=1 << 20]),
         /// Clients being told 503 at once; more are cut without an answer.
         refusals_max: usize = 1024 => Allowed::Integer(&[0..=65_536]),
         /// Topics known at once; the longest idle without subscribers is forgotten for a new one. A shard takes part in no more than that.
@@ -310,6 +361,36 @@ section! { "centrifugo"
     }
 }
 
+section! { "auth"
+    /// Who clients are: login (gpush's code 3), private topics, pushes to a user.
+    Auth {
+        /// `none`: nobody can log in. `url`: `url` knows. `accept-any`: for development, the token is the uid and nobody checks it.
+        login: LoginMode = LoginMode::None => Allowed::OneOf(&["none", "url", "accept-any"]),
+        /// Asked by `POST {"token": …}`, http or https; a user is `{"code":0,"data":{"user_info":{"uid":"…"}}}`. All else is a refusal.
+        url: String = String::new() => LOGIN_URL,
+        /// Clients must bring a token in their URL (`/ws?token=…`): 400 without one, 401 if it is refused. They are logged in from the start.
+        token_at_connect: bool = false => Allowed::Bool,
+        /// How long `url` may take for its whole answer.
+        deadline_ms: u64 = 3000 => Allowed::Integer(&[1..=HOUR_MS]),
+        /// Largest answer of `url`.
+        answer_bytes_max: usize = 65_536 => Allowed::Integer(&[256..=1 << 24]),
+        /// Connections to `url` that are kept open while nobody logs in.
+        idle_connections_max: usize = 32 => Allowed::Integer(&[0..=65_536]),
+    }
+}
+
+/// Who may log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoginMode {
+    /// Nobody.
+    None,
+    /// Whom `auth.url` knows.
+    Url,
+    /// Everybody, as whoever they say they are.
+    AcceptAny,
+}
+
 section! { "publish"
     /// The publishing side.
     Publish {
@@ -377,7 +458,33 @@ section! { "listen"
         centrifugo_path: String = "/connection/websocket".into() => PATH,
         /// Serve the demo, a page of live prices that needs nothing else: `/demo`, what it loads, and its echo `/demo/ws`. It shows what whoever connects can see anyway.
         demo: bool = true => Allowed::Bool,
+        /// What every path of this port begins with: with `/push`, `/ws` is `/push/ws`.
+        path_prefix: String = String::new() => PREFIX,
+        /// Whose pages may connect, by the browser's `Origin`; a client without one may. Empty = pages of the host that is asked (its port does not count). Without a configuration file: `*`.
+        allowed_origins: Vec<String> = Vec::new() => ORIGINS,
+        /// Serve `/stats` and `/metrics` here too, to whoever asks.
+        pages: bool = true => Allowed::Bool,
+        /// Proxies in front, whose word on the client's address is believed; they count against no cap themselves.
+        trusted_proxies: Vec<String> = Vec::new() => NETWORKS,
+        /// Which header of theirs is believed: `either` takes X-Forwarded-For, else X-Real-IP. The proxy must set it, or remove what a client sent.
+        client_address_header: AddressHeader = AddressHeader::Either => Allowed::OneOf(&["either", "x-forwarded-for", "x-real-ip", "none"]),
+        /// They begin each connection with a PROXY protocol header (version 1 or 2): without one they are cut.
+        proxy_protocol: bool = false => Allowed::Bool,
     }
+}
+
+/// Where a trusted proxy names its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddressHeader {
+    /// In `X-Forwarded-For`, else in `X-Real-IP`.
+    Either,
+    /// In `X-Forwarded-For`.
+    XForwardedFor,
+    /// In `X-Real-IP`.
+    XRealIp,
+    /// In no header.
+    None,
 }
 
 macro_rules! config {
@@ -419,6 +526,8 @@ config! {
     slow: Slow = Slow,
     /// `[websocket]`
     websocket: Websocket = Websocket,
+    /// `[auth]`
+    auth: Auth = Auth,
     /// `[gpush]`
     gpush: GpushSettings = GpushSettings,
     /// `[centrifugo]`
@@ -436,6 +545,7 @@ impl Default for Config {
             limits: Limits::default(),
             slow: Slow::default(),
             websocket: Websocket::default(),
+            auth: Auth::default(),
             gpush: GpushSettings::default(),
             centrifugo: CentrifugoSettings::default(),
             publish: Publish::default(),

@@ -1,7 +1,7 @@
 //! What one value may be says its setting; here is what holds between values, and what is allowed but worth a word.
 
 use super::load::refusal;
-use super::{Config, ConfigError, Problem, sections};
+use super::{Config, ConfigError, LoginMode, Problem, sections};
 use std::net::{IpAddr, SocketAddr};
 
 /// Most that framing adds to a payload: WebSocket header (RFC 6455 §5.2), a dialect's envelope with a name of 255 bytes,
@@ -20,6 +20,8 @@ impl Config {
             self.check_sizes(&mut problems);
             self.check_dialects(&mut problems);
             self.check_addresses(&mut problems);
+            self.check_auth(&mut problems);
+            self.check_proxies(&mut problems);
         }
         if problems.is_empty() { Ok(self.warnings()) } else { Err(ConfigError { problems }) }
     }
@@ -141,6 +143,37 @@ impl Config {
         }
     }
 
+    fn check_auth(&self, problems: &mut Vec<Problem>) {
+        let auth = &self.auth;
+        let mut complain = |key: &str, message: &str| problems.push(problem(key, message.to_owned()));
+        match (auth.login, auth.url.is_empty()) {
+            (LoginMode::Url, true) => {
+                complain("auth.url", "auth.login = \"url\" and auth.url is empty: name whom to ask")
+            }
+            (LoginMode::None | LoginMode::AcceptAny, false) => complain(
+                "auth.login",
+                "auth.url is set and nobody asks it: say auth.login = \"url\", or leave auth.url empty",
+            ),
+            _ => {}
+        }
+        if auth.token_at_connect && auth.login == LoginMode::None {
+            let message = "auth.token_at_connect = true and nobody can log in, so nobody could connect: set auth.login";
+            complain("auth.token_at_connect", message);
+        }
+    }
+
+    fn check_proxies(&self, problems: &mut Vec<Problem>) {
+        for (i, listen) in self.listen.iter().enumerate() {
+            if listen.proxy_protocol && listen.trusted_proxies.is_empty() {
+                let key = format!("listen.{i}.proxy_protocol");
+                let message = format!(
+                    "{key} = true and listen.{i}.trusted_proxies is empty: name the addresses of the proxies that send the header"
+                );
+                problems.push(problem(&key, message));
+            }
+        }
+    }
+
     fn publishing(&self) -> impl Iterator<Item = (&'static str, &String)> {
         [("publish.grpc_address", &self.publish.grpc_address), ("publish.http_address", &self.publish.http_address)]
             .into_iter()
@@ -154,6 +187,12 @@ impl Config {
                     "{key} = {address} and publish.insecure = true: whoever reaches this port may publish"
                 ));
             }
+        }
+        if self.auth.login == LoginMode::AcceptAny {
+            warnings.push(
+                "auth.login = \"accept-any\": WHOEVER CONNECTS IS WHOEVER THEY SAY THEY ARE, no token is checked; for development only"
+                    .to_owned(),
+            );
         }
         if self.drain.drain_deadline_ms < self.drain.drain_window_ms {
             warnings.push(format!(
@@ -300,6 +339,17 @@ mod tests {
         for address in ["127.0.0.2:10068", "[::1]:10068", "[::ffff:127.0.0.1]:10068"] {
             assert_eq!(warned(|c| c.publish.http_address = address.into()), Vec::<String>::new(), "{address}");
         }
+    }
+
+    #[test]
+    fn a_proxys_header_is_asked_for_only_where_proxies_are_named() {
+        assert!(said(|c| c.listen[0].proxy_protocol = true).contains("listen.0.trusted_proxies is empty"));
+        warned(|c| {
+            c.listen[0].proxy_protocol = true;
+            c.listen[0].trusted_proxies = vec!["10.0.0.0/8".into()];
+        });
+        assert!(said(|c| c.listen[0].trusted_proxies = vec!["proxy".into()]).contains("an IP address or a network"));
+        assert!(said(|c| c.listen[0].path_prefix = "/push/".into()).contains("does not end in one"));
     }
 
     #[test]

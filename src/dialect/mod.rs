@@ -236,6 +236,11 @@ pub trait Dialect: Sync {
         true
     }
 
+    /// Whether its clients can be somebody: log in, and get what goes to their user.
+    fn has_users(&self) -> bool {
+        false
+    }
+
     /// Whether publications go to its clients at all.
     fn takes_publications(&self) -> bool {
         true

@@ -4,7 +4,8 @@
 //! publish ──► Mind::publish ──► admitted, refused: answered at once
 //!                          └──► waiting: a ticket ──────────────┐
 //! bell, deadline ──► Control::run ──► FromShard ► Mind::shard_says
-//!                                └──► Mind::turn ──► tickets done ┘
+//!                                ├──► Mind::turn ──► tickets done ┘
+//!                                └──► Ask ► a task of the Oracle's ► Mind::log_in, Mind::reply
 //! ```
 //!
 //! Everything happens on one thread, so the lock is never contended; it is a lock because the servers' futures must be `Send`.
@@ -12,18 +13,23 @@
 
 use crate::clock::Time;
 use crate::frame::Publication;
-use crate::ids::ShardId;
+use crate::ids::{ClientRef, Encoding, ShardId};
 use crate::metrics::ControlMetrics;
-use crate::queue::{Bell, Drain, FromShard, Receiver, Sender, ToShard};
+use crate::queue::{Answer, Bell, Drain, FromShard, Page, Question, Receiver, Sender, ToShard};
 use crate::topics::{Ack, Outcome, Outlet, Refusal, Ticket, Topics};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinSet;
 
 /// Messages taken from one shard in one turn; the rest waits for the next, so that publishers get their turns too.
 const INBOX_CHUNK: usize = 256;
@@ -43,6 +49,18 @@ pub trait Mind: Send {
     fn publish(&mut self, now: Time, publication: Publication, outlet: &mut dyn Outlet) -> Outcome;
     /// See [`Topics::shard_says`].
     fn shard_says(&mut self, now: Time, shard: ShardId, message: FromShard, outlet: &mut dyn Outlet);
+    /// See [`Topics::log_in`].
+    fn log_in(
+        &mut self,
+        now: Time,
+        shard: ShardId,
+        client: ClientRef,
+        uid: Box<str>,
+        encoding: Encoding,
+        outlet: &mut dyn Outlet,
+    );
+    /// See [`Topics::reply`].
+    fn reply(&mut self, now: Time, shard: ShardId, client: ClientRef, answer: Answer, outlet: &mut dyn Outlet);
     /// See [`Topics::turn`].
     fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time;
     /// See [`Topics::drain`].
@@ -62,6 +80,22 @@ impl Mind for Topics {
 
     fn shard_says(&mut self, now: Time, shard: ShardId, message: FromShard, outlet: &mut dyn Outlet) {
         self.shard_says(now, shard, message, outlet);
+    }
+
+    fn log_in(
+        &mut self,
+        now: Time,
+        shard: ShardId,
+        client: ClientRef,
+        uid: Box<str>,
+        encoding: Encoding,
+        outlet: &mut dyn Outlet,
+    ) {
+        self.log_in(now, shard, client, uid, encoding, outlet);
+    }
+
+    fn reply(&mut self, now: Time, shard: ShardId, client: ClientRef, answer: Answer, outlet: &mut dyn Outlet) {
+        self.reply(now, shard, client, answer, outlet);
     }
 
     fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time {
@@ -89,6 +123,28 @@ impl Mind for Topics {
             })
             .collect()
     }
+}
+
+/// Knows what shards ask for their clients and nobody below can know. Each question is a task of its own on the control core;
+/// how many there are at once the shards bound (`limits.questions_max`), how long one takes the oracle does.
+pub trait Oracle: Send + Sync {
+    /// The uid behind a token (JSON, verbatim); `None`: whatever is not a clear yes. Not empty, and at most
+    /// [`crate::queue::UID_BYTES_MAX`] bytes.
+    fn login(&self, token: Box<str>) -> BoxFuture<'static, Option<Box<str>>>;
+    /// What stands on a page: an [`Answer::Page`].
+    fn page(&self, page: Page) -> BoxFuture<'static, Answer>;
+}
+
+/// An answer on its way back.
+struct Answered {
+    shard: ShardId,
+    client: ClientRef,
+    outcome: Known,
+}
+
+enum Known {
+    User { uid: Box<str>, encoding: Encoding },
+    Other(Answer),
 }
 
 /// The control core's ends of the queues of one shard.
@@ -330,10 +386,17 @@ impl Control {
     ///
     /// # Panics
     /// If `topics` does: its state is then unknown, and the gateway must end.
-    pub async fn run(&self) -> io::Result<Infallible> {
+    pub async fn run(&self, oracle: Arc<dyn Oracle>) -> io::Result<Infallible> {
         let event = self.bell.event().expect("checked by Control::new").polled()?;
+        let mut asked = Vec::new();
+        let mut questions = JoinSet::new();
         loop {
-            let deadline = match self.turn() {
+            let turn = self.turn(&mut asked);
+            for (shard, client, question) in asked.drain(..) {
+                let answer = self.consult(&*oracle, question);
+                questions.spawn(async move { Answered { shard, client, outcome: answer.await } });
+            }
+            let deadline = match turn {
                 Turn::Again => {
                     tokio::task::yield_now().await;
                     continue;
@@ -349,6 +412,12 @@ impl Control {
             tokio::select! {
                 biased;
                 rung = event.signalled() => rung?,
+                Some(answered) = questions.join_next() => {
+                    self.pass_on(answered.expect("a question's panics are caught, and nobody aborts it"));
+                    while let Some(Ok(answered)) = questions.try_join_next() {
+                        self.pass_on(answered);
+                    }
+                }
                 () = self.nudge.notified() => {}
                 () = tokio::time::sleep(deadline - Time::now()) => {}
             }
@@ -356,7 +425,43 @@ impl Control {
         }
     }
 
-    fn turn(&self) -> Turn {
+    /// The oracle's answer to one question; if it panics, that is our mistake, counted, and a refusal.
+    fn consult(&self, oracle: &dyn Oracle, question: Question) -> impl Future<Output = Known> + Send + use<> {
+        let metrics = self.metrics.clone();
+        let (answer, refusal): (BoxFuture<'static, Known>, Known) = match question {
+            Question::Login { token, encoding } => {
+                let uid = oracle.login(token);
+                let refused = || Known::Other(Answer::LoginRefused);
+                let known = async move { uid.await.map_or_else(refused, |uid| Known::User { uid, encoding }) };
+                (known.boxed(), refused())
+            }
+            Question::Page(page) => {
+                let body = Bytes::from_static(b"the gateway made a mistake, see its log\n");
+                let mistake = Answer::Page { status: 500, content_type: "text/plain; charset=utf-8", body };
+                (oracle.page(page).map(Known::Other).boxed(), Known::Other(mistake))
+            }
+        };
+        async move {
+            // Unwind safety: nothing of the question is left to look at.
+            AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+                metrics.handler_panics.add(1);
+                refusal
+            })
+        }
+    }
+
+    fn pass_on(&self, answered: Answered) {
+        let mut core = self.core();
+        let Core { mind, shards, .. } = &mut *core;
+        let (now, Answered { shard, client, outcome }) = (Time::now(), answered);
+        match outcome {
+            Known::User { uid, encoding } => mind.log_in(now, shard, client, uid, encoding, shards),
+            Known::Other(answer) => mind.reply(now, shard, client, answer, shards),
+        }
+        shards.ring_touched();
+    }
+
+    fn turn(&self, asked: &mut Vec<(ShardId, ClientRef, Question)>) -> Turn {
         let mut core = self.core();
         let core = &mut *core;
         let now = Time::now();
@@ -367,6 +472,10 @@ impl Control {
             let shard = ShardId(i as u16);
             for _ in 0..INBOX_CHUNK {
                 let Some(message) = outbox.queue.pop() else { break };
+                if let FromShard::Ask { client, question } = message {
+                    asked.push((shard, client, question));
+                    continue;
+                }
                 if matches!(message, FromShard::Drained) && !std::mem::replace(&mut outbox.drained, true) {
                     self.drained.send_modify(|n| *n += 1);
                 }

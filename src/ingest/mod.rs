@@ -18,6 +18,6 @@ mod server;
 mod tokens;
 mod visits;
 
-pub use control::{Admission, Control, Mind, ShardQueues, StallError, Waiting};
+pub use control::{Admission, Control, Mind, Oracle, ShardQueues, StallError, Waiting};
 pub use server::{BindError, Hooks, Server};
 pub use tokens::{Tokens, TokensError};

@@ -62,7 +62,7 @@ impl Registry {
     /// gpush's four, by its exact names.
     fn encode_gpush(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sum = |of: fn(&ShardMetrics) -> u64| self.shards.iter().map(|s| of(s)).sum::<u64>();
-        gauge(encoder, "websocket_current_connections", "Connections now.", sum(|s| s.connections.get()))?;
+        gauge(encoder, "websocket_current_connections", "Connections now.", sum(|s| s.websockets.get()))?;
         // As a counter it would have to end in _total.
         encoder
             .encode_descriptor("websocket_total_connections", "Handshakes answered 101.", None, MetricType::Unknown)?
@@ -358,7 +358,7 @@ mod tests {
     fn gpush_finds_its_four_by_their_exact_names() {
         let registry = registry(2);
         for (i, shard) in (1..).zip(&registry.shards) {
-            shard.connections.set(10 * i);
+            shard.websockets.set(10 * i);
             shard.handshakes_ok.add(100 * i);
             shard.bytes_sent.add(1000 * i);
             shard.deliveries.add(10_000 * i);

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!             ToShard                              ToShard = frames, answers about interest, orders
-//! control ──────────────►┐                         FromShard = interest gained and lost, drained
+//! control ──────────────►┐                         FromShard = interest gained and lost, questions, drained
 //!         ◄──────────────┤ shard (one bell)        Arrival = address and token of a socket on its way
 //!   accept ─────────────►┘                         Departure = a connection is gone, its place is free
-//!          ◄─────────────
+//!          ◄─────────────                          Claim, Verdict = who is behind a proxy, and whether it may come in
 //! ```
 //!
 //! Nobody ever blocks on a queue: a full one is an answer, and the producer keeps what it could not push.
@@ -18,8 +18,9 @@ pub use spsc::{Full, Receiver, Sender, channel};
 
 use crate::clock::Time;
 use crate::frame::Frame;
-use crate::ids::{Encoding, Epoch, InterestRef, Offset};
-use std::net::SocketAddr;
+use crate::ids::{ClientRef, Encoding, Epoch, InterestRef, Offset, UserKey};
+use bytes::Bytes;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// From the control core to one shard. The place of an answer among the frames is the cut: what stands before it is not
@@ -53,6 +54,13 @@ pub enum ToShard {
         /// Which one.
         interest: InterestRef,
     },
+    /// What a client asked, answered: one for each [`FromShard::Ask`], whatever became of the client.
+    Answer {
+        /// Who asked. Another tenant of its slot is not meant.
+        client: ClientRef,
+        /// The answer.
+        answer: Answer,
+    },
     /// Flush, then close every connection and report [`FromShard::Drained`].
     Drain(Drain),
     /// Development only: the shard stands still for this long, as if its core were taken away.
@@ -67,6 +75,7 @@ impl ToShard {
     pub fn queued_bytes(&self) -> usize {
         match self {
             ToShard::Frame { frame, .. } => frame.len(),
+            ToShard::Answer { answer: Answer::Page { body, .. }, .. } => body.len(),
             _ => 0,
         }
     }
@@ -103,6 +112,56 @@ impl InterestKey {
     }
 }
 
+/// What a shard can't know by itself and asks for a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Who presents this token? Answered by [`Answer::LoggedIn`] or [`Answer::LoginRefused`].
+    Login {
+        /// JSON, verbatim as the client sent it.
+        token: Box<str>,
+        /// In which encoding the client takes what is for its user.
+        encoding: Encoding,
+    },
+    /// What stands on this page now? Answered by [`Answer::Page`].
+    Page(Page),
+}
+
+/// A page of the subscriber port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// How many connections there are.
+    Stats,
+    /// What `/metrics` of the publishing side says.
+    Metrics,
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The token is `uid`'s. Its place in the queue is the cut: whatever is published to the user after it comes to this shard,
+    /// until the shard has said [`FromShard::LoggedOut`] once for each such answer.
+    LoggedIn {
+        /// Who it is; not empty, at most [`UID_BYTES_MAX`] bytes.
+        uid: Box<str>,
+        /// What its frames are addressed to.
+        user: UserKey,
+    },
+    /// No clear yes.
+    LoginRefused,
+    /// A page.
+    Page {
+        /// HTTP status.
+        status: u16,
+        /// Its media type.
+        content_type: &'static str,
+        /// The page itself.
+        body: Bytes,
+    },
+}
+
+/// Longest uid, in bytes.
+pub const UID_BYTES_MAX: usize = 255;
+
 /// From one shard to the control core.
 #[derive(Debug)]
 pub enum FromShard {
@@ -117,6 +176,18 @@ pub enum FromShard {
     Unsubscribe {
         /// Which one.
         interest: InterestRef,
+    },
+    /// A client asks; answered by one [`ToShard::Answer`] for the same client.
+    Ask {
+        /// Who.
+        client: ClientRef,
+        /// What.
+        question: Question,
+    },
+    /// One [`Answer::LoggedIn`] for this user is over: its client has logged out, or was gone when it came.
+    LoggedOut {
+        /// Who.
+        user: UserKey,
     },
     /// Every connection is closed.
     Drained,
@@ -138,8 +209,52 @@ pub struct Arrival {
 /// From a shard to the accepting core: this connection is gone, its place may be given away.
 #[derive(Clone, Copy, Debug)]
 pub struct Departure {
-    /// As the [`Arrival`] named it.
-    pub address: SocketAddr,
+    /// Whose connections are one less: the peer's, or what a [`Claim`] was granted for; of a proxy's without one, nobody's.
+    pub address: Option<IpAddr>,
+}
+
+/// From a shard to the accepting core: what it has learnt of clients behind trusted proxies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// May one more from `address` come in? Answered by one [`Verdict`].
+    Take {
+        /// Who waits for the answer.
+        client: ClientRef,
+        /// Where it comes from.
+        address: IpAddr,
+    },
+    /// Who was granted one more from `address` was gone when it heard so.
+    Release {
+        /// Where it came from.
+        address: IpAddr,
+    },
+}
+
+/// From the accepting core to a shard: the answer to a [`Claim::Take`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// As asked. Another tenant of its slot is not meant.
+    pub client: ClientRef,
+    /// As asked.
+    pub address: IpAddr,
+    /// It may come in, and counts until a [`Departure`] or [`Claim::Release`] of the address.
+    pub admitted: bool,
+}
+
+/// Claims of one shard that are not answered yet.
+pub const CLAIMS_UNDER_WAY_MAX: usize = 1024;
+
+/// A shard's ends of the queues of claims.
+pub type Claims = (Sender<Claim>, Receiver<Verdict>);
+
+/// The accepting core's ends of the queues of claims of one shard.
+pub type ClaimsHeard = (Receiver<Claim>, Sender<Verdict>);
+
+/// The two queues of claims between a shard and the accepting core. There is room for the verdict of every claim under way.
+pub fn claims(shard: Arc<Bell>, accept: Arc<Bell>) -> (Claims, ClaimsHeard) {
+    let (claims, heard) = channel(2 * CLAIMS_UNDER_WAY_MAX, 0, accept);
+    let (verdicts, told) = channel(CLAIMS_UNDER_WAY_MAX, 0, shard);
+    ((claims, told), (heard, verdicts))
 }
 
 /// Orders from the control core to the accepting core.

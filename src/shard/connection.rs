@@ -3,6 +3,7 @@
 //! ```text
 //!                 head complete        broadcast interest is on
 //!  Free ─► Handshake ─────────► Joining ───────────────────────► Open
+//!              │ (a question: Asking ──►┘ yes)                     │
 //!   ▲          │ rejected (4xx)    │                               │ close frame, theirs or ours
 //!   │          ▼                   ▼                               ▼
 //!   │      Flushing (the last words leave) ──► Lingering (ours is shut, theirs not yet) ──► Cut ──┐
@@ -25,6 +26,8 @@ pub enum Phase {
     Free,
     /// The request head is coming.
     Handshake,
+    /// The request head is read; what it is answered with, the control core says.
+    Asking,
     /// The 101 waits until every broadcast after it is sure to come.
     Joining,
     /// Messages both ways.

@@ -5,6 +5,7 @@
 
 use super::pool::Pool;
 use crate::frame::{Outgoing, Piece};
+use bytes::Bytes;
 use std::collections::VecDeque;
 
 /// Boxed, since most connections have none and all pay for the place of one.
@@ -17,6 +18,8 @@ enum Item {
     Push(Piece),
     /// The connection's own bytes.
     Reply(Box<[u8]>),
+    /// What is left of a page.
+    Page(Box<Bytes>),
 }
 
 /// The FIFO. The first item is held in place, so that a connection that keeps up needs no queue; a queue comes from, and
@@ -90,6 +93,13 @@ impl Egress {
         self.append(Item::Reply(bytes.into()), spares);
     }
 
+    /// Appends a page's body, which others may share. It counts against no bound: a client asks for one and is then closed.
+    pub fn page(&mut self, body: Bytes, spares: &mut Spares) {
+        if !body.is_empty() {
+            self.append(Item::Page(Box::new(body)), spares);
+        }
+    }
+
     /// Appends a piece if it fits below `pending_bytes_max`, or gives it back.
     pub fn push(&mut self, piece: Piece, pending_bytes_max: usize, spares: &mut Spares) -> Result<(), Piece> {
         if self.push_bytes as usize + piece.len() as usize > pending_bytes_max {
@@ -145,12 +155,13 @@ impl Egress {
         match &item {
             Item::Push(piece) => self.push_bytes -= piece.len(),
             Item::Reply(bytes) => self.reply_bytes -= bytes.len() as u32,
+            Item::Page(_) => {}
         }
         Some(item)
     }
 
-    /// What to send next: at most `send_bytes_max` bytes of pushes in at most [`Outgoing::PIECES_MAX`] pieces, and how many
-    /// messages it completes. Small pieces and replies are joined by copy.
+    /// What to send next: at most `send_bytes_max` bytes of pushes or of a page, in at most [`Outgoing::PIECES_MAX`] pieces, and how many
+    /// messages end in it. Small pieces and replies are joined by copy.
     pub fn next_send(
         &mut self,
         send_bytes_max: usize,
@@ -158,7 +169,14 @@ impl Egress {
         pool: &mut Pool,
     ) -> Option<(Outgoing, usize)> {
         let alone = self.rest.is_none();
-        match self.front.as_ref()? {
+        match self.front.as_mut()? {
+            Item::Page(body) if body.len() > send_bytes_max => {
+                Some((Outgoing::Page(Box::new(body.split_to(send_bytes_max))), 0))
+            }
+            Item::Page(_) => {
+                let Some(Item::Page(body)) = self.pop(spares) else { unreachable!("the front is a page") };
+                Some((Outgoing::Page(body), 0))
+            }
             Item::Push(piece) if alone || piece.len() as usize >= send_bytes_max => {
                 let (piece, messages) = self.cut_front(send_bytes_max, spares);
                 Some((Outgoing::Shared(piece), messages))
@@ -201,12 +219,14 @@ impl Egress {
             let next = match front {
                 Item::Push(piece) => piece.len() as usize,
                 Item::Reply(reply) => reply.len(),
+                Item::Page(_) => break,
             };
             let is_first = pieces.is_empty() && joined.is_none();
             if !is_first && bytes + next > send_bytes_max {
                 break;
             }
             match front {
+                Item::Page(_) => unreachable!("a page goes alone"),
                 Item::Reply(_) => {
                     if !pieces.is_empty() {
                         break; // A vectored send carries pieces only; the reply begins the next one.
@@ -329,6 +349,7 @@ mod tests {
             Outgoing::Shared(p) => p.bytes().to_vec(),
             Outgoing::Pieces(v) => v.iter().flat_map(|p| p.bytes().to_vec()).collect(),
             Outgoing::Private(b) => b.clone(),
+            Outgoing::Page(b) => b.to_vec(),
         }
     }
 
@@ -420,6 +441,29 @@ mod tests {
         assert!(spares.queued_bytes() >= 9 * size_of::<Item>());
         egress.clear(&mut spares, &mut pool);
         assert_eq!(spares.queued_bytes(), 0);
+    }
+
+    #[test]
+    fn a_page_leaves_in_shares_of_its_own_bytes_behind_its_head() {
+        static BODY: [u8; 300_000] = [7; 300_000];
+        let (mut pool, mut spares, mut egress) = (Pool::default(), Spares::default(), Egress::default());
+        egress.reply(b"head", &mut spares);
+        egress.page(Bytes::from_static(&BODY), &mut spares);
+        let (head, _) = egress.next_send(32_768, &mut spares, &mut pool).unwrap();
+        assert!(matches!(head, Outgoing::Private(bytes) if bytes == b"head"));
+        let mut at = 0;
+        while let Some((part, messages)) = egress.next_send(32_768, &mut spares, &mut pool) {
+            let Outgoing::Page(part) = part else { panic!("{part:?}") };
+            assert_eq!((part.as_ptr(), messages), (BODY[at..].as_ptr(), 0), "no copy");
+            assert!(part.len() == 32_768 || egress.is_empty());
+            at += part.len();
+        }
+        assert_eq!((at, egress.reply_bytes()), (BODY.len(), 0));
+        egress.page(Bytes::new(), &mut spares);
+        assert!(egress.is_empty());
+        egress.page(Bytes::from_static(&BODY), &mut spares);
+        assert_eq!(egress.clear(&mut spares, &mut pool), 0);
+        assert!(egress.is_empty());
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! A core's subscribers and what they are owed: decisions and data, no I/O, no clock.
 
+pub mod client_address;
 pub mod connection;
 pub mod egress;
 pub mod interests;
+pub mod pages;
 pub mod pool;
+pub mod proxy_protocol;
 pub mod settings;
 pub mod wheel;

@@ -1,7 +1,8 @@
 //! A shard's bounds and pace: the part of the configuration it needs, in its own units.
 
-use crate::config::{Config, SlowPolicy};
-use crate::demo::{self, Page};
+use super::pages::{Content, PAGES, Page};
+use crate::config::{AddressHeader, Config, Networks, Origins, SlowPolicy};
+use crate::demo;
 use crate::dialect::{DEMO_HEARTBEAT_MS, DialectId};
 
 /// Bounds and pace of one shard; every field is a setting of the same name unless it says otherwise.
@@ -21,6 +22,10 @@ pub struct ShardSettings {
     pub topics_per_connection_max: usize,
     /// Topics this shard takes part in, each encoding counted apart.
     pub topics_max: usize,
+    /// Clients that can log in must, by a token in their URL: `auth.token_at_connect`.
+    pub token_at_connect: bool,
+    /// This shard's part of `limits.questions_max`, at least one.
+    pub questions_max: usize,
     /// This shard's part of `limits.partial_bytes_max`.
     pub partial_bytes_max: usize,
     /// Request head of a handshake.
@@ -63,8 +68,25 @@ pub struct ShardSettings {
     pub interest_linger_ms: u64,
     /// What is served where.
     pub routes: Vec<Route>,
-    /// Pages, each with the index of its `[[listen]]` block and its exact path.
-    pub pages: Vec<(u16, String, &'static Page)>,
+    /// Plain pages: listener, path with its prefix, page.
+    pub pages: Vec<(u16, String, Page)>,
+    /// Of each `[[listen]]` block: who may come in by it.
+    pub fronts: Vec<Front>,
+    /// `limits.connections_per_address_max` is set: the accepting core wants to know who is behind a proxy.
+    pub addresses_capped: bool,
+}
+
+/// Who may come in by a listener, and whose word is believed there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Front {
+    /// Whose pages may connect.
+    pub origins: Origins,
+    /// Proxies of ours.
+    pub trusted: Networks,
+    /// What they name their client in.
+    pub header: AddressHeader,
+    /// They begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
 }
 
 /// A path of a listener and the family of clients it serves.
@@ -72,7 +94,7 @@ pub struct ShardSettings {
 pub struct Route {
     /// Index of the `[[listen]]` block.
     pub listener: u16,
-    /// Exact path.
+    /// Exact path, with the listener's prefix.
     pub path: String,
     /// Who is served there.
     pub dialect: DialectId,
@@ -84,20 +106,26 @@ const ECHO_MESSAGE_BYTES_MAX: usize = 16 << 20;
 impl ShardSettings {
     /// The settings of each of `shards` shards with `slots` places.
     pub fn new(config: &Config, shards: usize, slots: usize) -> ShardSettings {
-        let mut routes = Vec::new();
-        let mut pages = Vec::new();
+        let (mut routes, mut pages) = (Vec::new(), Vec::new());
         for (listener, listen) in config.listen.iter().enumerate() {
             let listener = listener as u16;
+            if listen.pages {
+                pages
+                    .extend(PAGES.iter().map(|page| (listener, format!("{}{}", listen.path_prefix, page.path), *page)));
+            }
             let mut route = |path: &str, dialect| {
                 if !path.is_empty() {
-                    routes.push(Route { listener, path: path.to_owned(), dialect });
+                    routes.push(Route { listener, path: format!("{}{path}", listen.path_prefix), dialect });
                 }
             };
             route(&listen.gpush_path, DialectId::Gpush);
             route(&listen.centrifugo_path, DialectId::Centrifugo);
             if listen.demo {
                 route(demo::ECHO_PATH, DialectId::Demo);
-                pages.extend(demo::PAGES.iter().map(|page| (listener, page.path.to_owned(), page)));
+                pages.extend(demo::PAGES.iter().map(|page| {
+                    let content = Content::Static { content_type: page.content_type, body: page.body.as_bytes() };
+                    (listener, format!("{}{}", listen.path_prefix, page.path), Page { path: page.path, content })
+                }));
             }
             if config.dev {
                 route("/echo", DialectId::Echo);
@@ -111,6 +139,8 @@ impl ShardSettings {
             message_bytes_max: config.limits.message_bytes_max,
             topics_per_connection_max: config.limits.topics_per_connection_max,
             topics_max: config.limits.topics_max,
+            token_at_connect: config.auth.token_at_connect,
+            questions_max: (config.limits.questions_max / shards.max(1)).max(1),
             // One client's longest message fits in any case; its buffer grows by doubling.
             partial_bytes_max: (config.limits.partial_bytes_max / shards.max(1))
                 .max(2 * config.limits.message_bytes_max),
@@ -136,17 +166,29 @@ impl ShardSettings {
             interest_linger_ms: 1000,
             routes,
             pages,
+            fronts: config
+                .listen
+                .iter()
+                .map(|listen| Front {
+                    origins: Origins::new(&listen.allowed_origins),
+                    trusted: Networks::new(&listen.trusted_proxies),
+                    header: listen.client_address_header,
+                    proxy_protocol: listen.proxy_protocol,
+                })
+                .collect(),
+            addresses_capped: config.limits.connections_per_address_max > 0,
         }
-    }
-
-    /// The page at this path.
-    pub fn page(&self, listener: u16, path: &str) -> Option<&'static Page> {
-        self.pages.iter().find(|(l, p, _)| *l == listener && p == path).map(|(.., page)| *page)
     }
 
     /// Whose path this is.
     pub fn route(&self, listener: u16, path: &str) -> Option<DialectId> {
         self.routes.iter().find(|r| r.listener == listener && r.path == path).map(|r| r.dialect)
+    }
+
+    /// The plain page at this path, unless a dialect has it.
+    pub fn page(&self, listener: u16, path: &str) -> Option<Page> {
+        let page = self.pages.iter().find(|(l, p, _)| *l == listener && p == path)?;
+        self.route(listener, path).is_none().then_some(page.2)
     }
 
     /// Whether a subscriber at its bound loses messages (`true`) or its connection.

@@ -232,6 +232,7 @@ impl Control {
                         wanted.remove(&interest.id);
                     }
                 }
+                FromShard::Ask { .. } | FromShard::LoggedOut { .. } => {}
                 FromShard::Drained => {
                     self.drained += 1;
                     continue;

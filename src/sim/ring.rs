@@ -686,6 +686,7 @@ fn address(bytes: &Outgoing) -> usize {
         Outgoing::Shared(piece) => piece.bytes().as_ptr().addr(),
         Outgoing::Pieces(pieces) => pieces.as_ptr().addr(),
         Outgoing::Private(bytes) => bytes.as_ptr().addr(),
+        Outgoing::Page(bytes) => bytes.as_ptr().addr(),
     }
 }
 
@@ -694,6 +695,7 @@ fn copy(bytes: &Outgoing, from: usize, length: usize, into: &mut Vec<u8>) {
     match bytes {
         Outgoing::Shared(piece) => into.extend_from_slice(&piece.bytes()[from..from + length]),
         Outgoing::Private(bytes) => into.extend_from_slice(&bytes[from..from + length]),
+        Outgoing::Page(bytes) => into.extend_from_slice(&bytes[from..from + length]),
         Outgoing::Pieces(pieces) => {
             into.extend(pieces.iter().flat_map(|piece| piece.bytes()).skip(from).take(length));
         }

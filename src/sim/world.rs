@@ -23,7 +23,7 @@ use crate::config::{Config, SlowPolicy};
 use crate::encode::{EncodeSettings, Encoder};
 use crate::ids::ShardId;
 use crate::metrics::ShardMetrics;
-use crate::queue::{Arrival, Bell, Departure, Drain, Receiver, Sender, ToShard, channel};
+use crate::queue::{self, Arrival, Bell, Departure, Drain, Receiver, Sender, ToShard, channel};
 use crate::shard::settings::ShardSettings;
 use crate::tick::{Audit, Endpoints, Reactor, Turn};
 use crate::topics::{Topics, TopicsLimits};
@@ -182,7 +182,8 @@ impl World {
             };
             trace!(machine, "shard {index}: {sizes:?}");
             let ring = SimRing::new(id, machine.clone(), bell.clone(), sizes);
-            let ends = Endpoints { inbox, outbox, arrivals, departures, bell: bell.clone() };
+            let (claims, _) = queue::claims(bell.clone(), accept_bell.clone()); // No proxies here.
+            let ends = Endpoints { inbox, outbox, arrivals, departures, claims, bell: bell.clone() };
             let metrics = Arc::new(ShardMetrics::default());
             let reactor = Reactor::new(id, ring, ends, settings.clone(), metrics.clone());
             queues.push(to_shard);
@@ -390,7 +391,7 @@ impl World {
         }
         for (index, shard) in self.shards.iter_mut().enumerate() {
             while let Some(departure) = shard.departures.pop() {
-                trace!(self.machine, "shard {index}: {} departs", departure.address);
+                trace!(self.machine, "shard {index}: {:?} departs", departure.address);
                 shard.places += 1;
             }
         }

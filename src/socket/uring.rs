@@ -338,6 +338,9 @@ impl Ring for UringRing {
             Outgoing::Private(b) => {
                 opcode::Send::new(file, b.as_ptr(), b.len() as u32).flags(flags).build().user_data(token.0)
             }
+            Outgoing::Page(b) => {
+                opcode::Send::new(file, b.as_ptr(), b.len() as u32).flags(flags).build().user_data(token.0)
+            }
             Outgoing::Pieces(_) => self.send_pieces(token),
         };
         self.push(&entry);

@@ -50,6 +50,7 @@ impl<R: Ring> Reactor<R> {
             ToShard::Unsubscribed { interest } => {
                 self.interests.let_go(interest, self.ring.planted(Defect::StaleInterestAck));
             }
+            ToShard::Answer { client, answer } => self.answered(client, answer),
             ToShard::Drain(drain) => self.begin_drain(drain),
             ToShard::Stall { duration_ms } => {
                 tracing::warn!(shard = self.id.0, duration_ms, "standing still, as asked");
@@ -75,6 +76,7 @@ impl<R: Ring> Reactor<R> {
             self.interests.announced();
             told = true;
         }
+        told |= self.push_questions();
         if told {
             self.ends.outbox.ring();
         }

@@ -1,6 +1,7 @@
 //! A connection's coming and going: two halves of an arrival, deadlines, the ways to close, and the slot's return.
 
 use super::Reactor;
+use super::proxied::{Standing, Visitor};
 use crate::dialect::{Ending, Overdue};
 use crate::ids::{Generation, Slot};
 use crate::metrics::{Counter, ShardMetrics};
@@ -102,9 +103,9 @@ impl<R: Ring> Reactor<R> {
         let index = slot.0 as usize;
         while self.connections.len() <= index {
             self.connections.push(Connection::free(Generation(0)));
-            self.addresses.push(arrival.address);
+            self.visitors.push(Visitor::new(arrival.address, Standing::Uncounted));
         }
-        self.addresses[index] = arrival.address;
+        self.visitors[index] = self.visitor(arrival.address, arrival.listener);
         self.tenants += 1;
         self.metrics.arrivals.add(1);
         let deadline = self.wheel.after(arrival.accepted, self.settings.handshake_deadline_ms);
@@ -150,7 +151,7 @@ impl<R: Ring> Reactor<R> {
             if deadline <= tick {
                 match phase {
                     Phase::Free | Phase::Cut => continue,
-                    Phase::Handshake | Phase::Joining => {
+                    Phase::Handshake | Phase::Asking | Phase::Joining => {
                         self.metrics.handshakes_timed_out.add(1);
                         self.cut(slot, Cause::ByPeer);
                     }
@@ -201,7 +202,7 @@ impl<R: Ring> Reactor<R> {
         let index = slot.0 as usize;
         match self.connections[index].phase {
             Phase::Open => {}
-            Phase::Handshake | Phase::Joining => return self.cut(slot, cause),
+            Phase::Handshake | Phase::Asking | Phase::Joining => return self.cut(slot, cause),
             Phase::Free | Phase::Flushing | Phase::Lingering | Phase::Cut => return,
         }
         self.finish_replies(slot);
@@ -335,7 +336,10 @@ impl<R: Ring> Reactor<R> {
         }
         self.connections[index] = Connection::free(next);
         self.tenants -= 1;
-        self.departures.push_back(Departure { address: self.addresses[index] });
+        let visitor = self.visitors[index];
+        self.websockets -= usize::from(visitor.is_websocket);
+        self.page_closed(visitor.reading);
+        self.departures.push_back(Departure { address: visitor.counted() });
         if let Some(number) = self.next_tenants.remove(&slot) {
             self.socket_arrived(number, slot.0 as i32);
         }

@@ -10,10 +10,12 @@
 //! The inbox goes first. The answer to a subscribe stands in it among the frames, and its place is the cut: what stands before
 //! it is not this client's, what stands after it is.
 
+mod asking;
 mod drain;
 mod inbox;
 mod life;
 mod pages;
+mod proxied;
 mod reading;
 mod sending;
 #[cfg(test)]
@@ -24,7 +26,7 @@ use crate::dialect::Command;
 use crate::frame::Outgoing;
 use crate::ids::{ShardId, Slot};
 use crate::metrics::ShardMetrics;
-use crate::queue::{Arrival, Bell, Departure, FromShard, Receiver, Sender, ToShard};
+use crate::queue::{self, Arrival, Bell, Departure, FromShard, Receiver, Sender, ToShard};
 use crate::shard::connection::{Connection, Phase};
 use crate::shard::egress::Spares;
 use crate::shard::interests::{Interests, Waiter};
@@ -34,8 +36,8 @@ use crate::shard::wheel::Wheel;
 use crate::socket::{Completion, Defect, Kind, Ring, Token};
 use crate::websocket::decoder::Scratch;
 use crate::websocket::deflate::Deflater;
+use proxied::Visitor;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// A shard's ends of its queues.
@@ -48,6 +50,8 @@ pub struct Endpoints {
     pub arrivals: Receiver<Arrival>,
     /// To the accepting core.
     pub departures: Sender<Departure>,
+    /// To the accepting core and back: clients behind proxies, whose addresses only the shard learns.
+    pub claims: queue::Claims,
     /// Rung by both.
     pub bell: Arc<Bell>,
 }
@@ -122,7 +126,7 @@ pub struct Reactor<R: Ring> {
 
     /// By slot; grows to the highest slot ever used.
     connections: Vec<Connection>,
-    addresses: Vec<SocketAddr>,
+    visitors: Vec<Visitor>,
     tenants: usize,
     wheel: Wheel,
     interests: Interests,
@@ -151,6 +155,12 @@ pub struct Reactor<R: Ring> {
     next_flush: Time,
     /// Receives that found no buffer.
     starved: Vec<Token>,
+    questions: asking::Questions,
+    claims: proxied::Claims,
+    /// Connections that had their 101 and are not gone.
+    websockets: usize,
+    /// Clients with a page of the control core's.
+    pages_asked: usize,
 
     drain: Option<drain::Draining>,
 
@@ -186,7 +196,7 @@ impl<R: Ring> Reactor<R> {
             metrics,
             now,
             connections: Vec::new(),
-            addresses: Vec::new(),
+            visitors: Vec::new(),
             tenants: 0,
             wheel: Wheel::new(now),
             interests,
@@ -205,6 +215,10 @@ impl<R: Ring> Reactor<R> {
             partial_bytes: 0,
             next_flush: now,
             starved: Vec::new(),
+            questions: asking::Questions::default(),
+            claims: proxied::Claims::default(),
+            websockets: 0,
+            pages_asked: 0,
             drain: None,
             deflater: None,
             scratch: Scratch::new(),
@@ -225,6 +239,7 @@ impl<R: Ring> Reactor<R> {
         self.metrics.last_turn_ms.set(self.now.as_ms());
         self.take_inbox();
         self.pair_arrivals();
+        self.take_verdicts();
         // Before the completions, among which are those that ask for buffers next: first come, first served.
         self.feed_starved();
         self.take_completions();
@@ -232,6 +247,7 @@ impl<R: Ring> Reactor<R> {
         self.bound_owed_memory();
         self.fire_deadlines();
         self.announce();
+        self.push_claims();
         self.report_departures();
         if self.advance_drain() {
             return Turn::Drained;
@@ -286,12 +302,13 @@ impl<R: Ring> Reactor<R> {
         if let Some(drain) = &self.drain {
             deadline = deadline.min(drain.wake(self.now));
         }
-        if self.interests.announcement().is_some() || !self.departures.is_empty() {
+        let waits = !self.departures.is_empty() || self.questions.wait() || self.claims.wait();
+        if self.interests.announcement().is_some() || waits {
             deadline = deadline.min(self.now.plus_ms(RETRY_MS));
         }
         self.ends.bell.sleep();
         self.ring.about_to_sleep();
-        let has_mail = !self.ends.inbox.is_empty() || !self.ends.arrivals.is_empty();
+        let has_mail = !self.ends.inbox.is_empty() || !self.ends.arrivals.is_empty() || !self.ends.claims.1.is_empty();
         if has_mail && !self.ring.planted(Defect::LostWakeUp) {
             self.ends.bell.awake();
             return self.ring.enter(None);
@@ -352,6 +369,7 @@ impl<R: Ring> Reactor<R> {
                 self.private_bytes -= buffer.capacity();
                 self.spares.return_buffer(buffer);
             }
+            Outgoing::Page(_) => {}
         }
     }
 
@@ -363,6 +381,7 @@ impl<R: Ring> Reactor<R> {
     fn gauge(&self) {
         let m = &self.metrics;
         m.connections.set(self.tenants as u64);
+        m.websockets.set(self.websockets as u64);
         m.subscriptions.set(self.interests.members() as u64);
         m.interests.set(self.interests.len() as u64);
         m.slow_connections.set(self.slow.len() as u64);

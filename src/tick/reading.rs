@@ -2,12 +2,12 @@
 
 use super::Reactor;
 use super::life::Cause;
-use super::pages;
 use crate::dialect::{Command, Dialect, SubscribeError, TOPIC_BYTES_MAX, Welcome};
 use crate::ids::{ConnectId, Epoch, InterestId, Offset, Slot};
-use crate::queue::InterestKey;
+use crate::queue::{InterestKey, Question};
 use crate::shard::connection::Phase;
 use crate::shard::interests::{Joined, Waiter};
+use crate::shard::pages::Page;
 use crate::socket::{BufferId, Defect, Kind, Ring, Token};
 use crate::websocket::decoder::{DecoderLimits, Event};
 use crate::websocket::deflate::Deflater;
@@ -18,6 +18,21 @@ use std::sync::Arc;
 
 /// Poll events after which a receive never says "nothing yet".
 const HUNG_UP: i32 = libc::POLLHUP as i32 | libc::POLLRDHUP as i32;
+
+/// What a page is told that may not connect. A browser does not show it; whoever looks for the reason does.
+const FORBIDDEN_ORIGIN: &str = "pages of this Origin may not connect: add it to allowed_origins of this [[listen]] block of the gateway, if it should\n";
+
+/// How a handshake goes on once its head is read.
+enum Next {
+    /// With the 101.
+    Join,
+    /// With what the control core says.
+    Ask(Question),
+    /// With what the accepting core says.
+    Claim,
+    /// With a page; `true`: with its head alone.
+    Page(Page, bool),
+}
 
 impl<R: Ring> Reactor<R> {
     /// The poll says that there is something to read, or that it ended.
@@ -45,7 +60,7 @@ impl<R: Ring> Reactor<R> {
         let waits = connection.receiving || connection.paused || connection.awaits_ack();
         match connection.phase {
             Phase::Free | Phase::Cut => return,
-            Phase::Joining => return connection.read_again = true,
+            Phase::Asking | Phase::Joining => return connection.read_again = true,
             _ if waits => return connection.read_again = true,
             _ => {}
         }
@@ -75,7 +90,9 @@ impl<R: Ring> Reactor<R> {
                 match self.connections[slot.0 as usize].phase {
                     Phase::Handshake => self.handshake(slot, &incoming),
                     Phase::Open => self.input(slot, &incoming),
-                    Phase::Joining => self.connections[slot.0 as usize].held().input.extend_from_slice(&incoming),
+                    Phase::Asking | Phase::Joining => {
+                        self.connections[slot.0 as usize].held().input.extend_from_slice(&incoming)
+                    }
                     Phase::Free | Phase::Flushing | Phase::Lingering | Phase::Cut => {}
                 }
                 // The poll reports new arrivals only: what is there already must be asked for.
@@ -120,13 +137,13 @@ impl<R: Ring> Reactor<R> {
     }
 
     fn cut_by_peer(&mut self, slot: Slot) {
-        if matches!(self.connections[slot.0 as usize].phase, Phase::Handshake | Phase::Joining) {
+        if matches!(self.connections[slot.0 as usize].phase, Phase::Handshake | Phase::Asking | Phase::Joining) {
             self.metrics.handshakes_abandoned.add(1);
         }
         self.cut(slot, Cause::ByPeer);
     }
 
-    fn handshake(&mut self, slot: Slot, incoming: &[u8]) {
+    pub(super) fn handshake(&mut self, slot: Slot, incoming: &[u8]) {
         let index = slot.0 as usize;
         let held = self.connections[index].held.take();
         let all = match held {
@@ -136,40 +153,72 @@ impl<R: Ring> Reactor<R> {
             }
             None => std::borrow::Cow::Borrowed(incoming),
         };
+        let Some(all) = self.take_proxy_header(slot, all) else { return };
         match self.negotiate(slot, &all) {
-            Ok(Some(used)) => {
+            Ok(Some((_, Next::Claim))) => {
+                let connection = &mut self.connections[index];
+                connection.phase = Phase::Asking;
+                connection.held().input = all.into_owned();
+            }
+            Ok(Some((used, next))) => {
                 if used < all.len() {
                     self.connections[index].held().input.extend_from_slice(&all[used..]);
                 }
-                self.join_everyone(slot);
+                match next {
+                    Next::Join => self.join_everyone(slot),
+                    Next::Ask(question) => self.ask_first(slot, question),
+                    Next::Page(page, head) => self.serve_page(slot, page, head),
+                    Next::Claim => unreachable!("taken above"),
+                }
             }
             Ok(None) => self.connections[index].held().input = all.into_owned(),
             Err(rejection) => {
-                let is_page = rejection.status == 200;
-                if is_page { &self.metrics.pages_served } else { &self.metrics.handshakes_rejected }.add(1);
+                self.metrics.handshakes_rejected.add(1);
                 self.reply.clear();
                 rejection.write(&mut self.reply);
                 self.connections[index].egress.reply(&self.reply, &mut self.spares);
                 self.say_last_words(slot);
-                if is_page {
-                    // More than a few words: on a slow line it takes longer than a close frame may.
-                    self.connections[index].deadline = self.wheel.after(self.now, self.settings.slow_deadline_ms);
-                }
             }
         }
     }
 
-    /// Reads the request head; on success the answer and the greeting are owed, and the head's length is returned.
-    fn negotiate(&mut self, slot: Slot, bytes: &[u8]) -> Result<Option<usize>, Rejection> {
+    /// Reads the request head. On success the answer and the greeting are owed, unless a page was asked for, and the head's
+    /// length is returned.
+    fn negotiate(&mut self, slot: Slot, bytes: &[u8]) -> Result<Option<(usize, Next)>, Rejection> {
         let Some((head, used)) = handshake::parse_head(bytes, self.settings.handshake_bytes_max)? else {
             return Ok(None);
         };
+        if self.identify(slot, &head) {
+            return Ok(Some((used, Next::Claim)));
+        }
         let connection = &mut self.connections[slot.0 as usize];
+        if let Some(page) = self.settings.page(connection.listener, head.path) {
+            if !matches!(head.method, "GET" | "HEAD") {
+                return Err(Rejection::new(405, "this page is read by GET or HEAD\n").with_header("Allow", "GET, HEAD"));
+            }
+            return Ok(Some((used, Next::Page(page, head.method == "HEAD"))));
+        }
         let Some(id) = self.settings.route(connection.listener, head.path) else {
-            return Err(pages::answer(&self.settings, connection.listener, &head));
+            return Err(Rejection::new(404, "no WebSocket is served at this path\n"));
         };
         let upgrade = handshake::upgrade(&head)?;
+        let is_welcome = |origin: &[u8]| {
+            let host = head.header("Host").unwrap_or_default();
+            std::str::from_utf8(origin)
+                .is_ok_and(|o| self.settings.fronts[usize::from(connection.listener)].origins.allow(o, host))
+        };
+        if !head.values("Origin").all(is_welcome) {
+            self.metrics.origins_refused.add(1);
+            return Err(Rejection::new(403, FORBIDDEN_ORIGIN));
+        }
         let dialect = id.get();
+        let token = if self.settings.token_at_connect && dialect.has_users() {
+            let token = head.query_value("token").filter(|token| !token.is_empty());
+            let token = token.ok_or_else(|| Rejection::new(400, "token is required"))?;
+            Some(serde_json::to_string(&token).expect("a string is JSON").into_boxed_str())
+        } else {
+            None
+        };
         let agreed = dialect.negotiate(&head).map_err(|(status, body)| Rejection::new(status, body))?;
         let deflate = if self.settings.deflate { upgrade.deflate_offer } else { None };
         connection.dialect = id;
@@ -184,12 +233,16 @@ impl<R: Ring> Reactor<R> {
         self.reply.clear();
         handshake::write_101(&mut self.reply, &upgrade, agreed.subprotocol, deflate.is_some());
         dialect.greeting(&mut self.reply);
+        let next = match token {
+            Some(token) => Next::Ask(Question::Login { token, encoding: connection.encoding }),
+            None => Next::Join,
+        };
         connection.egress.reply(&self.reply, &mut self.spares);
-        Ok(Some(used))
+        Ok(Some((used, next)))
     }
 
     /// Everyone takes part in what goes to everyone. The 101 leaves when that is sure: who has the greeting misses nothing after it.
-    fn join_everyone(&mut self, slot: Slot) {
+    pub(super) fn join_everyone(&mut self, slot: Slot) {
         let index = slot.0 as usize;
         let connection = &mut self.connections[index];
         connection.phase = Phase::Joining;
@@ -240,7 +293,15 @@ impl<R: Ring> Reactor<R> {
 
     fn open(&mut self, slot: Slot) {
         self.metrics.handshakes_ok.add(1);
+        self.websockets += 1;
+        self.visitors[slot.0 as usize].is_websocket = true;
         let connection = &mut self.connections[slot.0 as usize];
+        tracing::debug!(
+            shard = self.id.0,
+            client = %self.visitors[slot.0 as usize].address,
+            dialect = connection.dialect.get().name(),
+            "connected"
+        );
         connection.phase = Phase::Open;
         let timeout = self.settings.first_word_ms(connection.dialect);
         connection.deadline = timeout.map_or(crate::shard::wheel::Tick::NEVER, |ms| self.wheel.after(self.now, ms));

@@ -179,7 +179,11 @@ impl<R: Ring> Reactor<R> {
     pub(super) fn make_ready(&mut self, slot: Slot) {
         let connection = &mut self.connections[slot.0 as usize];
         let has_word = !connection.egress.is_empty() || connection.phase == Phase::Flushing;
-        if !connection.ready && !connection.sending && has_word && connection.phase != Phase::Joining {
+        if !connection.ready
+            && !connection.sending
+            && has_word
+            && !matches!(connection.phase, Phase::Asking | Phase::Joining)
+        {
             connection.ready = true;
             self.ready.push_back(slot);
         }
@@ -217,6 +221,7 @@ impl<R: Ring> Reactor<R> {
                 self.private_bytes += buffer.capacity();
                 (u64::MAX, buffer.capacity())
             }
+            Outgoing::Page(_) => (u64::MAX, 0),
         };
         let connection = &mut self.connections[slot.0 as usize];
         connection.sending = true;
@@ -251,6 +256,9 @@ impl<R: Ring> Reactor<R> {
             connection.paused = false;
             self.make_ready(slot);
             return self.resume(slot);
+        }
+        if connection.phase == Phase::Flushing {
+            self.page_moved(slot);
         }
         self.make_ready(slot);
     }

@@ -1,12 +1,14 @@
 //! One reactor on a ring that does nothing by itself: the test says what completes, and when.
 
+use super::life::Cause;
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, Networks};
 use crate::frame::Frame;
 use crate::ids::{Epoch, Generation, InterestId, InterestRef, Offset};
-use crate::queue::{Drain, channel};
+use crate::queue::{Claim, ClaimsHeard, Drain, Verdict, channel};
+use crate::shard::pages::{Content, Page};
 use crate::socket::BufferId;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 const HEAD: &[u8] = b"GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -74,6 +76,7 @@ struct World {
     outbox: Receiver<FromShard>,
     arrivals: Sender<Arrival>,
     departures: Receiver<Departure>,
+    claims: ClaimsHeard,
     hand_overs: u64,
 }
 
@@ -84,13 +87,20 @@ impl World {
         let (outbox_in, outbox) = channel(1024, 0, Bell::silent());
         let (arrivals, arrivals_out) = channel(2048, 0, bell.clone());
         let (departures_in, departures) = channel(2048, 0, Bell::silent());
-        let ends =
-            Endpoints { inbox: inbox_out, outbox: outbox_in, arrivals: arrivals_out, departures: departures_in, bell };
+        let (claims, claims_heard) = crate::queue::claims(bell.clone(), Bell::silent());
+        let ends = Endpoints {
+            inbox: inbox_out,
+            outbox: outbox_in,
+            arrivals: arrivals_out,
+            departures: departures_in,
+            claims,
+            bell,
+        };
         let mut settings = ShardSettings::new(&Config::default(), 1, 1024);
         adjust(&mut settings);
         let ring = Script { now: Time(1_000_000_000), ..Script::default() };
         let reactor = Reactor::new(ShardId(0), ring, ends, settings, Arc::default());
-        World { reactor, inbox, outbox, arrivals, departures, hand_overs: 0 }
+        World { reactor, inbox, outbox, arrivals, departures, claims: claims_heard, hand_overs: 0 }
     }
 
     /// One turn, and what it asked of the ring.
@@ -375,4 +385,266 @@ fn whoever_never_answers_a_close_is_cut_at_its_deadline() {
     let calls = world.turn();
     assert!(calls.contains(&Call::Close(token(Kind::Close, 0, 0), true)), "{calls:?}");
     assert_eq!(world.reactor.metrics().closes_cut.get(), 1);
+}
+
+/// Behind a proxy at 127.0.0.1, as all of these tests' clients are, with a cap per address.
+fn proxied(proxy_protocol: bool) -> World {
+    World::new(|settings| {
+        let front = &mut settings.fronts[0];
+        front.trusted = Networks::new(&["127.0.0.0/8".to_owned()]);
+        front.proxy_protocol = proxy_protocol;
+        settings.addresses_capped = true;
+    })
+}
+
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+impl World {
+    fn claim(&mut self) -> Option<Claim> {
+        self.claims.0.pop()
+    }
+
+    fn verdict(&mut self, claim: Claim, admitted: bool) {
+        let Claim::Take { client, address } = claim else { panic!("{claim:?}") };
+        self.claims.1.push(Verdict { client, address, admitted }, 0).unwrap();
+    }
+
+    /// `bytes` come, in a receive that the shard asks for.
+    fn say(&mut self, slot: u32, bytes: &[u8]) {
+        self.complete(token(Kind::Poll, slot, 0), i32::from(libc::POLLIN));
+        self.turn();
+        self.receive(token(Kind::Recv, slot, 0), bytes);
+        self.turn();
+    }
+
+    /// It is cut, and the last completions come.
+    fn gone(&mut self, slot: u32) {
+        self.reactor.cut(Slot(slot), Cause::ByPeer);
+        let connection = self.connection(slot);
+        let (receiving, shutting, sending) = (connection.receiving, connection.shutting, connection.sending);
+        let last = [(receiving, Kind::Recv), (shutting, Kind::ShutdownWrite), (sending, Kind::Send)];
+        for (_, kind) in last.into_iter().filter(|(in_flight, _)| *in_flight) {
+            self.complete(token(kind, slot, 0), -libc::ECANCELED);
+        }
+        self.turn();
+        for kind in [Kind::Close, Kind::Cancel, Kind::Shutdown, Kind::Poll] {
+            self.complete(token(kind, slot, 0), -libc::ECANCELED);
+        }
+        self.turn();
+        assert_eq!(self.connection(slot).phase, Phase::Free);
+    }
+}
+
+fn head_for(client: &str) -> Vec<u8> {
+    let text = std::str::from_utf8(HEAD).unwrap();
+    text.replacen("\r\n\r\n", &format!("\r\nX-Forwarded-For: {client}\r\n\r\n"), 1).into_bytes()
+}
+
+#[test]
+fn a_client_behind_a_proxy_waits_until_its_own_address_is_counted_and_is_reported_under_it() {
+    let mut world = proxied(false);
+    world.arrive(0);
+    world.say(0, &head_for("6.6.6.6, 192.0.2.1"));
+    let claim = world.claim().unwrap();
+    assert!(matches!(claim, Claim::Take { address: CLIENT, .. }), "{claim:?}");
+    assert_eq!((world.connection(0).phase, world.reactor.ring.sending.len()), (Phase::Asking, 0));
+    world.verdict(claim, true);
+    world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Joining, "the handshake goes on");
+    world.gone(0);
+    assert_eq!(world.departures.pop().unwrap().address, Some(CLIENT));
+    assert_eq!(world.claim(), None);
+}
+
+#[test]
+fn over_the_cap_a_client_behind_a_proxy_is_told_503_and_counts_for_nobody() {
+    let mut world = proxied(false);
+    world.arrive(0);
+    world.say(0, &head_for("192.0.2.1"));
+    let claim = world.claim().unwrap();
+    world.verdict(claim, false);
+    world.turn();
+    let Outgoing::Private(answer) = &world.reactor.ring.sending[&Slot(0)] else { panic!() };
+    let answer = String::from_utf8_lossy(answer).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: 1\r\n"), "{answer}");
+    world.sent(0);
+    world.turn();
+    world.gone(0);
+    assert_eq!(world.departures.pop().unwrap().address, None);
+    assert_eq!(world.reactor.metrics.handshakes_rejected.get(), 1);
+}
+
+#[test]
+fn a_place_granted_to_who_is_gone_is_given_back() {
+    let mut world = proxied(false);
+    world.arrive(0);
+    world.say(0, &head_for("192.0.2.1"));
+    let claim = world.claim().unwrap();
+    world.gone(0);
+    assert_eq!(world.departures.pop().unwrap().address, None);
+    world.verdict(claim, true);
+    world.turn();
+    assert_eq!(world.claim(), Some(Claim::Release { address: CLIENT }));
+    assert_eq!(world.reactor.claims.under_way(), 0);
+}
+
+#[test]
+fn claims_are_bounded_and_the_rest_waits_for_verdicts() {
+    const ALL: u32 = crate::queue::CLAIMS_UNDER_WAY_MAX as u32 + 10;
+    let mut world = World::new(|settings| {
+        settings.fronts[0].trusted = Networks::new(&["127.0.0.0/8".to_owned()]);
+        settings.addresses_capped = true;
+        settings.slots = ALL as usize;
+    });
+    for slot in 0..ALL {
+        world.arrive(slot);
+        world.say(slot, &head_for("192.0.2.1"));
+    }
+    let first: Vec<Claim> = std::iter::from_fn(|| world.claim()).collect();
+    assert_eq!(first.len(), crate::queue::CLAIMS_UNDER_WAY_MAX);
+    first.into_iter().for_each(|claim| world.verdict(claim, false));
+    world.turn();
+    world.turn();
+    assert_eq!(std::iter::from_fn(|| world.claim()).count(), 10);
+}
+
+#[test]
+fn the_proxys_own_connections_and_those_of_a_listener_without_caps_ask_nobody() {
+    let mut world = proxied(false);
+    world.arrive(0);
+    world.say(0, HEAD);
+    assert_eq!((world.connection(0).phase, world.claim()), (Phase::Joining, None));
+    world.gone(0);
+    assert_eq!(world.departures.pop().unwrap().address, None, "nobody counts them");
+    let mut world = proxied(false);
+    world.reactor.settings.addresses_capped = false;
+    world.arrive(0);
+    world.say(0, &head_for("192.0.2.1"));
+    assert_eq!((world.connection(0).phase, world.claim()), (Phase::Joining, None));
+    assert_eq!(world.reactor.visitors[0].address.ip(), CLIENT);
+}
+
+#[test]
+fn who_is_no_proxy_is_not_believed_and_counts_as_itself() {
+    let mut world = World::new(|settings| settings.addresses_capped = true);
+    world.arrive(0);
+    world.say(0, &head_for("192.0.2.1"));
+    assert_eq!((world.connection(0).phase, world.claim()), (Phase::Joining, None));
+    world.gone(0);
+    assert_eq!(world.departures.pop().unwrap().address, Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+}
+
+#[test]
+fn a_proxy_header_may_come_in_pieces_and_with_the_request() {
+    let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\x7f\0\0\x01\x9c\x40\0\x50";
+    for cut in [1, 12, 20, header.len(), header.len() + 10] {
+        let mut world = proxied(true);
+        world.arrive(0);
+        let all = [header, HEAD].concat();
+        world.say(0, &all[..cut]);
+        assert_eq!((world.connection(0).phase, world.claim()), (Phase::Handshake, None), "cut at {cut}");
+        world.say(0, &all[cut..]);
+        let claim = world.claim().unwrap();
+        assert!(matches!(claim, Claim::Take { address: CLIENT, .. }), "{claim:?}");
+        world.verdict(claim, true);
+        world.turn();
+        assert_eq!(world.connection(0).phase, Phase::Joining);
+        assert_eq!(world.reactor.visitors[0].address, "192.0.2.1:40000".parse().unwrap());
+    }
+}
+
+#[test]
+fn a_proxy_that_sends_no_header_where_one_is_due_is_cut_and_counted() {
+    let mut world = proxied(true);
+    world.arrive(0);
+    world.say(0, HEAD);
+    assert_eq!(world.connection(0).phase, Phase::Cut);
+    assert!(world.reactor.ring.sending.is_empty(), "without an answer");
+    assert_eq!(world.reactor.metrics.proxy_headers_refused.get(), 1);
+}
+
+/// A page of the binary, as long as a script may be.
+const PAGE: Page =
+    Page { path: "/long", content: Content::Static { content_type: "text/plain", body: &[b'x'; 300_000] } };
+
+fn with_page() -> World {
+    World::new(|settings| settings.pages.push((0, "/long".into(), PAGE)))
+}
+
+#[test]
+fn a_long_page_leaves_in_several_sends_and_the_connection_closes_behind_it() {
+    let mut world = with_page();
+    world.arrive(0);
+    world.say(0, b"GET /long HTTP/1.0\r\n\r\n");
+    let (mut received, mut sends) = (Vec::new(), 0);
+    while let Some(part) = world.reactor.ring.sending.get(&Slot(0)) {
+        match part {
+            Outgoing::Private(bytes) => received.extend_from_slice(bytes),
+            Outgoing::Page(bytes) => received.extend_from_slice(bytes),
+            other => panic!("{other:?}"),
+        }
+        assert!(part.len() <= world.reactor.settings.send_bytes_max);
+        sends += 1;
+        world.sent(0);
+        world.turn();
+    }
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 300000\r\nConnection: close\r\n\r\n";
+    assert!(received.starts_with(head.as_bytes()) && received.len() == head.len() + 300_000 && sends > 9);
+    assert_eq!(world.connection(0).phase, Phase::Lingering);
+    world.gone(0);
+    assert_eq!(world.reactor.audit(), Audit::default());
+}
+
+#[test]
+fn a_head_request_gets_the_head_alone_and_another_method_405() {
+    for (request, status, length) in [("HEAD /long", "200 OK", "300000"), ("POST /long", "405 Method Not Allowed", "")]
+    {
+        let mut world = with_page();
+        world.arrive(0);
+        world.say(0, format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes());
+        let Outgoing::Private(answer) = &world.reactor.ring.sending[&Slot(0)] else { panic!() };
+        let answer = String::from_utf8_lossy(answer).into_owned();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answer}");
+        assert!(answer.contains(&format!("Content-Length: {length}")), "{answer}");
+        world.sent(0);
+        world.turn();
+        assert_eq!((world.connection(0).phase, world.reactor.ring.sending.len()), (Phase::Lingering, 0));
+    }
+}
+
+#[test]
+fn a_reader_of_a_page_may_take_its_time_for_each_piece_and_is_cut_when_it_takes_none() {
+    let mut world = with_page();
+    let patience_ms = world.reactor.settings.slow_deadline_ms;
+    assert!(patience_ms > world.reactor.settings.close_deadline_ms);
+    world.arrive(0);
+    world.say(0, b"GET /long HTTP/1.1\r\n\r\n");
+    for _ in 0..4 {
+        world.pass_ms(patience_ms - 200);
+        world.turn();
+        assert_eq!(world.connection(0).phase, Phase::Flushing, "it goes on");
+        world.sent(0);
+        world.turn();
+    }
+    world.pass_ms(patience_ms + 200);
+    world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Cut);
+}
+
+#[test]
+fn pages_made_for_one_client_are_bounded_in_number() {
+    let mut world = World::new(|_| {});
+    let all = super::pages::ASKING_MAX as u32 + 1;
+    for slot in 0..all {
+        world.arrive(slot);
+        world.say(slot, b"GET /stats HTTP/1.1\r\n\r\n");
+    }
+    assert_eq!(world.connection(0).phase, Phase::Asking);
+    let Outgoing::Private(answer) = &world.reactor.ring.sending[&Slot(all - 1)] else { panic!() };
+    assert!(answer.starts_with(b"HTTP/1.1 503 "), "{}", String::from_utf8_lossy(answer));
+    // Whoever leaves makes room.
+    world.gone(0);
+    world.arrive(all);
+    world.say(all, b"GET /stats HTTP/1.1\r\n\r\n");
+    assert_eq!(world.connection(all).phase, Phase::Asking);
 }

@@ -24,6 +24,7 @@
 
 mod sequencer;
 mod slab;
+mod users;
 
 pub use sequencer::{LocalSequencer, Sequencer};
 
@@ -31,11 +32,13 @@ use crate::clock::Time;
 use crate::dialect::{Position, TOPIC_BYTES_MAX};
 use crate::encode::Encoder;
 use crate::frame::{Frame, Publication, Target};
-use crate::ids::{Encoding, Epoch, InterestId, InterestRef, Offset, ShardId};
-use crate::queue::{FromShard, InterestKey, ToShard};
+use crate::ids::{ClientRef, Encoding, Epoch, InterestId, InterestRef, Offset, ShardId};
+use crate::queue::{self, FromShard, InterestKey, ToShard};
 use slab::{Linked, Links, List, NIL, Slab};
 use std::collections::{HashMap, VecDeque};
+use std::hash::RandomState;
 use std::sync::Arc;
+use users::UserTable;
 
 /// Waiting publications looked at in one turn; above it the turn asks to be called again at once.
 const ADMISSIONS_PER_TURN_MAX: usize = 4096;
@@ -258,16 +261,32 @@ struct Number {
     owed: Option<Answer>,
 }
 
+/// What a client's question is answered with, once there is room.
+struct OwedAnswer {
+    client: ClientRef,
+    answer: queue::Answer,
+    /// Of the client, if it is one that logs in.
+    encoding: Encoding,
+}
+
 struct Shard {
     numbers: Vec<Number>,
     /// Numbers with an answer owed, in the order they got one. Each at most once: only the latest life of a number counts.
     owed: VecDeque<InterestId>,
+    /// Answers to its clients' questions that found no room, in their order. As many at most as the shard asks at once.
+    answers: VecDeque<OwedAnswer>,
+    /// Who is logged in there.
+    users: UserTable,
     /// Topics whose lines wait for room here.
     blocked: List,
     full_since: Option<Time>,
 }
 
 impl Shard {
+    fn is_owed(&self) -> bool {
+        !self.owed.is_empty() || !self.answers.is_empty()
+    }
+
     fn number(&mut self, id: InterestId) -> &mut Number {
         let index = id.0 as usize;
         if index >= self.numbers.len() {
@@ -289,6 +308,7 @@ pub struct Topics {
     encoder: Encoder,
     sequencer: Box<dyn Sequencer + Send>,
     names: HashMap<Arc<str>, u32>, // Keyed hash: clients choose the names.
+    user_hash: RandomState,        // Likewise for uids.
     topics: Slab<Topic>,
     idle: List,
     unused: List,
@@ -316,12 +336,20 @@ impl Topics {
             let index = topics.insert(Topic::new("".into(), sequencer.begin(), Time::default(), Place::Settled));
             assert_eq!(index, stream);
         }
-        let shard = || Shard { numbers: Vec::new(), owed: VecDeque::new(), blocked: List::EMPTY, full_since: None };
+        let shard = || Shard {
+            numbers: Vec::new(),
+            owed: VecDeque::new(),
+            answers: VecDeque::new(),
+            users: UserTable::default(),
+            blocked: List::EMPTY,
+            full_since: None,
+        };
         Topics {
             limits,
             encoder,
             sequencer,
             names: HashMap::new(),
+            user_hash: RandomState::new(),
             topics,
             idle: List::EMPTY,
             unused: List::EMPTY,
@@ -382,7 +410,7 @@ impl Topics {
         outcome
     }
 
-    /// Takes what a shard said about interest; [`FromShard::Drained`] is not for us.
+    /// Takes what a shard said about interest and users; [`FromShard::Ask`] and [`FromShard::Drained`] are not for us.
     ///
     /// An interest is registered in the step that pushes its answer, now or when the queue has room, so that the answer's place
     /// is the cut. A later life of a number replaces an earlier one together with any answer that one was still owed.
@@ -404,9 +432,39 @@ impl Topics {
                 self.release(now, shard, interest.id);
                 self.owe(shard, interest.id, Answer::Unsubscribed { generation: interest.generation });
             }
-            FromShard::Drained => return,
+            FromShard::LoggedOut { user } => return self.shards[usize::from(shard.0)].users.log_out(user),
+            FromShard::Ask { .. } | FromShard::Drained => return,
         }
         self.answer(now, shard, outlet);
+    }
+
+    /// Tells a client that it is `uid` from now on, now or when its shard's queue has room: in that step the user's messages
+    /// begin to go there, and go on until [`FromShard::LoggedOut`].
+    pub fn log_in(
+        &mut self,
+        now: Time,
+        shard: ShardId,
+        client: ClientRef,
+        uid: Box<str>,
+        encoding: Encoding,
+        outlet: &mut dyn Outlet,
+    ) {
+        let user = users::key(&self.user_hash, &uid);
+        let answer = queue::Answer::LoggedIn { uid, user };
+        self.owe_answer(now, shard, OwedAnswer { client, answer, encoding }, outlet);
+    }
+
+    /// Gives a client its answer, now or when its shard's queue has room. For [`queue::Answer::LoggedIn`] see [`Topics::log_in`].
+    pub fn reply(
+        &mut self,
+        now: Time,
+        shard: ShardId,
+        client: ClientRef,
+        answer: queue::Answer,
+        outlet: &mut dyn Outlet,
+    ) {
+        debug_assert!(!matches!(answer, queue::Answer::LoggedIn { .. }));
+        self.owe_answer(now, shard, OwedAnswer { client, answer, encoding: Encoding::default() }, outlet);
     }
 
     /// Answers what could not be answered before, admits what waited and now fits, refuses what waited too long, forgets idle
@@ -475,7 +533,7 @@ impl Topics {
     /// The shards somebody waits for. One that goes on taking things is not among them, however long its list.
     pub fn blocked_shards(&self) -> impl Iterator<Item = BlockedShard> {
         self.shards.iter().enumerate().filter_map(|(index, shard)| {
-            let (topics, answers) = (shard.blocked.len(), shard.owed.len());
+            let (topics, answers) = (shard.blocked.len(), shard.owed.len() + shard.answers.len());
             let since = shard.full_since.filter(|_| topics + answers > 0)?;
             Some(BlockedShard { shard: ShardId(index as u16), topics, answers, since })
         })
@@ -594,9 +652,16 @@ impl Topics {
     fn owe(&mut self, shard: ShardId, id: InterestId, answer: Answer) {
         let shard = &mut self.shards[usize::from(shard.0)];
         if shard.number(id).owed.replace(answer).is_none() {
-            self.shards_owed += usize::from(shard.owed.is_empty());
+            self.shards_owed += usize::from(!shard.is_owed());
             shard.owed.push_back(id);
         }
+    }
+
+    fn owe_answer(&mut self, now: Time, id: ShardId, answer: OwedAnswer, outlet: &mut dyn Outlet) {
+        let shard = &mut self.shards[usize::from(id.0)];
+        self.shards_owed += usize::from(!shard.is_owed());
+        shard.answers.push_back(answer);
+        self.answer(now, id, outlet);
     }
 
     fn answer_all(&mut self, now: Time, outlet: &mut dyn Outlet) {
@@ -615,7 +680,7 @@ impl Topics {
             }
             shard.full_since = None;
             shard.owed.pop_front();
-            self.shards_owed -= usize::from(shard.owed.is_empty());
+            self.shards_owed -= usize::from(!shard.is_owed());
             let answer = shard.number(number).owed.take().expect("a number in the list is owed an answer");
             let message = match answer {
                 Answer::Subscribed { generation, key } => {
@@ -627,6 +692,26 @@ impl Topics {
                     ToShard::Unsubscribed { interest: InterestRef { id: number, generation } }
                 }
             };
+            outlet.push(id, message);
+        }
+        self.answer_clients(now, id, outlet);
+    }
+
+    fn answer_clients(&mut self, now: Time, id: ShardId, outlet: &mut dyn Outlet) {
+        let shard = &mut self.shards[usize::from(id.0)];
+        while let Some(OwedAnswer { client, answer, encoding }) = shard.answers.pop_front() {
+            let message = ToShard::Answer { client, answer };
+            if !outlet.has_room(id, 1, message.queued_bytes()) {
+                let ToShard::Answer { client, answer } = message else { unreachable!("made above") };
+                shard.answers.push_front(OwedAnswer { client, answer, encoding });
+                shard.full_since.get_or_insert(now);
+                return;
+            }
+            shard.full_since = None;
+            self.shards_owed -= usize::from(!shard.is_owed());
+            if let ToShard::Answer { answer: queue::Answer::LoggedIn { user, .. }, .. } = &message {
+                shard.users.log_in(*user, encoding);
+            }
             outlet.push(id, message);
         }
     }

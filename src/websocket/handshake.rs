@@ -6,6 +6,7 @@
 
 use super::Head;
 use super::deflate::DeflateParams;
+use crate::demo::CONTENT_SECURITY_POLICY;
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
@@ -25,15 +26,13 @@ const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const BASE64: GeneralPurpose =
     GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
-/// Why there is no 101: an HTTP response, after which the connection closes. A page that was asked for is one with 200.
+/// Why there is no 101: an HTTP response, after which the connection closes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{status}: {body}")]
 pub struct Rejection {
-    /// 200, or 400..=599.
+    /// 400..=599.
     pub status: u16,
-    /// Of the body.
-    pub content_type: &'static str,
-    /// One line of text, or a page.
+    /// One line of text.
     pub body: Cow<'static, str>,
     /// Besides Content-Type, Content-Length and Connection.
     pub headers: Vec<(&'static str, Cow<'static, str>)>,
@@ -42,7 +41,7 @@ pub struct Rejection {
 impl Rejection {
     /// With no further headers.
     pub fn new(status: u16, body: impl Into<Cow<'static, str>>) -> Rejection {
-        Rejection { status, content_type: "text/plain; charset=utf-8", body: body.into(), headers: Vec::new() }
+        Rejection { status, body: body.into(), headers: Vec::new() }
     }
 
     /// With one more header, e.g. `Retry-After`.
@@ -54,10 +53,9 @@ impl Rejection {
     /// Appends the whole HTTP/1.1 response.
     pub fn write(&self, out: &mut Vec<u8>) {
         let mut head = format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\n",
+            "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\n",
             self.status,
-            reason_phrase(self.status),
-            self.content_type
+            reason_phrase(self.status)
         );
         for (name, value) in &self.headers {
             write!(head, "{name}: {value}\r\n").expect("a string takes all");
@@ -70,6 +68,17 @@ impl Rejection {
     fn bad_header(name: &'static str) -> Rejection {
         Rejection::new(400, format!("handshake error: bad \"{name}\" header"))
     }
+}
+
+/// Appends the head of an HTTP/1.1 response with a body of `length` bytes, after which the connection ends. A browser asks again
+/// each time, believes the content type, and lets the page do no more than its policy says.
+pub fn write_page_head(out: &mut Vec<u8>, status: u16, content_type: &str, length: usize) {
+    let head = format!(
+        "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nCache-Control: no-cache\r\n\
+         X-Content-Type-Options: nosniff\r\nContent-Security-Policy: {CONTENT_SECURITY_POLICY}\r\nConnection: close\r\n\r\n",
+        reason_phrase(status),
+    );
+    out.extend_from_slice(head.as_bytes());
 }
 
 fn reason_phrase(status: u16) -> &'static str {

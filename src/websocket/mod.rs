@@ -62,6 +62,15 @@ impl<'a> Head<'a> {
         self.values(name).next().and_then(|value| std::str::from_utf8(value).ok())
     }
 
+    /// The first value called `name` in the query, `+` and percent-encoding undone; what is not UTF-8 then becomes U+FFFD.
+    pub fn query_value(&self, name: &str) -> Option<String> {
+        let value = self.query.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decoded(key) == name.as_bytes()).then_some(value)
+        })?;
+        Some(String::from_utf8_lossy(&decoded(value)).into_owned())
+    }
+
     /// Elements of the comma-separated lists in all headers called `name`, trimmed, empty ones left out.
     ///
     /// Not for lists whose elements may hold a quoted comma.
@@ -72,6 +81,22 @@ impl<'a> Head<'a> {
             .map(|token| token.trim_matches([' ', '\t']))
             .filter(|token| !token.is_empty())
     }
+}
+
+/// Undoes the encoding of a form's value in a URL; a `%` that encodes nothing stands for itself.
+fn decoded(text: &str) -> Vec<u8> {
+    let hex = |byte: Option<&u8>| byte.and_then(|b| (*b as char).to_digit(16));
+    let (bytes, mut out, mut i) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
+    while i < bytes.len() {
+        let (byte, taken) = match (bytes[i], hex(bytes.get(i + 1)), hex(bytes.get(i + 2))) {
+            (b'%', Some(high), Some(low)) => ((high * 16 + low) as u8, 3),
+            (b'+', ..) => (b' ', 1),
+            (byte, ..) => (byte, 1),
+        };
+        out.push(byte);
+        i += taken;
+    }
+    out
 }
 
 /// What the peer did wrong, and the code to close the connection with. Nothing it sends afterwards counts.
@@ -106,5 +131,18 @@ impl Violation {
     }
     pub(crate) const fn too_big(reason: &'static str) -> Violation {
         Violation { code: 1009, reason, kind: ViolationKind::TooBig }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_querys_value_is_decoded() {
+        let head = Head { query: "a=1&tok%65n=x%2By+z%&token=second&none&e=", ..Head::default() };
+        let values = ["a", "token", "none", "e", "b"].map(|name| head.query_value(name));
+        let expected = [Some("1"), Some("x+y z%"), Some(""), Some(""), None];
+        assert_eq!(values, expected.map(|value| value.map(str::to_owned)));
     }
 }

@@ -76,6 +76,19 @@ fn a_listener_may_do_without_it() {
 }
 
 #[test]
+fn it_moves_with_the_prefix_of_its_listener() {
+    let gateway = Gateway::start(&[("listen.0.path_prefix", "/push")]);
+    assert!(gateway.stdout().contains(&format!("http://{}/push/demo\n", gateway.subscribers)), "{}", gateway.stdout());
+    for page in &PAGES {
+        let ask = |path: &str| request(gateway.subscribers, "GET", path, &[], b"");
+        assert_eq!(ask(page.path).status, 404);
+        assert!(ask(&format!("/push{}", page.path)).body == page.body, "{}", page.path);
+    }
+    let (_, mut echo) = Client::open(gateway.subscribers, &format!("/push{ECHO}"), "");
+    assert_eq!(echo.text(), "heartbeat");
+}
+
+#[test]
 fn its_files_are_served_on_the_subscribers_port_and_may_do_nothing_else() {
     let gateway = Gateway::start(&[]);
     assert!(gateway.stdout().contains(&format!("http://{}/demo\n", gateway.subscribers)), "{}", gateway.stdout());
@@ -87,9 +100,12 @@ fn its_files_are_served_on_the_subscribers_port_and_may_do_nothing_else() {
         assert_eq!(response.headers["connection"], "close");
         assert!(response.body == page.body, "{} is cut or changed", page.path);
     }
+    let head = request(gateway.subscribers, "HEAD", "/demo", &[], b"");
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    assert_eq!(head.headers["content-length"], PAGES[0].body.len().to_string());
     let ask = |method: &str, path: &str| request(gateway.subscribers, method, path, &[], b"").status;
     assert_eq!(ask("GET", "/demo?a=b"), 200);
     assert_eq!((ask("POST", "/demo"), ask("GET", "/demo/"), ask("GET", "/demo/mod.rs")), (405, 404, 404));
     assert_eq!(ask("GET", ECHO), 400);
-    assert_eq!(gateway.metrics().sum("fanwire_pages_served_total", &[]), PAGES.len() as f64 + 1.0);
+    assert_eq!(gateway.metrics().sum("fanwire_pages_total", &[]), PAGES.len() as f64 + 2.0);
 }

@@ -92,6 +92,12 @@ impl Start {
         settings.iter().fold(self, |start, (key, value)| start.set(key, value))
     }
 
+    /// A configuration file.
+    pub fn config(mut self, file: &std::path::Path) -> Start {
+        self.command.arg("--config").arg(file);
+        self
+    }
+
     /// One variable of the environment.
     pub fn env(mut self, key: &str, value: &str) -> Start {
         self.command.env(key, value);

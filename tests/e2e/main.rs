@@ -12,6 +12,7 @@ mod delivery;
 mod demo;
 mod denied;
 mod drain;
+mod edges;
 mod frames;
 mod gpush;
 mod handshake;

@@ -15,7 +15,7 @@ fn publication(data: &str) -> Publication {
 macro_rules! drive {
     ($control:expr) => {{
         let control = $control.clone();
-        tokio::spawn(async move { control.run().await })
+        tokio::spawn(async move { control.run(std::sync::Arc::new(crate::fake::Nobody)).await })
     }};
 }
 

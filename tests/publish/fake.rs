@@ -2,10 +2,11 @@
 
 use fanwire::clock::Time;
 use fanwire::frame::{Publication, Target};
-use fanwire::ids::{Epoch, InterestId, InterestRef, Offset, ShardId};
-use fanwire::ingest::Mind;
-use fanwire::queue::{FromShard, ToShard};
+use fanwire::ids::{ClientRef, Encoding, Epoch, InterestId, InterestRef, Offset, ShardId, UserKey};
+use fanwire::ingest::{Mind, Oracle};
+use fanwire::queue::{Answer, FromShard, Page, ToShard};
 use fanwire::topics::{Ack, Outcome, Outlet, Refusal, Ticket};
+use futures_util::future::BoxFuture;
 use std::collections::VecDeque;
 
 /// Data that makes [`FakeTopics`] panic, as a failed assertion would.
@@ -74,6 +75,23 @@ impl Mind for FakeTopics {
         }
     }
 
+    fn log_in(
+        &mut self,
+        _now: Time,
+        shard: ShardId,
+        client: ClientRef,
+        uid: Box<str>,
+        _encoding: Encoding,
+        outlet: &mut dyn Outlet,
+    ) {
+        let answer = Answer::LoggedIn { uid, user: UserKey(0) };
+        outlet.push(shard, ToShard::Answer { client, answer });
+    }
+
+    fn reply(&mut self, _now: Time, shard: ShardId, client: ClientRef, answer: Answer, outlet: &mut dyn Outlet) {
+        outlet.push(shard, ToShard::Answer { client, answer });
+    }
+
     fn turn(&mut self, now: Time, outlet: &mut dyn Outlet, done: &mut Vec<(Ticket, Result<Ack, Refusal>)>) -> Time {
         while let Some((ticket, deadline, publication)) = self.line.pop_front() {
             let outcome = match self.first_full(&publication, outlet) {
@@ -92,5 +110,18 @@ impl Mind for FakeTopics {
 
     fn drain(&mut self) {
         self.draining = true;
+    }
+}
+
+/// An oracle that knows nobody, and no page.
+pub struct Nobody;
+
+impl Oracle for Nobody {
+    fn login(&self, _token: Box<str>) -> BoxFuture<'static, Option<Box<str>>> {
+        Box::pin(async { None })
+    }
+
+    fn page(&self, _page: Page) -> BoxFuture<'static, Answer> {
+        Box::pin(async { Answer::Page { status: 404, content_type: "text/plain", body: Default::default() } })
     }
 }

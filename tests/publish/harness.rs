@@ -92,7 +92,7 @@ impl Gateway {
         let Options { publish, dev, .. } = options;
         tokio::spawn({
             let control = control.clone();
-            async move { control.run().await }
+            async move { control.run(Arc::new(crate::fake::Nobody)).await }
         });
         let server = Server::bind(&publish).unwrap();
         let (grpc, http) = (server.grpc_address().unwrap(), server.http_address().unwrap());

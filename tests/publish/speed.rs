@@ -75,7 +75,7 @@ fn start() -> Core {
             let hooks = Hooks { metrics: Arc::new(String::new), unready: Arc::new(Vec::new) };
             tokio_uring::builder().start(async move {
                 let driver = control.clone();
-                tokio::spawn(async move { driver.run().await });
+                tokio::spawn(async move { driver.run(Arc::new(crate::fake::Nobody)).await });
                 tokio::spawn(async move {
                     loop {
                         cpu_ns.store(fanwire::sys::thread_cpu_ns(), Ordering::Relaxed);

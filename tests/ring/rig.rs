@@ -7,7 +7,7 @@ use fanwire::config::Config;
 use fanwire::frame::Frame;
 use fanwire::ids::{Epoch, InterestRef, Offset, ShardId, Slot};
 use fanwire::metrics::ShardMetrics;
-use fanwire::queue::{Arrival, Bell, Departure, FromShard, InterestKey, Receiver, Sender, ToShard, channel};
+use fanwire::queue::{Answer, Arrival, Bell, Departure, FromShard, InterestKey, Receiver, Sender, ToShard, channel};
 use fanwire::shard::settings::ShardSettings;
 use fanwire::socket::uring::{Features, UringParts, UringRing};
 use fanwire::socket::{Completion, Kind, ListenOptions, Listener, Ring, Token, listen};
@@ -199,7 +199,9 @@ impl Rig {
         let (departures_in, departures) = channel(1 << 16, 0, Bell::silent());
         let parts = UringParts::build(slots, features, bell.clone()).unwrap();
         let ring_fd = parts.fd();
+        let (claims, _) = fanwire::queue::claims(bell.clone(), Bell::silent());
         let ends = Endpoints {
+            claims,
             inbox: inbox_out,
             outbox: outbox_in,
             arrivals: arrivals_out,
@@ -372,6 +374,8 @@ impl Rig {
                     self.known.retain(|_, (known, _)| *known != interest);
                     ToShard::Unsubscribed { interest }
                 }
+                FromShard::Ask { client, .. } => ToShard::Answer { client, answer: Answer::LoginRefused },
+                FromShard::LoggedOut { .. } => continue,
                 FromShard::Drained => {
                     self.drained = true;
                     continue;
