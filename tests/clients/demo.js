@@ -181,12 +181,13 @@ async function main(a) {
     await check("screenshot", 1, async () => {
       const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
       const light = await background();
-      await page.emulateMedia({ colorScheme: "dark" });
+      // Without motion the colours are dark at once.
+      await page.emulateMedia({ colorScheme: "dark", reducedMotion: "reduce" });
       assert.notEqual(await background(), light);
       const size = await page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.scrollHeight]);
       assert.deepEqual(size, [1280, 720]);
       await page.screenshot({ path: a.screenshot });
-      await page.emulateMedia({ colorScheme: "light" });
+      await page.emulateMedia({ colorScheme: "light", reducedMotion: "no-preference" });
     });
     await check("restart", 1, () => comesBack(page, gateway, state));
     await check("on a phone", SYMBOLS, async () => {
