@@ -344,7 +344,7 @@ impl Gateway {
                 first = first.or(Some((*address, format!("{prefix}{}", block.gpush_path))));
             }
             if !block.centrifugo_path.is_empty() {
-                lines.push(format!("subscribers  ws://{address}{} (centrifugo)", block.centrifugo_path));
+                lines.push(format!("subscribers  ws://{address}{prefix}{} (centrifugo)", block.centrifugo_path));
             }
             if !block.gopush_path.is_empty() {
                 lines.push(format!("subscribers  ws://{address}{} (go-push)", block.gopush_path));
@@ -352,14 +352,15 @@ impl Gateway {
             if self.config.dev {
                 lines.push(format!("subscribers  ws://{address}{prefix}/echo (echo, for development)"));
             }
+            if block.demo {
+                lines.push(format!("demo         http://{}{prefix}{}", reachable(*address), crate::demo::PATH));
+            }
         }
         lines.extend(self.gopush.announcement().map_err(text)?);
         lines.push(format!("gRPC publish {grpc}"));
         lines.push(format!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)"));
-        if let Some((mut address, path)) = first {
-            if address.ip().is_unspecified() {
-                address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
-            }
+        if let Some((address, path)) = first {
+            let address = reachable(address);
             // As this process was called: under `cargo run` there is no `fanwire` on the PATH.
             let program = std::env::args_os().next().unwrap_or_else(|| "fanwire".into());
             let program = program.display();
@@ -369,6 +370,14 @@ impl Gateway {
         }
         Ok(lines.join("\n") + "\n")
     }
+}
+
+/// An address to paste for one that is listened on.
+fn reachable(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    }
+    address
 }
 
 /// A shard on its way to its thread.

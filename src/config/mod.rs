@@ -533,6 +533,8 @@ section! { "listen"
         centrifugo_path: String = "/connection/websocket".into() => PATH,
         /// Path of the go-push dialect; empty = not served here.
         gopush_path: String = "/connect".into() => PATH,
+        /// Serve the demo, a page of live prices that needs nothing else: `/demo`, what it loads, and its echo `/demo/ws`. It shows what whoever connects can see anyway.
+        demo: bool = true => Allowed::Bool,
         /// What every path of this port begins with: with `/push`, `/ws` is `/push/ws`.
         path_prefix: String = String::new() => PREFIX,
         /// Whose pages may connect, by the browser's `Origin`; a client without one may. Empty = pages of the host that is asked (its port does not count). Without a configuration file: `*`.
@@ -545,8 +547,6 @@ section! { "listen"
         client_address_header: AddressHeader = AddressHeader::Either => Allowed::OneOf(&["either", "x-forwarded-for", "x-real-ip", "none"]),
         /// They begin each connection with a PROXY protocol header (version 1 or 2): without one they are cut.
         proxy_protocol: bool = false => Allowed::Bool,
-        /// Serve the demo, a page of live prices: `/demo`, what it loads below that, and its echo `/demo/ws`.
-        demo: bool = true => Allowed::Bool,
     }
 }
 

@@ -11,7 +11,7 @@ pub struct Page {
     /// Content-Type.
     pub content_type: &'static str,
     /// As it is sent.
-    pub body: &'static [u8],
+    pub body: &'static str,
 }
 
 /// Where the page is. Its parts are below; they name each other relatively, so that a proxy may put a prefix before all.
@@ -26,18 +26,18 @@ pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'
 
 /// Every file, the page first.
 pub static PAGES: [Page; 5] = [
-    Page { path: PATH, content_type: "text/html; charset=utf-8", body: include_bytes!("index.html") },
-    Page { path: "/demo/demo.css", content_type: "text/css; charset=utf-8", body: include_bytes!("demo.css") },
-    Page { path: "/demo/demo.js", content_type: "text/javascript; charset=utf-8", body: include_bytes!("demo.js") },
+    Page { path: PATH, content_type: "text/html; charset=utf-8", body: include_str!("index.html") },
+    Page { path: "/demo/demo.css", content_type: "text/css; charset=utf-8", body: include_str!("demo.css") },
+    Page { path: "/demo/demo.js", content_type: "text/javascript; charset=utf-8", body: include_str!("demo.js") },
     Page {
         path: "/demo/centrifuge.js",
         content_type: "text/javascript; charset=utf-8",
-        body: include_bytes!("centrifuge.js"),
+        body: include_str!("centrifuge.js"),
     },
     Page {
         path: "/demo/centrifuge.LICENSE.txt",
         content_type: "text/plain; charset=utf-8",
-        body: include_bytes!("centrifuge.LICENSE.txt"),
+        body: include_str!("centrifuge.LICENSE.txt"),
     },
 ];
 
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn the_page_loads_only_what_is_served() {
-        let html = std::str::from_utf8(PAGES[0].body).unwrap();
+        let html = PAGES[0].body;
         let named: Vec<_> = html
             .split(['"', '\''])
             .filter(|word| word.ends_with(".js") || word.ends_with(".css") || word.contains("://"))
@@ -57,17 +57,17 @@ mod tests {
             assert!(PAGES.iter().any(|page| page.path == format!("/{name}")), "{name}");
         }
         for page in &PAGES {
-            assert!(page.path.starts_with(PATH) && page.path != ECHO_PATH && std::str::from_utf8(page.body).is_ok());
+            assert!(page.path.starts_with(PATH) && page.path != ECHO_PATH);
         }
     }
 
     #[test]
     fn nothing_of_the_page_is_against_its_own_policy() {
-        let html = std::str::from_utf8(PAGES[0].body).unwrap();
+        let html = PAGES[0].body;
         assert!(!html.contains(" style=") && !html.contains("<style") && !html.contains(" onclick="));
         assert!(html.matches("<script").count() == html.matches("<script src=").count());
         for page in &PAGES[1..3] {
-            let text = std::str::from_utf8(page.body).unwrap();
+            let text = page.body;
             assert!(!text.contains("://") && !text.contains("eval("), "{}", page.path);
         }
     }

@@ -1,6 +1,6 @@
 //! A shard's bounds and pace: the part of the configuration it needs, in its own units.
 
-use super::pages::{PAGES, Page};
+use super::pages::{Content, PAGES, Page};
 use crate::config::{AddressHeader, Config, Networks, Origins, SlowPolicy};
 use crate::demo;
 use crate::dialect::{DEMO_HEARTBEAT_MS, DialectId};
@@ -127,6 +127,10 @@ impl ShardSettings {
             route(&listen.gopush_path, DialectId::Gopush);
             if listen.demo {
                 route(demo::ECHO_PATH, DialectId::Demo);
+                pages.extend(demo::PAGES.iter().map(|page| {
+                    let content = Content::Static { content_type: page.content_type, body: page.body.as_bytes() };
+                    (listener, format!("{}{}", listen.path_prefix, page.path), Page { path: page.path, content })
+                }));
             }
             if config.dev {
                 route("/echo", DialectId::Echo);

@@ -588,8 +588,9 @@ fn a_long_page_leaves_in_several_sends_and_the_connection_closes_behind_it() {
         world.sent(0);
         world.turn();
     }
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 300000\r\nConnection: close\r\n\r\n";
-    assert!(received.starts_with(head.as_bytes()) && received.len() == head.len() + 300_000 && sends > 9);
+    let mut head = Vec::new();
+    crate::websocket::handshake::write_page_head(&mut head, 200, "text/plain", 300_000);
+    assert!(received.starts_with(&head) && received.len() == head.len() + 300_000 && sends > 9);
     assert_eq!(world.connection(0).phase, Phase::Lingering);
     world.gone(0);
     assert_eq!(world.reactor.audit(), Audit::default());

@@ -6,6 +6,7 @@
 
 use super::Head;
 use super::deflate::DeflateParams;
+use crate::demo::CONTENT_SECURITY_POLICY;
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
@@ -69,10 +70,12 @@ impl Rejection {
     }
 }
 
-/// Appends the head of an HTTP/1.1 response with a body of `length` bytes, after which the connection ends.
+/// Appends the head of an HTTP/1.1 response with a body of `length` bytes, after which the connection ends. A browser asks again
+/// each time, believes the content type, and lets the page do no more than its policy says.
 pub fn write_page_head(out: &mut Vec<u8>, status: u16, content_type: &str, length: usize) {
     let head = format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nCache-Control: no-cache\r\n\
+         X-Content-Type-Options: nosniff\r\nContent-Security-Policy: {CONTENT_SECURITY_POLICY}\r\nConnection: close\r\n\r\n",
         reason_phrase(status),
     );
     out.extend_from_slice(head.as_bytes());

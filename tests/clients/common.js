@@ -1,4 +1,4 @@
-// What the Node clients share: their arguments, the numbered messages, what a gpush client must see.
+// What the Node clients share: their arguments, the numbered messages, what clients of gpush must see.
 "use strict";
 const assert = require("node:assert/strict");
 const { parseArgs } = require("node:util");
@@ -6,6 +6,8 @@ const { parseArgs } = require("node:util");
 const CONNECTED = '{"code":20000,"message":"连接成功"}';
 const SUBSCRIBED = '{"code":20001,"message":"订阅成功"}';
 const UNSUBSCRIBED = '{"code":20002,"message":"取消订阅成功"}';
+const LOGGED_IN = '{"code":20003,"message":"登录成功"}';
+const LOGGED_OUT = '{"code":20003,"message":"退出成功"}';
 const NONSENSE = '{"code":30001,"message":"操作有误","detail":"数据格式不正确"}';
 
 /** A subscriber may be this many messages behind the publisher: far below slow.pending_bytes_max, so none may be dropped. */
@@ -85,5 +87,5 @@ async function check(name, messages, body) {
   console.log(JSON.stringify({ check: name, messages, seconds }));
 }
 
-module.exports = { CONNECTED, SUBSCRIBED, UNSUBSCRIBED, NONSENSE, WINDOW, DEADLINE_MS };
+module.exports = { CONNECTED, SUBSCRIBED, UNSUBSCRIBED, LOGGED_IN, LOGGED_OUT, NONSENSE, WINDOW, DEADLINE_MS };
 Object.assign(module.exports, { args, payload, soon, Inbox, Progress, readAll, check });

@@ -14,27 +14,20 @@ async def gpush(a):
             expect("greeting", await ws.receive_str(), CONNECTED)
             await ws.send_str(subscribe("python.aiohttp"))
             expect("answer to subscribe", await ws.receive_str(), SUBSCRIBED)
-            sequence, moved = Sequence("topic", a.messages), asyncio.Condition()
 
-            async def push():
-                for n in range(a.messages):
-                    async with moved:
-                        await moved.wait_for(lambda: n - sequence.next < WINDOW)
-                    async with session.post(
-                        f"http://{a.http}/v1/pushData", data=push_body("python.aiohttp", payload(n))
-                    ) as answer:
-                        expect("a push", (answer.status, await answer.json(content_type=None)), (200, {}))
+            async def push(topic, text, uid=""):
+                url = f"http://{a.http}/v1/pushData"
+                async with session.post(url, data=push_body(topic, text, uid)) as answer:
+                    expect("a push", (answer.status, await answer.json(content_type=None)), (200, {}))
 
-            async def read():
-                while not sequence.complete:
-                    sequence.take(await ws.receive_str(timeout=DEADLINE_S))
-                    async with moved:
-                        moved.notify()
+            async def receive():
+                return await ws.receive_str(timeout=DEADLINE_S)
 
-            with Check("gpush topic", a.messages):
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(push())
-                    group.create_task(read())
+            async def receive_one():
+                return [await receive()]
+
+            await stream("gpush topic", a.messages, lambda n: push("python.aiohttp", payload(n)), receive_one)
+            await private("aiohttp", a.messages, ws.send_str, receive, push)
             with Check("refusals", 4):
                 for method, path, body, status, code in [
                     ("POST", "/v1/pushData", "no JSON", 400, 3),

@@ -5,6 +5,7 @@ gateway starts it too. A client prints one JSON line for each thing it checked, 
 every client ended well.
 """
 
+import http.server
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -38,6 +40,25 @@ CLIENTS = {
 OWN_GATEWAY = {"demo"}
 
 
+class Login(http.server.BaseHTTPRequestHandler):
+    """The service at auth.url: a token that begins with `user-` is that user's uid, nobody else is known."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        token = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["token"]
+        known = isinstance(token, str) and token.startswith("user-")
+        answer = {"code": 0, "data": {"user_info": {"uid": token}}} if known else {"code": 1}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
 class Failed(Exception):
     """What went wrong, in as many lines as it takes."""
 
@@ -50,10 +71,10 @@ def tail(path):
 class Gateway:
     """A gateway on free loopback ports with compression on, ended by its process id."""
 
-    def __init__(self, binary, directory):
+    def __init__(self, binary, directory, login):
         self.out, self.err = directory / "gateway.out", directory / "gateway.err"
         ports = ["--listen", "127.0.0.1:0", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
-        settings = ["websocket.deflate=true", "shards.count=2", "shards.pin=false"]
+        settings = ["websocket.deflate=true", "shards.count=2", "shards.pin=false", "auth.login=url", f"auth.url={login}"]
         sets = [word for setting in settings for word in ("--set", setting)]
         # Settings and a notify socket of whoever runs this are not ours.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FANWIRE_") and k != "NOTIFY_SOCKET"}
@@ -148,14 +169,14 @@ def version(library):
     return importlib.metadata.version(library)
 
 
-def run(name, binary, work, messages):
+def run(name, binary, work, messages, login):
     command, _ = CLIENTS[name]
     directory = work / name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     if name in OWN_GATEWAY:
         return run_client(command, ["--binary", binary, "--screenshot", str(screenshot)], directory, messages)
-    gateway = Gateway(binary, directory)
+    gateway = Gateway(binary, directory, login)
     addresses = ["--subscribers", gateway.subscribers, "--grpc", gateway.grpc, "--http", gateway.http]
     try:
         rows = run_client(command, [*addresses, "--protos", str(PROTOS)], directory, messages)
@@ -174,12 +195,15 @@ def main(binary, work, messages, names):
     if unknown:
         print(f"clients: no client '{unknown[0]}'; known: {' '.join(CLIENTS)}", file=sys.stderr)
         return 64
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Login)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    login = f"http://127.0.0.1:{server.server_port}/"
     table, failures = [], []
     for name in names or CLIENTS:
         versions = ", ".join(f"{library} {version(library)}" for library in CLIENTS[name][1])
         print(f"clients: {name}: {versions}", flush=True)
         try:
-            for row in run(name, binary, work, messages):
+            for row in run(name, binary, work, messages, login):
                 table.append((name, row["check"], f"{row['messages']:,}", f"{row['seconds']:.2f} s"))
         except Failed as failure:
             failures.append((name, failure))

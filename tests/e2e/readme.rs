@@ -9,8 +9,14 @@ use std::process::{Child, Command, Stdio};
 const README: &str = include_str!("../../README.md");
 
 /// Not run by this test but by whoever runs it: `scripts/check` can't call itself, nor what takes an hour.
-const SCRIPTS: &[&str] =
-    &["scripts/check", "scripts/check --full", "scripts/conformance all", "scripts/fuzz 60", "scripts/simulate 2000"];
+const SCRIPTS: &[&str] = &[
+    "scripts/check",
+    "scripts/check --full",
+    "scripts/conformance all",
+    "scripts/fuzz 60",
+    "scripts/simulate 2000",
+    "scripts/clients --full",
+];
 
 /// A process that does not outlive its test.
 struct Killed(Child);
