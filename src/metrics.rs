@@ -212,7 +212,7 @@ cells! {
         closes_cut: Counter = "closes_cut",
         /// Topics refused: `topics_per_connection_max` of the client, or `topics_max` of the shard.
         topics_refused: Counter = "topics_refused",
-        /// Questions of clients (logins, pages) answered "no" at once: `questions_max` were under way.
+        /// Questions of clients (logins, pages) refused at once: `questions_max` were under way.
         questions_refused: Counter = "questions_refused",
         /// Reads paused because replies were not read.
         reads_paused: Counter = "reads_paused",
