@@ -50,10 +50,11 @@ const SLOTS_MAX: usize = 1 << 20;
 /// Fewer than this is no gateway, but a limit that nobody raised.
 const SLOTS_MIN: usize = 64;
 
-/// Runs a gateway until it is told to stop; `log` is whose level can be asked and changed. Prints where it listens on stdout, logs on stderr.
-pub fn serve(config: Config, log: Arc<dyn LogLevel>) -> ExitCode {
+/// Runs a gateway until it is told to stop; `log` is whose level can be asked and changed. Prints where it listens on stdout, logs on
+/// stderr. `warnings` are logged once it runs: if it can't, why not is all there is to say.
+pub fn serve(config: Config, log: Arc<dyn LogLevel>, warnings: &[String]) -> ExitCode {
     match Gateway::build(config, log) {
-        Ok(gateway) => gateway.run(),
+        Ok(gateway) => gateway.run(warnings),
         Err(problem) => {
             complain(&problem);
             ExitCode::from(EXIT_CONFIG)
@@ -195,9 +196,12 @@ impl Gateway {
         }
     }
 
-    fn run(self) -> ExitCode {
+    fn run(self, warnings: &[String]) -> ExitCode {
         match self.start() {
-            Ok((running, runtime)) => running.serve(&runtime),
+            Ok((running, runtime)) => {
+                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                running.serve(&runtime)
+            }
             Err(problem) => {
                 complain(&problem);
                 ExitCode::from(EXIT_CONFIG)

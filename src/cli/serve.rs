@@ -71,10 +71,7 @@ pub fn run(args: Args) -> ExitCode {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
         None => tracing::debug!("no configuration file"),
     }
-    for warning in loaded.warnings {
-        tracing::warn!("{warning}");
-    }
-    gateway::serve(config, std::sync::Arc::new(log))
+    gateway::serve(config, std::sync::Arc::new(log), &loaded.warnings)
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {
