@@ -77,7 +77,7 @@ fn a_client_that_we_did_not_write_connects_subscribes_receives_and_leaves() {
     let epoch = &subscribed["subscribe"]["epoch"];
     assert_eq!(
         push.as_str(),
-        format!(r#"{{"push":{{"channel":"news","pub":{{"data":{{"price": 1.5}},"offset":1,"epoch":{epoch}}}}}}}"#)
+        format!(r#"{{"push":{{"channel":"news","pub":{{"data":{{"price":1.5}},"offset":1,"epoch":{epoch}}}}}}}"#)
     );
     gateway.push("news", "not json\n");
     assert_eq!(
