@@ -127,6 +127,7 @@ fn bytes(outgoing: &Outgoing) -> Vec<u8> {
         Outgoing::Shared(piece) => piece.bytes().to_vec(),
         Outgoing::Pieces(pieces) => pieces.iter().flat_map(|p| p.bytes().to_vec()).collect(),
         Outgoing::Private(bytes) => bytes.clone(),
+        Outgoing::Page(page) => page.to_vec(),
     }
 }
 
@@ -134,7 +135,7 @@ fn release(outgoing: Outgoing, pool: &mut Pool) {
     match outgoing {
         Outgoing::Shared(piece) => pool.release(piece.batch),
         Outgoing::Pieces(pieces) => pieces.into_iter().for_each(|p| pool.release(p.batch)),
-        Outgoing::Private(_) => {}
+        Outgoing::Private(_) | Outgoing::Page(_) => {}
     }
 }
 
