@@ -39,6 +39,24 @@ fn one_call_reaches_several_topics_or_everyone() {
 }
 
 #[test]
+fn a_push_to_a_user_reaches_that_users_connections_alone() {
+    let gateway = Gateway::start(&[("auth.login", "accept-any")]);
+    let mut clients = ["bob", "bob", "eve"].map(|uid| {
+        let mut client = Client::gpush(&gateway);
+        client.log_in(uid);
+        client.subscribe_privately("orders");
+        client
+    });
+    assert_eq!(published(&gateway, &["--uid", "bob", "orders", "filled"]), "1 accepted, 0 refused\n");
+    assert_eq!(published(&gateway, &["--everyone", "all"]), "1 accepted, 0 refused\n");
+    for (client, expected) in clients.iter_mut().zip([&["filled", "all"][..], &["filled", "all"], &["all"]]) {
+        for text in expected {
+            assert_eq!(client.text(), *text);
+        }
+    }
+}
+
+#[test]
 fn a_simulated_market_reaches_its_subscribers_and_comes_back_after_a_restart() {
     let mut gateway = Gateway::start(&[]);
     let grpc = gateway.grpc.to_string();

@@ -159,7 +159,7 @@ pub(super) const GPUSH: System = System {
         dropped("", "proxy.Addrs", UNUSED),
         setting("", "logger.level", "log.level", level, ""),
         setting("", "logger.json", "log.format", json_or_human, ""),
-        later("logger.port", "the level is log.level; changing it by HTTP"),
+        setting("", "logger.port", "log.level_port", integer, "On loopback, any path, as there; 0 is off."),
         dropped("", "logger.name", TEXT),
         dropped("", "logger.stacktrace", TEXT),
         dropped("", "logger.addCaller", TEXT),
