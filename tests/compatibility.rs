@@ -90,8 +90,8 @@ const BEHAVIOURS: &[(&str, &[&str])] = &[
     ("Forks", &["wanted extras"]),
 ];
 
-/// `pending`, alone or behind another, stands for a row whose tests are under way: they need not exist. A page that is done has none.
-const STATES: &[&str] = &["same", "equivalent", "dropped", "later", "pending"];
+/// What a row may say of itself.
+const STATES: &[&str] = &["same", "equivalent", "dropped", "later"];
 
 /// What may be dropped: behaviours that are counts of buckets and workers, and pprof. (The epoll switch and the rotation of log
 /// files are parts of rows.)
@@ -105,7 +105,6 @@ struct Row {
     system: &'static str,
     feature: &'static str,
     state: &'static str,
-    is_pending: bool,
     why: &'static str,
 }
 
@@ -125,11 +124,7 @@ fn rows() -> Vec<Row> {
         let cells: Vec<_> = cells.split(" | ").collect();
         let [feature, _, .., state, why] = cells[..] else { panic!("not a row of four cells: {line}") };
         if let Some(state) = state.strip_prefix('*').and_then(|state| state.strip_suffix('*')) {
-            let (state, is_pending) = match state.strip_suffix(", pending") {
-                Some(state) => (state, true),
-                None => (state, state == "pending"),
-            };
-            rows.push(Row { system, feature, state, is_pending, why });
+            rows.push(Row { system, feature, state, why });
         }
     }
     rows
@@ -195,10 +190,10 @@ fn every_state_is_one_of_them_and_little_is_dropped_or_later() {
 
 #[test]
 fn every_test_it_names_exists_and_what_is_claimed_names_one() {
-    for Row { feature, state, is_pending, why, .. } in rows() {
+    for Row { feature, state, why, .. } in rows() {
         let tests = tests(why);
         assert!(!matches!(state, "same" | "equivalent") || !tests.is_empty(), "{feature}: {state}, and no test named");
-        for (module, test) in tests.into_iter().filter(|_| !is_pending) {
+        for (module, test) in tests {
             let found = files(module).into_iter().any(|file| {
                 let text = std::fs::read_to_string(file).unwrap();
                 // Its attribute stands right before it, perhaps with `#[ignore]` between.
@@ -215,8 +210,7 @@ fn every_test_it_names_exists_and_what_is_claimed_names_one() {
 /// *same* is more than a unit test: one of its tests drives the real binary, or the real servers, over sockets.
 #[test]
 fn what_is_the_same_is_shown_over_a_socket() {
-    for Row { feature, state, why, .. } in
-        rows().into_iter().filter(|r| r.state == "same" && !r.is_pending && r.feature != "packaging")
+    for Row { feature, state, why, .. } in rows().into_iter().filter(|r| r.state == "same" && r.feature != "packaging")
     {
         let over_sockets = |module: &str| files(module).iter().any(|file| file.to_string_lossy().contains("/tests/"));
         assert!(tests(why).iter().any(|(module, _)| over_sockets(module)), "{feature}: {state}");
