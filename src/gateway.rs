@@ -13,7 +13,9 @@ use crate::clock::Time;
 use crate::config::Config;
 use crate::encode::{EncodeSettings, Encoder};
 use crate::ids::ShardId;
-use crate::ingest::{Control, GopushServer, Hooks, LogLevel, Oracle, Server, ShardQueues, Tokens};
+use crate::ingest::{
+    Control, GopushServer, Hooks, LogLevel, Oracle, Server, ShardQueues, Tokens, TokensError, check_certificate,
+};
 use crate::metrics::{AcceptMetrics, ControlMetrics, Registry, ShardMetrics};
 use crate::queue::{self, Answer, Bell, Drain, Page, ToAccept};
 use crate::shard::settings::ShardSettings;
@@ -155,12 +157,7 @@ impl Gateway {
             "6.1" => Features::LINUX_6_1,
             _ => Features::probe(),
         };
-        let tokens = match config.publish.tokens_file.as_str() {
-            "" => Tokens::none(),
-            file => Tokens::load(file).map_err(|e| text(&e))?,
-        };
-        let api_keys = Tokens::load_as("centrifugo.api_keys_file", &config.centrifugo.api_keys_file);
-        let tokens = tokens.with_api_keys(api_keys.map_err(|e| text(&e))?);
+        let tokens = load_tokens(&config).map_err(|e| text(&e))?;
         let login = Login::new(&config.auth).map_err(|e| text(&e))?;
         let mut server = Server::bind(&config.publish).map_err(|e| text(&e))?;
         if config.log.level_port != 0 {
@@ -370,10 +367,31 @@ impl Gateway {
             let program = program.display();
             let token = if self.tokens.required() { " --token TOKEN" } else { "" };
             lines.push(format!("try          {program} sub --url ws://{address}{path} hello"));
-            lines.push(format!("             {program} pub --grpc {grpc}{token} hello 'the first message'"));
+            lines.push(format!(
+                "             {program} pub --grpc {}{token} hello 'the first message'",
+                reachable(grpc)
+            ));
         }
         Ok(lines.join("\n") + "\n")
     }
+}
+
+fn load_tokens(config: &Config) -> Result<Tokens, TokensError> {
+    let api_keys = Tokens::load_as("centrifugo.api_keys_file", &config.centrifugo.api_keys_file)?;
+    Ok(Tokens::load(&config.publish.tokens_file)?.with_api_keys(api_keys))
+}
+
+/// Reads the files that the settings name, as [`serve`] will.
+///
+/// # Errors
+/// One sentence: which file of which setting can't be used, and why.
+pub fn check_files(config: &Config) -> Result<(), String> {
+    load_tokens(config).map_err(|e| e.to_string())?;
+    let gopush = &config.compat.gopush;
+    if gopush.enabled {
+        check_certificate(gopush).map_err(|e| e.to_string())?;
+    }
+    Ok(())
 }
 
 /// An address to paste for one that is listened on.

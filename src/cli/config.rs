@@ -19,7 +19,7 @@ pub struct Args {
 enum Command {
     /// Print a fanwire.toml with every setting at its default, commented
     Default,
-    /// Say whether `serve` would take this file, under the present environment; exit code 78 if not
+    /// Say whether `serve` would take this file and those it names, under the present environment; exit code 78 if not
     Check {
         /// The file [default: fanwire.toml of the working directory, if it is there]
         file: Option<PathBuf>,
@@ -63,6 +63,10 @@ pub fn run(args: Args) -> ExitCode {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
                     eprintln!("warning: {warning}");
+                }
+                if let Err(error) = crate::gateway::check_files(&loaded.config) {
+                    eprintln!("{error}");
+                    return ExitCode::from(EXIT_CONFIG);
                 }
                 match loaded.file {
                     Some(file) => format!("ok: {}\n", file.display()),

@@ -88,6 +88,7 @@ const UNUSED: &str = "gpush reads it and does nothing with it";
 const EVENTS: &str = "always event-driven, by io_uring";
 const OPEN: &str = "As there: whoever reaches the two publishing ports may publish. Better: a file of tokens in publish.tokens_file, or addresses on 127.0.0.1.";
 const GOPUSH_OPEN: &str = "As there: whoever reaches go-push's ports for publishers may publish, for it asks for no token. Better: both on 127.0.0.1.";
+const FROM_WORKING_DIRECTORY: &str = "A relative path is looked for in the working directory of the gateway.";
 const STAYS: &str = "Not opened: no file of this part was given, so it stays where it is.";
 const ORIGINS: &str = "As there: pages of any site may connect. Better: name your own sites.";
 
@@ -273,8 +274,8 @@ pub(super) const GOPUSH: System = System {
         setting("gateway", "servicePort", "compat.gopush.gateway_address", port, ""),
         dropped("gateway", "serviceReadTimeout", "publish.body_deadline_ms holds for the body of every HTTP request"),
         dropped("gateway", "serviceWriteTimeout", "answers are small and leave in one send"),
-        setting("gateway", "serverPem", "compat.gopush.certificate_file", text, ""),
-        setting("gateway", "serverKey", "compat.gopush.certificate_key_file", text, ""),
+        setting("gateway", "serverPem", "compat.gopush.certificate_file", text, FROM_WORKING_DIRECTORY),
+        setting("gateway", "serverKey", "compat.gopush.certificate_key_file", text, FROM_WORKING_DIRECTORY),
         dropped("gateway", "bucketCount", SPREAD),
         dropped("gateway", "bucketWorkerCount", WORKERS),
         setting("gateway", "maxJoinRoom", "compat.gopush.max_join_room", integer, ""),

@@ -55,6 +55,14 @@ pub(super) fn acceptor(settings: &GopushSettings) -> Result<TlsAcceptor, Certifi
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+/// Whether the certificate configured can be used; one made at start always can.
+///
+/// # Errors
+/// A file can't be used.
+pub fn check_certificate(settings: &GopushSettings) -> Result<(), CertificateError> {
+    acceptor(settings).map(drop)
+}
+
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 fn self_signed() -> Result<Identity, CertificateError> {

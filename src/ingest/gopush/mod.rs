@@ -14,7 +14,7 @@ mod certificate;
 mod form;
 mod relay;
 
-pub use certificate::CertificateError;
+pub use certificate::{CertificateError, check_certificate};
 
 use super::push::{Problem, guarded};
 use super::server::{self, BindError, Port, Reception, listener, ordered, serve_http1, serve_http2};
