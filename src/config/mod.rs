@@ -543,8 +543,8 @@ section! { "listen"
         pages: bool = true => Allowed::Bool,
         /// Proxies in front, whose word on the client's address is believed; they count against no cap themselves.
         trusted_proxies: Vec<String> = Vec::new() => NETWORKS,
-        /// Which header of theirs is believed: `either` takes X-Forwarded-For, else X-Real-IP. The proxy must set it, or remove what a client sent.
-        client_address_header: AddressHeader = AddressHeader::Either => Allowed::OneOf(&["either", "x-forwarded-for", "x-real-ip", "none"]),
+        /// Which header of theirs is believed; the proxy must set it or add to it. `either` takes X-Real-IP where there is no X-Forwarded-For: then the proxy must set both, or remove what a client sent.
+        client_address_header: AddressHeader = AddressHeader::XForwardedFor => Allowed::OneOf(&["either", "x-forwarded-for", "x-real-ip", "none"]),
         /// They begin each connection with a PROXY protocol header (version 1 or 2): without one they are cut.
         proxy_protocol: bool = false => Allowed::Bool,
     }
