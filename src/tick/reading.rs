@@ -155,11 +155,7 @@ impl<R: Ring> Reactor<R> {
         };
         let Some(all) = self.take_proxy_header(slot, all) else { return };
         match self.negotiate(slot, &all) {
-            Ok(Some((_, Next::Claim))) => {
-                let connection = &mut self.connections[index];
-                connection.phase = Phase::Asking;
-                connection.held().input = all.into_owned();
-            }
+            Ok(Some((_, Next::Claim))) => self.await_verdict(slot, all.into_owned()),
             Ok(Some((used, next))) => {
                 if used < all.len() {
                     self.connections[index].held().input.extend_from_slice(&all[used..]);

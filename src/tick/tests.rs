@@ -534,13 +534,15 @@ fn who_is_no_proxy_is_not_believed_and_counts_as_itself() {
     assert_eq!(world.departures.pop().unwrap().address, Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
 }
 
+/// Names `CLIENT`, port 40000.
+const PROXY_HEADER: &[u8; 28] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\x7f\0\0\x01\x9c\x40\0\x50";
+
 #[test]
 fn a_proxy_header_may_come_in_pieces_and_with_the_request() {
-    let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\x7f\0\0\x01\x9c\x40\0\x50";
-    for cut in [1, 12, 20, header.len(), header.len() + 10] {
+    for cut in [1, 12, 20, PROXY_HEADER.len() - 1] {
         let mut world = proxied(true);
         world.arrive(0);
-        let all = [header, HEAD].concat();
+        let all = [PROXY_HEADER, HEAD].concat();
         world.say(0, &all[..cut]);
         assert_eq!((world.connection(0).phase, world.claim()), (Phase::Handshake, None), "cut at {cut}");
         world.say(0, &all[cut..]);
@@ -551,6 +553,45 @@ fn a_proxy_header_may_come_in_pieces_and_with_the_request() {
         assert_eq!(world.connection(0).phase, Phase::Joining);
         assert_eq!(world.reactor.visitors[0].address, "192.0.2.1:40000".parse().unwrap());
     }
+}
+
+#[test]
+fn whom_a_proxy_header_names_counts_before_its_head_ends_and_goes_on_when_admitted() {
+    for begun in [0, 10] {
+        let mut world = proxied(true);
+        world.arrive(0);
+        world.say(0, &[PROXY_HEADER, &HEAD[..begun]].concat());
+        let claim = world.claim().unwrap();
+        assert!(matches!(claim, Claim::Take { address: CLIENT, .. }), "{claim:?}");
+        // More of the head is here before the verdict, and nothing says so a second time.
+        world.complete(token(Kind::Poll, 0, 0), i32::from(libc::POLLIN));
+        assert_eq!((world.turn(), world.connection(0).phase), (vec![], Phase::Asking));
+        world.verdict(claim, true);
+        assert_eq!(
+            (world.turn(), world.connection(0).phase),
+            (vec![Call::Recv(token(Kind::Recv, 0, 0))], Phase::Handshake)
+        );
+        world.receive(token(Kind::Recv, 0, 0), &HEAD[begun..]);
+        world.turn();
+        assert_eq!((world.connection(0).phase, world.claim()), (Phase::Joining, None), "one claim a client");
+        world.gone(0);
+        assert_eq!(world.departures.pop().unwrap().address, Some(CLIENT));
+    }
+}
+
+#[test]
+fn whom_a_proxy_header_names_is_refused_before_its_head_and_waits_no_longer_than_a_handshake() {
+    let mut world = proxied(true);
+    (0..2).for_each(|slot| world.arrive(slot));
+    (0..2).for_each(|slot| world.say(slot, PROXY_HEADER));
+    let claim = world.claim().unwrap();
+    world.verdict(claim, false);
+    world.turn();
+    let Outgoing::Private(answer) = &world.reactor.ring.sending[&Slot(0)] else { panic!() };
+    assert!(answer.starts_with(b"HTTP/1.1 503 "), "{}", String::from_utf8_lossy(answer));
+    world.pass_ms(world.reactor.settings.handshake_deadline_ms + 1000);
+    world.turn();
+    assert_eq!(world.connection(1).phase, Phase::Cut, "its verdict never came");
 }
 
 #[test]
