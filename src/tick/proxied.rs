@@ -34,6 +34,8 @@ pub(super) struct Visitor {
     pub(super) standing: Standing,
     /// What it has to do with pages.
     pub(super) reading: Reading,
+    /// A question of its is out.
+    pub(super) asks: bool,
     /// It has had its 101.
     pub(super) is_websocket: bool,
 }
@@ -77,7 +79,7 @@ impl Claims {
 
 impl Visitor {
     pub(super) fn new(address: SocketAddr, standing: Standing) -> Visitor {
-        Visitor { address, standing, reading: Reading::None, is_websocket: false }
+        Visitor { address, standing, reading: Reading::None, asks: false, is_websocket: false }
     }
 
     /// As what the accepting core counts it.

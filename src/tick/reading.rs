@@ -2,6 +2,7 @@
 
 use super::Reactor;
 use super::life::Cause;
+use super::pages::Reading;
 use crate::dialect::{Command, Dialect, DialectId, Heartbeat, SubscribeError, TOPIC_BYTES_MAX, Welcome};
 use crate::ids::{ConnectId, Epoch, InterestId, Offset, Slot};
 use crate::queue::{InterestKey, Question};
@@ -18,6 +19,9 @@ use std::sync::Arc;
 
 /// Poll events after which a receive never says "nothing yet".
 const HUNG_UP: i32 = libc::POLLHUP as i32 | libc::POLLRDHUP as i32;
+
+/// Of these, those after which nothing sent arrives either; an end of what the peer says alone may be a half-close.
+const GONE: i32 = (libc::POLLHUP | libc::POLLERR) as i32;
 
 /// What a page is told that may not connect. A browser does not show it; whoever looks for the reason does.
 const FORBIDDEN_ORIGIN: &str = "pages of this Origin may not connect: add it to allowed_origins of this [[listen]] block of the gateway, if it should\n";
@@ -50,8 +54,21 @@ impl<R: Ring> Reactor<R> {
         }
         if result >= 0 {
             self.connections[slot.0 as usize].hung_up |= result & HUNG_UP != 0;
+            if self.has_left(slot, result) {
+                return self.cut_by_peer(slot);
+            }
             self.want_read(slot);
         }
+    }
+
+    /// Whether nobody is left to hear the answer that it waits for, by the poll's `events`: nothing is read meanwhile, which would
+    /// say so otherwise. Who asked for a page may say nothing more and wait for it; who logs in and will say nothing more is cut as
+    /// soon as that is read, so it need not be waited for.
+    fn has_left(&self, slot: Slot, events: i32) -> bool {
+        let visitor = &self.visitors[slot.0 as usize];
+        let logs_in = visitor.asks && visitor.reading == Reading::None;
+        let waits = visitor.asks || self.connections[slot.0 as usize].phase == Phase::Asking;
+        (waits && events & GONE != 0) || (logs_in && events & HUNG_UP != 0)
     }
 
     /// Reads once more, now or when we can go on with it.
@@ -136,7 +153,7 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
-    fn cut_by_peer(&mut self, slot: Slot) {
+    pub(super) fn cut_by_peer(&mut self, slot: Slot) {
         if matches!(self.connections[slot.0 as usize].phase, Phase::Handshake | Phase::Asking | Phase::Joining) {
             self.metrics.handshakes_abandoned.add(1);
         }

@@ -4,8 +4,8 @@ use super::life::Cause;
 use super::*;
 use crate::config::{Config, Networks};
 use crate::frame::Frame;
-use crate::ids::{Epoch, Generation, InterestId, InterestRef, Offset};
-use crate::queue::{Claim, ClaimsHeard, Drain, Verdict, channel};
+use crate::ids::{ClientRef, Epoch, Generation, InterestId, InterestRef, Offset};
+use crate::queue::{Answer, Claim, ClaimsHeard, Drain, Verdict, channel};
 use crate::shard::pages::{Content, Page};
 use crate::socket::BufferId;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -150,14 +150,19 @@ impl World {
         self.turn();
         self.receive(token(Kind::Recv, slot, 0), HEAD);
         self.turn();
+        self.acknowledge();
+        self.sent(slot);
+        self.turn();
+        assert_eq!(self.connection(slot).phase, Phase::Open);
+    }
+
+    /// Every wish to subscribe is answered.
+    fn acknowledge(&mut self) {
         while let Some(message) = self.outbox.pop() {
             let FromShard::Subscribe { interest, .. } = message else { panic!("{message:?}") };
             self.inbox.push(ToShard::Subscribed { interest, epoch: Epoch(1), offset: Offset(0) }, 0).unwrap();
             self.turn();
         }
-        self.sent(slot);
-        self.turn();
-        assert_eq!(self.connection(slot).phase, Phase::Open);
     }
 
     /// The send in flight is done.
@@ -602,6 +607,107 @@ fn a_proxy_that_sends_no_header_where_one_is_due_is_cut_and_counted() {
     assert_eq!(world.connection(0).phase, Phase::Cut);
     assert!(world.reactor.ring.sending.is_empty(), "without an answer");
     assert_eq!(world.reactor.metrics.proxy_headers_refused.get(), 1);
+}
+
+/// A text message of a client, masked by zeros.
+fn text(payload: &str) -> Vec<u8> {
+    let long = (payload.len() as u16).to_be_bytes();
+    let length =
+        if payload.len() < 126 { vec![0x80 | payload.len() as u8] } else { vec![0x80 | 126, long[0], long[1]] };
+    [&[0x81][..], &length, &[0; 4], payload.as_bytes()].concat()
+}
+
+const LOGIN: &str = r#"{"code":3,"data":"ann"}"#;
+const HANG_UP: i32 = (libc::POLLIN | libc::POLLRDHUP) as i32;
+
+impl World {
+    fn asked(&mut self) -> ClientRef {
+        let message = self.outbox.pop();
+        let Some(FromShard::Ask { client, .. }) = message else { panic!("{message:?}") };
+        client
+    }
+
+    fn withdrawn(&mut self) -> ClientRef {
+        let message = self.outbox.pop();
+        let Some(FromShard::Withdraw { client }) = message else { panic!("{message:?}") };
+        client
+    }
+
+    fn answer(&mut self, client: ClientRef, answer: Answer) {
+        self.inbox.push(ToShard::Answer { client, answer: Box::new(answer) }, 0).unwrap();
+        self.turn();
+    }
+}
+
+#[test]
+fn who_leaves_while_its_login_is_out_is_cut_and_makes_room_for_another_login() {
+    for event in [HANG_UP, i32::from(libc::POLLHUP), i32::from(libc::POLLERR)] {
+        let mut world = World::new(|s| s.questions_max = 1);
+        (0..2).for_each(|slot| world.open(slot));
+        world.say(0, &text(LOGIN));
+        let first = world.asked();
+        world.complete(token(Kind::Poll, 0, 0), event);
+        let calls = world.turn();
+        assert!(calls.contains(&Call::Close(token(Kind::Close, 0, 0), true)), "{calls:?}");
+        assert_eq!(world.withdrawn(), first);
+        world.answer(first, Answer::LoginRefused);
+        assert_eq!(world.reactor.metrics().logins_refused.get(), 0, "nobody's");
+        world.say(1, &text(LOGIN));
+        assert_eq!(world.asked().slot, Slot(1));
+        assert_eq!(world.reactor.metrics().questions_refused.get(), 0);
+    }
+}
+
+#[test]
+fn who_will_say_no_more_when_its_login_is_read_asks_nothing() {
+    let mut world = World::new(|s| s.token_at_connect = true);
+    let head = std::str::from_utf8(HEAD).unwrap().replacen("/ws", "/ws?token=ann", 1);
+    for (slot, event) in [(0, i32::from(libc::POLLIN)), (1, HANG_UP)] {
+        world.arrive(slot);
+        world.complete(token(Kind::Poll, slot, 0), event);
+        world.turn();
+        world.receive(token(Kind::Recv, slot, 0), head.as_bytes());
+        world.turn();
+    }
+    assert_eq!((world.asked().slot, world.connection(0).phase), (Slot(0), Phase::Asking));
+    assert_eq!((world.outbox.pop().is_none(), world.connection(1).phase), (true, Phase::Cut));
+    world.complete(token(Kind::Poll, 0, 0), HANG_UP);
+    world.turn();
+    assert_eq!((world.withdrawn().slot, world.connection(0).phase), (Slot(0), Phase::Cut));
+    assert_eq!(world.reactor.metrics().handshakes_abandoned.get(), 2);
+}
+
+#[test]
+fn who_asks_for_a_page_may_shut_its_side_and_is_cut_when_it_is_gone() {
+    let mut world = World::new(|_| {});
+    for slot in 0..2 {
+        world.arrive(slot);
+        world.say(slot, b"GET /stats HTTP/1.1\r\n\r\n");
+        world.complete(token(Kind::Poll, slot, 0), HANG_UP);
+        world.turn();
+        assert_eq!(world.connection(slot).phase, Phase::Asking, "it may still read");
+    }
+    let clients = [world.asked(), world.asked()];
+    let page = Answer::Page { status: 200, content_type: "text/plain", body: "x".into() };
+    world.answer(clients[0], page);
+    assert_eq!(world.connection(0).phase, Phase::Flushing);
+    world.complete(token(Kind::Poll, 1, 0), i32::from(libc::POLLHUP));
+    world.turn();
+    assert_eq!((world.withdrawn(), world.connection(1).phase), (clients[1], Phase::Cut));
+}
+
+#[test]
+fn who_is_gone_while_the_accepting_core_is_asked_is_cut_and_gives_its_place_back() {
+    let mut world = proxied(false);
+    world.arrive(0);
+    world.say(0, &head_for("192.0.2.1"));
+    let claim = world.claim().unwrap();
+    world.complete(token(Kind::Poll, 0, 0), i32::from(libc::POLLHUP));
+    world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Cut);
+    world.verdict(claim, true);
+    world.turn();
+    assert_eq!(world.claim(), Some(Claim::Release { address: CLIENT }));
 }
 
 /// A page of the binary, as long as a script may be.
