@@ -302,7 +302,7 @@ section! { "limits"
         handshake_deadline_ms: u64 = 5000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// From our close frame to the cut.
         close_deadline_ms: u64 = 1000 => Allowed::Integer(&[1..=HOUR_MS]),
-        /// Messages a client may send a second, on average. Control frames and each fragment of a message count as one.
+        /// Messages a client may send a second, on average. Control frames, each fragment of a message, and each command of a message that holds several count as one.
         client_messages_per_s_max: u32 = 100 => Allowed::Integer(&[1..=1_000_000]),
         /// How many it may send at once, saved up while it was quiet.
         client_messages_burst_max: u32 = 1000 => Allowed::Integer(&[1..=1_000_000]),
@@ -543,8 +543,8 @@ section! { "listen"
         pages: bool = true => Allowed::Bool,
         /// Proxies in front, whose word on the client's address is believed; they count against no cap themselves.
         trusted_proxies: Vec<String> = Vec::new() => NETWORKS,
-        /// Which header of theirs is believed: `either` takes X-Forwarded-For, else X-Real-IP. The proxy must set it, or remove what a client sent.
-        client_address_header: AddressHeader = AddressHeader::Either => Allowed::OneOf(&["either", "x-forwarded-for", "x-real-ip", "none"]),
+        /// Which header of theirs is believed; the proxy must set it or add to it. `either` takes X-Real-IP where there is no X-Forwarded-For: then the proxy must set both, or remove what a client sent.
+        client_address_header: AddressHeader = AddressHeader::XForwardedFor => Allowed::OneOf(&["either", "x-forwarded-for", "x-real-ip", "none"]),
         /// They begin each connection with a PROXY protocol header (version 1 or 2): without one they are cut.
         proxy_protocol: bool = false => Allowed::Bool,
     }
@@ -554,7 +554,7 @@ section! { "listen"
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AddressHeader {
-    /// In `X-Forwarded-For`, else in `X-Real-IP`.
+    /// In `X-Forwarded-For`, or in `X-Real-IP` where that is missing.
     Either,
     /// In `X-Forwarded-For`.
     XForwardedFor,

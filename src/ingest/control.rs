@@ -5,7 +5,7 @@
 //!                          └──► waiting: a ticket ──────────────┐
 //! bell, deadline ──► Control::run ──► FromShard ► Mind::shard_says
 //!                                ├──► Mind::turn ──► tickets done ┘
-//!                                └──► Ask ► a task of the Oracle's ► Mind::log_in, Mind::reply
+//!                                └──► Ask ► a task of the Oracle's ► Mind::log_in, Mind::reply; Withdraw ends it
 //! ```
 //!
 //! Everything happens on one thread, so the lock is never contended; it is a lock because the servers' futures must be `Send`.
@@ -31,7 +31,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 /// Messages taken from one shard in one turn; the rest waits for the next, so that publishers get their turns too.
 const INBOX_CHUNK: usize = 256;
@@ -159,7 +159,8 @@ impl Mind for Topics {
 }
 
 /// Knows what shards ask for their clients and nobody below can know. Each question is a task of its own on the control core;
-/// how many there are at once the shards bound (`limits.questions_max`), how long one takes the oracle does.
+/// how many there are at once the shards bound (`limits.questions_max`), how long one takes the oracle does. A future is dropped
+/// unfinished when nobody waits for its answer any more.
 pub trait Oracle: Send + Sync {
     /// The uid behind a token (JSON, verbatim); `None`: whatever is not a clear yes. Not empty, and at most
     /// [`crate::queue::UID_BYTES_MAX`] bytes.
@@ -173,6 +174,39 @@ struct Answered {
     shard: ShardId,
     client: ClientRef,
     outcome: Known,
+}
+
+/// Questions under way, each a task.
+#[derive(Default)]
+struct Questions {
+    tasks: JoinSet<Answered>,
+    /// Those not withdrawn; a client asks one at a time.
+    out: HashMap<(ShardId, ClientRef), AbortHandle>,
+}
+
+impl Questions {
+    fn begin(&mut self, shard: ShardId, client: ClientRef, answer: impl Future<Output = Known> + Send + 'static) {
+        let task = self.tasks.spawn(async move { Answered { shard, client, outcome: answer.await } });
+        let previous = self.out.insert((shard, client), task);
+        debug_assert!(previous.is_none(), "{client:?} of shard {shard} asks twice at once");
+    }
+
+    /// Nobody waits any more; `false`: it was answered.
+    fn end(&mut self, shard: ShardId, client: ClientRef) -> bool {
+        self.out.remove(&(shard, client)).inspect(AbortHandle::abort).is_some()
+    }
+
+    /// What a task that is over has found out for somebody who waits.
+    fn ended(&mut self, ended: Result<Answered, JoinError>) -> Option<Answered> {
+        match ended {
+            // It may have been done when it was withdrawn; then it is answered already.
+            Ok(answered) => self.out.remove(&(answered.shard, answered.client)).map(|_| answered),
+            Err(error) => {
+                assert!(error.is_cancelled(), "a question's panics are caught: {error}");
+                None
+            }
+        }
+    }
 }
 
 enum Known {
@@ -458,12 +492,18 @@ impl Control {
     pub async fn run(&self, oracle: Arc<dyn Oracle>) -> io::Result<Infallible> {
         let event = self.bell.event().expect("checked by Control::new").polled()?;
         let mut asked = Vec::new();
-        let mut questions = JoinSet::new();
+        let mut questions = Questions::default();
         loop {
-            let turn = self.turn(&mut asked);
+            let mut turn = self.turn(&mut asked);
             for (shard, client, question) in asked.drain(..) {
-                let answer = self.consult(&*oracle, question);
-                questions.spawn(async move { Answered { shard, client, outcome: answer.await } });
+                match question {
+                    Some(question) => questions.begin(shard, client, self.consult(&*oracle, question)),
+                    None if questions.end(shard, client) => {
+                        self.pass_on(Answered { shard, client, outcome: Known::Other(Answer::LoginRefused) });
+                        turn = Turn::Again; // It may have found no room, of which that turn knew nothing.
+                    }
+                    None => {} // Its answer is on its way.
+                }
             }
             let deadline = match turn {
                 Turn::Again => {
@@ -481,10 +521,13 @@ impl Control {
             tokio::select! {
                 biased;
                 rung = event.signalled() => rung?,
-                Some(answered) = questions.join_next() => {
-                    self.pass_on(answered.expect("a question's panics are caught, and nobody aborts it"));
-                    while let Some(Ok(answered)) = questions.try_join_next() {
-                        self.pass_on(answered);
+                Some(ended) = questions.tasks.join_next() => {
+                    let mut next = Some(ended);
+                    while let Some(ended) = next {
+                        if let Some(answered) = questions.ended(ended) {
+                            self.pass_on(answered);
+                        }
+                        next = questions.tasks.try_join_next();
                     }
                 }
                 () = self.nudge.notified() => {}
@@ -530,7 +573,8 @@ impl Control {
         shards.ring_touched();
     }
 
-    fn turn(&self, asked: &mut Vec<(ShardId, ClientRef, Question)>) -> Turn {
+    /// `asked` is what clients ask, in order; none: they withdraw what they asked.
+    fn turn(&self, asked: &mut Vec<(ShardId, ClientRef, Option<Question>)>) -> Turn {
         let mut core = self.core();
         let core = &mut *core;
         let now = Time::now();
@@ -541,10 +585,17 @@ impl Control {
             let shard = ShardId(i as u16);
             for _ in 0..INBOX_CHUNK {
                 let Some(message) = outbox.queue.pop() else { break };
-                if let FromShard::Ask { client, question } = message {
-                    asked.push((shard, client, question));
-                    continue;
-                }
+                let message = match message {
+                    FromShard::Ask { client, question } => {
+                        asked.push((shard, client, Some(question)));
+                        continue;
+                    }
+                    FromShard::Withdraw { client } => {
+                        asked.push((shard, client, None));
+                        continue;
+                    }
+                    message => message,
+                };
                 if matches!(message, FromShard::Drained) && !std::mem::replace(&mut outbox.drained, true) {
                     self.drained.send_modify(|n| *n += 1);
                 }

@@ -56,7 +56,7 @@ pub enum ToShard {
     },
     /// One message for a user's connections that take part in its topic.
     User(Arc<UserFrame>),
-    /// What a client asked, answered: one for each [`FromShard::Ask`], whatever became of the client.
+    /// What a client asked, answered: one for each [`FromShard::Ask`], withdrawn or not, whatever became of the client.
     Answer {
         /// Who asked. Another tenant of its slot is not meant.
         client: ClientRef,
@@ -208,6 +208,11 @@ pub enum FromShard {
         client: ClientRef,
         /// What.
         question: Question,
+    },
+    /// Who asked is gone: nobody need find out any more. Its [`FromShard::Ask`] is answered all the same, at once.
+    Withdraw {
+        /// Who.
+        client: ClientRef,
     },
     /// One [`Answer::LoggedIn`] for this user is over: its client has logged out, or was gone when it came.
     LoggedOut {

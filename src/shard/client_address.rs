@@ -24,7 +24,9 @@ pub fn from_headers(head: &Head<'_>, header: AddressHeader, trusted: &Networks) 
     };
     let real = || head.values("X-Real-IP").last().and_then(address);
     match header {
-        AddressHeader::Either => forwarded().or_else(real),
+        // Who sends the one header says nothing by the other: what can't be read names nobody.
+        AddressHeader::Either if head.header("X-Forwarded-For").is_some() => forwarded(),
+        AddressHeader::Either => real(),
         AddressHeader::XForwardedFor => forwarded(),
         AddressHeader::XRealIp => real(),
         AddressHeader::None => None,
@@ -50,7 +52,7 @@ mod tests {
     }
 
     fn forwarded(list: &str) -> Option<String> {
-        told(AddressHeader::Either, &[("x-forwarded-for", list)])
+        told(AddressHeader::XForwardedFor, &[("x-forwarded-for", list)])
     }
 
     #[test]
@@ -98,6 +100,8 @@ mod tests {
         assert_eq!(by(AddressHeader::XRealIp).unwrap(), "192.0.2.2");
         assert_eq!(by(AddressHeader::None), None);
         assert_eq!(told(AddressHeader::Either, &both[..1]).unwrap(), "192.0.2.2");
+        let unreadable = [both[0], ("X-Forwarded-For", "192.0.2.1, unknown")];
+        assert_eq!(told(AddressHeader::Either, &unreadable), None, "the other header does not stand in");
         assert_eq!(told(AddressHeader::XForwardedFor, &both[..1]), None);
     }
 }

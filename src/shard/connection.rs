@@ -10,7 +10,8 @@
 //!   └────────────────────────────────────── the last completion is in ◄──────────────────────────┘
 //! ```
 //!
-//! A head that asks for what only the control core knows is in Asking first, before Joining or Flushing.
+//! A head that asks for what only the control core knows is in Asking first, before Joining or Flushing; so is a client of a
+//! proxy's until it may come in, and then in Handshake once more.
 
 use super::egress::Egress;
 use super::wheel::Tick;
@@ -27,7 +28,7 @@ pub enum Phase {
     Free,
     /// The request head is coming.
     Handshake,
-    /// The request head is read; what it is answered with, the control core says.
+    /// The control core says what the request head is answered with, or the accepting core whether it may come in at all.
     Asking,
     /// The 101 waits until every broadcast after it is sure to come.
     Joining,

@@ -284,6 +284,14 @@ impl Control {
                     self.asked.push((Time(now.0 + us * 1000), shard, *client, question.clone()));
                     continue;
                 }
+                FromShard::Withdraw { client } => {
+                    if let Some(at) = self.asked.iter().position(|(_, by, its, _)| (by, its) == (&shard, client)) {
+                        self.asked.swap_remove(at);
+                        self.topics.reply(now, shard, *client, Answer::LoginRefused, &mut self.spy);
+                        self.next_turn = now; // The answer may have found no room.
+                    }
+                    continue;
+                }
                 FromShard::LoggedOut { user } => {
                     let users = &mut self.spy.users[index];
                     let (_, logins) = users.get_mut(user).expect("who logs out was logged in");

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! ask ──► line ──► FromShard::Ask ─ ─ ─ ─► ToShard::Answer ──► the same tenant of the slot, if it still waits
+//!  │      └► FromShard::Withdraw, if it does not
 //!  └ questions_max are out: refused at once
 //! ```
 //!
 //! A client has one question out at a time and nothing else of it is carried out meanwhile: before the 101 it is in
-//! [`Phase::Asking`], later its commands are held. Every question is answered once, so that counting them bounds the line.
+//! [`Phase::Asking`], later its commands are held. Every question is answered once, so that counting them bounds the line. Who leaves
+//! withdraws its question, and the answer is there at once: leavers keep no place that somebody else could ask in.
 
 use super::Reactor;
 use crate::ids::{ClientRef, Slot};
@@ -19,8 +21,8 @@ use std::collections::VecDeque;
 /// The questions of a shard.
 #[derive(Default)]
 pub(super) struct Questions {
-    /// Not yet pushed.
-    line: VecDeque<(ClientRef, Question)>,
+    /// Questions, and the ends of some, not yet pushed: at most two for each that is out.
+    line: VecDeque<FromShard>,
     /// Asked and not answered, those of the line included.
     out: usize,
 }
@@ -41,13 +43,27 @@ impl<R: Ring> Reactor<R> {
         }
         let generation = self.connections[slot.0 as usize].generation;
         self.questions.out += 1;
-        self.questions.line.push_back((ClientRef { slot, generation }, question));
+        self.visitors[slot.0 as usize].asks = true;
+        self.questions.line.push_back(FromShard::Ask { client: ClientRef { slot, generation }, question });
         true
+    }
+
+    /// It leaves, and waits for no answer any more.
+    pub(super) fn withdraw(&mut self, slot: Slot) {
+        if std::mem::take(&mut self.visitors[slot.0 as usize].asks) {
+            let generation = self.connections[slot.0 as usize].generation;
+            self.questions.line.push_back(FromShard::Withdraw { client: ClientRef { slot, generation } });
+        }
     }
 
     /// Asks before the 101 or instead of it: the client waits in [`Phase::Asking`], until its handshake deadline at most.
     pub(super) fn ask_first(&mut self, slot: Slot, question: Question) {
-        self.connections[slot.0 as usize].phase = Phase::Asking;
+        let connection = &mut self.connections[slot.0 as usize];
+        connection.phase = Phase::Asking;
+        if connection.hung_up && matches!(question, Question::Login { .. }) {
+            // It will say no more, and a login is for who does.
+            return self.cut_by_peer(slot);
+        }
         if !self.ask(slot, question) {
             let busy = Rejection::new(503, "too many questions at once, try again\n").with_header("Retry-After", "1");
             self.reject_first(slot, &busy);
@@ -67,11 +83,9 @@ impl<R: Ring> Reactor<R> {
     /// Gives the control core as many questions as its queue takes; `true` if it got any.
     pub(super) fn push_questions(&mut self) -> bool {
         let mut told = false;
-        while let Some((client, question)) = self.questions.line.pop_front() {
-            if let Err(full) = self.ends.outbox.push(FromShard::Ask { client, question }, 0) {
-                if let FromShard::Ask { client, question } = full.0 {
-                    self.questions.line.push_front((client, question));
-                }
+        while let Some(word) = self.questions.line.pop_front() {
+            if let Err(full) = self.ends.outbox.push(word, 0) {
+                self.questions.line.push_front(full.0);
                 break;
             }
             told = true;
@@ -83,6 +97,9 @@ impl<R: Ring> Reactor<R> {
     pub(super) fn answered(&mut self, client: ClientRef, answer: Answer) {
         self.questions.out = self.questions.out.checked_sub(1).expect("a question is answered once");
         let connection = &self.connections[client.slot.0 as usize];
+        if connection.generation == client.generation {
+            self.visitors[client.slot.0 as usize].asks = false;
+        }
         let is_its = connection.generation == client.generation || self.ring.planted(Defect::LateLoginTaken);
         match connection.phase {
             Phase::Asking if is_its => self.answer_first(client.slot, answer),

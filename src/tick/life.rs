@@ -313,6 +313,7 @@ impl<R: Ring> Reactor<R> {
 
     /// Ends its part in everything, the round under way included; what was collected for it is not delivered, and counted.
     fn leave_all(&mut self, slot: Slot, cause: Cause) {
+        self.withdraw(slot);
         let subscriptions = std::mem::take(&mut self.connections[slot.0 as usize].subscriptions);
         let mut missed = self.round.pending(slot);
         for id in subscriptions {

@@ -2,11 +2,13 @@
 //! of a client that came through a proxy only the shard learns the address.
 //!
 //! ```text
-//! HeaderDue ─PROXY header─► Unknown ─request head─► Named ─no cap─► Uncounted
+//! HeaderDue ─PROXY header─► Unknown ─request head─► named ─no cap─► Uncounted
 //!     └──── names a client that is no proxy ───────►  │
 //!                                                     └► Claiming ─yes─► Counted (as who comes without a proxy is at once)
 //!                                                            └──── no: 503
 //! ```
+//!
+//! The claim is made as soon as the client has a name, be it before its head: who never ends a head counts as well.
 
 use super::Reactor;
 use super::life::Cause;
@@ -32,6 +34,8 @@ pub(super) struct Visitor {
     pub(super) standing: Standing,
     /// What it has to do with pages.
     pub(super) reading: Reading,
+    /// A question of its is out.
+    pub(super) asks: bool,
     /// It has had its 101.
     pub(super) is_websocket: bool,
 }
@@ -43,9 +47,7 @@ pub(super) enum Standing {
     HeaderDue,
     /// A proxy's; headers of the request may tell more.
     Unknown,
-    /// The client's, told by a proxy.
-    Named,
-    /// The accepting core is asked whether one more from there may come in.
+    /// The client's, told by a proxy; the accepting core is asked whether one more from there may come in.
     Claiming,
     /// The accepting core counts it.
     Counted,
@@ -77,7 +79,7 @@ impl Claims {
 
 impl Visitor {
     pub(super) fn new(address: SocketAddr, standing: Standing) -> Visitor {
-        Visitor { address, standing, reading: Reading::None, is_websocket: false }
+        Visitor { address, standing, reading: Reading::None, asks: false, is_websocket: false }
     }
 
     /// As what the accepting core counts it.
@@ -98,7 +100,8 @@ impl<R: Ring> Reactor<R> {
         Visitor::new(address, standing)
     }
 
-    /// Takes a PROXY header that is due off the front of `all`; `None`: it is not whole yet, or the client is cut for it.
+    /// Takes a PROXY header that is due off the front of `all`; `None`: it is not whole yet, the client is cut for it, or it
+    /// must wait for the accepting core's verdict, which is asked for.
     pub(super) fn take_proxy_header<'a>(&mut self, slot: Slot, all: Cow<'a, [u8]>) -> Option<Cow<'a, [u8]>> {
         let index = slot.0 as usize;
         if self.visitors[index].standing != Standing::HeaderDue {
@@ -113,8 +116,12 @@ impl<R: Ring> Reactor<R> {
                 let front = &self.settings.fronts[usize::from(self.connections[index].listener)];
                 let visitor = &mut self.visitors[index];
                 visitor.address = source.unwrap_or(visitor.address);
+                visitor.standing = Standing::Unknown;
                 let is_proxy = front.trusted.contains(visitor.address.ip());
-                visitor.standing = if is_proxy { Standing::Unknown } else { Standing::Named };
+                if !is_proxy && self.claim(slot) {
+                    self.await_verdict(slot, all[used..].to_vec());
+                    return None;
+                }
                 Some(Cow::Owned(all[used..].to_vec()))
             }
             Err(malformed) => {
@@ -131,15 +138,20 @@ impl<R: Ring> Reactor<R> {
         let index = slot.0 as usize;
         let front = &self.settings.fronts[usize::from(self.connections[index].listener)];
         let visitor = &mut self.visitors[index];
-        if visitor.standing == Standing::Unknown {
-            if let Some(address) = client_address::from_headers(head, front.header, &front.trusted) {
-                visitor.address = SocketAddr::new(address, 0);
-            }
-            visitor.standing = Standing::Named;
-        }
-        if visitor.standing != Standing::Named {
+        if visitor.standing != Standing::Unknown {
             return false;
         }
+        if let Some(address) = client_address::from_headers(head, front.header, &front.trusted) {
+            visitor.address = SocketAddr::new(address, 0);
+        }
+        self.claim(slot)
+    }
+
+    /// It has its name now. `true`: the accepting core is asked whether one more from there may come in.
+    fn claim(&mut self, slot: Slot) -> bool {
+        let index = slot.0 as usize;
+        let front = &self.settings.fronts[usize::from(self.connections[index].listener)];
+        let visitor = &mut self.visitors[index];
         if !self.settings.addresses_capped || front.trusted.contains(visitor.address.ip()) {
             visitor.standing = Standing::Uncounted;
             return false;
@@ -148,6 +160,13 @@ impl<R: Ring> Reactor<R> {
         let client = ClientRef { slot, generation: self.connections[index].generation };
         self.claims.line.push_back(Claim::Take { client, address: visitor.address.ip().to_canonical() });
         true
+    }
+
+    /// Reads no further than `input` until the verdict; the handshake's deadline goes on.
+    pub(super) fn await_verdict(&mut self, slot: Slot, input: Vec<u8>) {
+        let connection = &mut self.connections[slot.0 as usize];
+        connection.phase = Phase::Asking;
+        connection.held().input = input;
     }
 
     /// Gives the accepting core as many claims as its queue takes.
@@ -178,8 +197,12 @@ impl<R: Ring> Reactor<R> {
                 (true, true) => {
                     self.visitors[index].standing = Standing::Counted;
                     self.connections[index].phase = Phase::Handshake;
-                    // Its head is whole and is read once more, now that it may come in.
+                    // What there is of its head is read once more, now that it may come in.
                     self.handshake(client.slot, &[]);
+                    let connection = &self.connections[index];
+                    if connection.phase == Phase::Handshake && connection.read_again {
+                        self.want_read(client.slot);
+                    }
                 }
                 (true, false) => {
                     self.metrics.handshakes_rejected.add(1);

@@ -2,6 +2,7 @@
 
 use super::Reactor;
 use super::life::Cause;
+use super::pages::Reading;
 use crate::dialect::{Command, Dialect, DialectId, Heartbeat, SubscribeError, TOPIC_BYTES_MAX, Welcome};
 use crate::ids::{ConnectId, Epoch, InterestId, Offset, Slot};
 use crate::queue::{InterestKey, Question};
@@ -18,6 +19,9 @@ use std::sync::Arc;
 
 /// Poll events after which a receive never says "nothing yet".
 const HUNG_UP: i32 = libc::POLLHUP as i32 | libc::POLLRDHUP as i32;
+
+/// Of these, those after which nothing sent arrives either; an end of what the peer says alone may be a half-close.
+const GONE: i32 = (libc::POLLHUP | libc::POLLERR) as i32;
 
 /// What a page is told that may not connect. A browser does not show it; whoever looks for the reason does.
 const FORBIDDEN_ORIGIN: &str = "pages of this Origin may not connect: add it to allowed_origins of this [[listen]] block of the gateway, if it should\n";
@@ -50,8 +54,21 @@ impl<R: Ring> Reactor<R> {
         }
         if result >= 0 {
             self.connections[slot.0 as usize].hung_up |= result & HUNG_UP != 0;
+            if self.has_left(slot, result) {
+                return self.cut_by_peer(slot);
+            }
             self.want_read(slot);
         }
+    }
+
+    /// Whether nobody is left to hear the answer that it waits for, by the poll's `events`: nothing is read meanwhile, which would
+    /// say so otherwise. Who asked for a page may say nothing more and wait for it; who logs in and will say nothing more is cut as
+    /// soon as that is read, so it need not be waited for.
+    fn has_left(&self, slot: Slot, events: i32) -> bool {
+        let visitor = &self.visitors[slot.0 as usize];
+        let logs_in = visitor.asks && visitor.reading == Reading::None;
+        let waits = visitor.asks || self.connections[slot.0 as usize].phase == Phase::Asking;
+        (waits && events & GONE != 0) || (logs_in && events & HUNG_UP != 0)
     }
 
     /// Reads once more, now or when we can go on with it.
@@ -136,7 +153,7 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
-    fn cut_by_peer(&mut self, slot: Slot) {
+    pub(super) fn cut_by_peer(&mut self, slot: Slot) {
         if matches!(self.connections[slot.0 as usize].phase, Phase::Handshake | Phase::Asking | Phase::Joining) {
             self.metrics.handshakes_abandoned.add(1);
         }
@@ -155,11 +172,7 @@ impl<R: Ring> Reactor<R> {
         };
         let Some(all) = self.take_proxy_header(slot, all) else { return };
         match self.negotiate(slot, &all) {
-            Ok(Some((_, Next::Claim))) => {
-                let connection = &mut self.connections[index];
-                connection.phase = Phase::Asking;
-                connection.held().input = all.into_owned();
-            }
+            Ok(Some((_, Next::Claim))) => self.await_verdict(slot, all.into_owned()),
             Ok(Some((used, next))) => {
                 if used < all.len() {
                     self.connections[index].held().input.extend_from_slice(&all[used..]);
@@ -364,7 +377,6 @@ impl<R: Ring> Reactor<R> {
 
     fn input(&mut self, slot: Slot, mut bytes: &[u8]) {
         let index = slot.0 as usize;
-        let now_ms = self.now.as_ms() as u32;
         while !bytes.is_empty() {
             let connection = &mut self.connections[index];
             if connection.phase != Phase::Open {
@@ -395,8 +407,7 @@ impl<R: Ring> Reactor<R> {
                 }
             };
             bytes = &bytes[decoded.consumed..];
-            let (per_s, burst) = (self.settings.client_messages_per_s_max, self.settings.client_messages_burst_max);
-            if self.settings.is_rated(dialect) && !connection.allow_frames(decoded.frames, now_ms, per_s, burst) {
+            if !self.may_say(slot, decoded.frames) {
                 return self.close(slot, Cause::Flood, 1008, "too many messages", false);
             }
             let Some(event) = decoded.event else { continue };
@@ -408,7 +419,8 @@ impl<R: Ring> Reactor<R> {
                     self.owe_frame(slot);
                 }
                 Event::Pong => {
-                    if let Some(command) = dialect.get().control_pong(&mut connection.session) {
+                    let session = &mut self.connections[index].session;
+                    if let Some(command) = dialect.get().control_pong(session) {
                         self.carry_out(slot, command);
                     }
                 }
@@ -417,11 +429,26 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
+    /// Takes `count` frames, or commands beyond one a frame, out of what it may say; `false`: that is too many.
+    fn may_say(&mut self, slot: Slot, count: u32) -> bool {
+        let connection = &mut self.connections[slot.0 as usize];
+        let (per_s, burst) = (self.settings.client_messages_per_s_max, self.settings.client_messages_burst_max);
+        let now_ms = self.now.as_ms() as u32;
+        !self.settings.is_rated(connection.dialect) || connection.allow_frames(count, now_ms, per_s, burst)
+    }
+
     fn message(&mut self, slot: Slot, dialect: &dyn Dialect, kind: MessageKind) {
         self.metrics.messages_received.add(1);
         let mut commands = std::mem::take(&mut self.commands);
         let connection = &mut self.connections[slot.0 as usize];
         dialect.parse(&mut connection.session, kind, self.scratch.payload(), &mut commands);
+        // One came with the frame, which has been counted.
+        let more = u32::try_from(commands.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        if more > 0 && !self.may_say(slot, more) {
+            commands.clear();
+            self.commands = commands;
+            return self.close(slot, Cause::Flood, 1008, "too many messages", false);
+        }
         self.join_replies(slot);
         for command in commands.drain(..) {
             let connection = &mut self.connections[slot.0 as usize];

@@ -4,8 +4,8 @@ use super::life::Cause;
 use super::*;
 use crate::config::{Config, Networks};
 use crate::frame::Frame;
-use crate::ids::{Epoch, Generation, InterestId, InterestRef, Offset};
-use crate::queue::{Claim, ClaimsHeard, Drain, Verdict, channel};
+use crate::ids::{ClientRef, Epoch, Generation, InterestId, InterestRef, Offset};
+use crate::queue::{Answer, Claim, ClaimsHeard, Drain, Verdict, channel};
 use crate::shard::pages::{Content, Page};
 use crate::socket::BufferId;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -150,14 +150,19 @@ impl World {
         self.turn();
         self.receive(token(Kind::Recv, slot, 0), HEAD);
         self.turn();
+        self.acknowledge();
+        self.sent(slot);
+        self.turn();
+        assert_eq!(self.connection(slot).phase, Phase::Open);
+    }
+
+    /// Every wish to subscribe is answered.
+    fn acknowledge(&mut self) {
         while let Some(message) = self.outbox.pop() {
             let FromShard::Subscribe { interest, .. } = message else { panic!("{message:?}") };
             self.inbox.push(ToShard::Subscribed { interest, epoch: Epoch(1), offset: Offset(0) }, 0).unwrap();
             self.turn();
         }
-        self.sent(slot);
-        self.turn();
-        assert_eq!(self.connection(slot).phase, Phase::Open);
     }
 
     /// The send in flight is done.
@@ -534,13 +539,15 @@ fn who_is_no_proxy_is_not_believed_and_counts_as_itself() {
     assert_eq!(world.departures.pop().unwrap().address, Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
 }
 
+/// Names `CLIENT`, port 40000.
+const PROXY_HEADER: &[u8; 28] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\x7f\0\0\x01\x9c\x40\0\x50";
+
 #[test]
 fn a_proxy_header_may_come_in_pieces_and_with_the_request() {
-    let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\x7f\0\0\x01\x9c\x40\0\x50";
-    for cut in [1, 12, 20, header.len(), header.len() + 10] {
+    for cut in [1, 12, 20, PROXY_HEADER.len() - 1] {
         let mut world = proxied(true);
         world.arrive(0);
-        let all = [header, HEAD].concat();
+        let all = [PROXY_HEADER, HEAD].concat();
         world.say(0, &all[..cut]);
         assert_eq!((world.connection(0).phase, world.claim()), (Phase::Handshake, None), "cut at {cut}");
         world.say(0, &all[cut..]);
@@ -554,6 +561,45 @@ fn a_proxy_header_may_come_in_pieces_and_with_the_request() {
 }
 
 #[test]
+fn whom_a_proxy_header_names_counts_before_its_head_ends_and_goes_on_when_admitted() {
+    for begun in [0, 10] {
+        let mut world = proxied(true);
+        world.arrive(0);
+        world.say(0, &[PROXY_HEADER, &HEAD[..begun]].concat());
+        let claim = world.claim().unwrap();
+        assert!(matches!(claim, Claim::Take { address: CLIENT, .. }), "{claim:?}");
+        // More of the head is here before the verdict, and nothing says so a second time.
+        world.complete(token(Kind::Poll, 0, 0), i32::from(libc::POLLIN));
+        assert_eq!((world.turn(), world.connection(0).phase), (vec![], Phase::Asking));
+        world.verdict(claim, true);
+        assert_eq!(
+            (world.turn(), world.connection(0).phase),
+            (vec![Call::Recv(token(Kind::Recv, 0, 0))], Phase::Handshake)
+        );
+        world.receive(token(Kind::Recv, 0, 0), &HEAD[begun..]);
+        world.turn();
+        assert_eq!((world.connection(0).phase, world.claim()), (Phase::Joining, None), "one claim a client");
+        world.gone(0);
+        assert_eq!(world.departures.pop().unwrap().address, Some(CLIENT));
+    }
+}
+
+#[test]
+fn whom_a_proxy_header_names_is_refused_before_its_head_and_waits_no_longer_than_a_handshake() {
+    let mut world = proxied(true);
+    (0..2).for_each(|slot| world.arrive(slot));
+    (0..2).for_each(|slot| world.say(slot, PROXY_HEADER));
+    let claim = world.claim().unwrap();
+    world.verdict(claim, false);
+    world.turn();
+    let Outgoing::Private(answer) = &world.reactor.ring.sending[&Slot(0)] else { panic!() };
+    assert!(answer.starts_with(b"HTTP/1.1 503 "), "{}", String::from_utf8_lossy(answer));
+    world.pass_ms(world.reactor.settings.handshake_deadline_ms + 1000);
+    world.turn();
+    assert_eq!(world.connection(1).phase, Phase::Cut, "its verdict never came");
+}
+
+#[test]
 fn a_proxy_that_sends_no_header_where_one_is_due_is_cut_and_counted() {
     let mut world = proxied(true);
     world.arrive(0);
@@ -561,6 +607,129 @@ fn a_proxy_that_sends_no_header_where_one_is_due_is_cut_and_counted() {
     assert_eq!(world.connection(0).phase, Phase::Cut);
     assert!(world.reactor.ring.sending.is_empty(), "without an answer");
     assert_eq!(world.reactor.metrics.proxy_headers_refused.get(), 1);
+}
+
+/// A text message of a client, masked by zeros.
+fn text(payload: &str) -> Vec<u8> {
+    let long = (payload.len() as u16).to_be_bytes();
+    let length =
+        if payload.len() < 126 { vec![0x80 | payload.len() as u8] } else { vec![0x80 | 126, long[0], long[1]] };
+    [&[0x81][..], &length, &[0; 4], payload.as_bytes()].concat()
+}
+
+const LOGIN: &str = r#"{"code":3,"data":"ann"}"#;
+const HANG_UP: i32 = (libc::POLLIN | libc::POLLRDHUP) as i32;
+
+impl World {
+    fn asked(&mut self) -> ClientRef {
+        let message = self.outbox.pop();
+        let Some(FromShard::Ask { client, .. }) = message else { panic!("{message:?}") };
+        client
+    }
+
+    fn withdrawn(&mut self) -> ClientRef {
+        let message = self.outbox.pop();
+        let Some(FromShard::Withdraw { client }) = message else { panic!("{message:?}") };
+        client
+    }
+
+    fn answer(&mut self, client: ClientRef, answer: Answer) {
+        self.inbox.push(ToShard::Answer { client, answer: Box::new(answer) }, 0).unwrap();
+        self.turn();
+    }
+}
+
+#[test]
+fn who_leaves_while_its_login_is_out_is_cut_and_makes_room_for_another_login() {
+    for event in [HANG_UP, i32::from(libc::POLLHUP), i32::from(libc::POLLERR)] {
+        let mut world = World::new(|s| s.questions_max = 1);
+        (0..2).for_each(|slot| world.open(slot));
+        world.say(0, &text(LOGIN));
+        let first = world.asked();
+        world.complete(token(Kind::Poll, 0, 0), event);
+        let calls = world.turn();
+        assert!(calls.contains(&Call::Close(token(Kind::Close, 0, 0), true)), "{calls:?}");
+        assert_eq!(world.withdrawn(), first);
+        world.answer(first, Answer::LoginRefused);
+        assert_eq!(world.reactor.metrics().logins_refused.get(), 0, "nobody's");
+        world.say(1, &text(LOGIN));
+        assert_eq!(world.asked().slot, Slot(1));
+        assert_eq!(world.reactor.metrics().questions_refused.get(), 0);
+    }
+}
+
+#[test]
+fn who_will_say_no_more_when_its_login_is_read_asks_nothing() {
+    let mut world = World::new(|s| s.token_at_connect = true);
+    let head = std::str::from_utf8(HEAD).unwrap().replacen("/ws", "/ws?token=ann", 1);
+    for (slot, event) in [(0, i32::from(libc::POLLIN)), (1, HANG_UP)] {
+        world.arrive(slot);
+        world.complete(token(Kind::Poll, slot, 0), event);
+        world.turn();
+        world.receive(token(Kind::Recv, slot, 0), head.as_bytes());
+        world.turn();
+    }
+    assert_eq!((world.asked().slot, world.connection(0).phase), (Slot(0), Phase::Asking));
+    assert_eq!((world.outbox.pop().is_none(), world.connection(1).phase), (true, Phase::Cut));
+    world.complete(token(Kind::Poll, 0, 0), HANG_UP);
+    world.turn();
+    assert_eq!((world.withdrawn().slot, world.connection(0).phase), (Slot(0), Phase::Cut));
+    assert_eq!(world.reactor.metrics().handshakes_abandoned.get(), 2);
+}
+
+#[test]
+fn who_asks_for_a_page_may_shut_its_side_and_is_cut_when_it_is_gone() {
+    let mut world = World::new(|_| {});
+    for slot in 0..2 {
+        world.arrive(slot);
+        world.say(slot, b"GET /stats HTTP/1.1\r\n\r\n");
+        world.complete(token(Kind::Poll, slot, 0), HANG_UP);
+        world.turn();
+        assert_eq!(world.connection(slot).phase, Phase::Asking, "it may still read");
+    }
+    let clients = [world.asked(), world.asked()];
+    let page = Answer::Page { status: 200, content_type: "text/plain", body: "x".into() };
+    world.answer(clients[0], page);
+    assert_eq!(world.connection(0).phase, Phase::Flushing);
+    world.complete(token(Kind::Poll, 1, 0), i32::from(libc::POLLHUP));
+    world.turn();
+    assert_eq!((world.withdrawn(), world.connection(1).phase), (clients[1], Phase::Cut));
+}
+
+#[test]
+fn who_is_gone_while_the_accepting_core_is_asked_is_cut_and_gives_its_place_back() {
+    let mut world = proxied(false);
+    world.arrive(0);
+    world.say(0, &head_for("192.0.2.1"));
+    let claim = world.claim().unwrap();
+    world.complete(token(Kind::Poll, 0, 0), i32::from(libc::POLLHUP));
+    world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Cut);
+    world.verdict(claim, true);
+    world.turn();
+    assert_eq!(world.claim(), Some(Claim::Release { address: CLIENT }));
+}
+
+#[test]
+fn each_command_of_a_message_counts_and_all_channels_at_once_are_no_flood() {
+    let mut world = World::new(|_| {});
+    world.arrive(0);
+    let head = std::str::from_utf8(HEAD).unwrap().replacen("/ws", "/connection/websocket", 1);
+    world.say(0, head.as_bytes());
+    world.sent(0);
+    let channels = world.reactor.settings.topics_per_connection_max(DialectId::Centrifugo) as u32;
+    let subscribe = |id: u32| format!("\n{{\"id\":{id},\"subscribe\":{{\"channel\":\"c{id}\"}}}}");
+    let all: String = (2..channels + 2).map(subscribe).collect();
+    world.say(0, &text(&format!("{{\"id\":1,\"connect\":{{}}}}{all}")));
+    world.acknowledge();
+    assert_eq!(
+        (world.connection(0).phase, world.connection(0).subscriptions.len()),
+        (Phase::Open, channels as usize + 1)
+    );
+    let burst = world.reactor.settings.client_messages_burst_max;
+    assert_eq!(world.connection(0).allowance_milli, (burst - channels - 1) * 1000);
+    world.say(0, &text(&"{\"id\":9,\"rpc\":{}}\n".repeat(burst as usize)));
+    assert_eq!((world.connection(0).phase, world.reactor.metrics().closes_flood.get()), (Phase::Flushing, 1));
 }
 
 /// A page of the binary, as long as a script may be.

@@ -8,8 +8,11 @@ use crate::shard::connection::Phase;
 use crate::socket::{Defect, Ring};
 
 impl<R: Ring> Reactor<R> {
-    /// Asks whose the token is; until the answer comes nothing else of this client is carried out.
+    /// Asks whose the token is; until the answer comes nothing else of this client is carried out. Not for who will say no more.
     pub(super) fn log_in(&mut self, slot: Slot, token: Box<str>) {
+        if self.connections[slot.0 as usize].hung_up {
+            return self.cut_by_peer(slot);
+        }
         let encoding = self.connections[slot.0 as usize].encoding;
         if self.ask(slot, Question::Login { token, encoding }) {
             self.connections[slot.0 as usize].held().awaits_ack = true;

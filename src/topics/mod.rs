@@ -452,7 +452,8 @@ impl Topics {
         outcome
     }
 
-    /// Takes what a shard said about interest and users; [`FromShard::Ask`] and [`FromShard::Drained`] are not for us.
+    /// Takes what a shard said about interest and users; [`FromShard::Ask`], its [`FromShard::Withdraw`]
+    /// and [`FromShard::Drained`] are not for us.
     ///
     /// An interest is registered in the step that pushes its answer, now or when the queue has room, so that the answer's place
     /// is the cut. A later life of a number replaces an earlier one together with any answer that one was still owed.
@@ -484,7 +485,7 @@ impl Topics {
                 }
                 return;
             }
-            FromShard::Ask { .. } | FromShard::Drained => return,
+            FromShard::Ask { .. } | FromShard::Withdraw { .. } | FromShard::Drained => return,
         }
         self.answer(now, shard, outlet);
     }

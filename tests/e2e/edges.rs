@@ -168,7 +168,11 @@ fn behind_a_trusted_proxy_the_cap_is_on_the_clients_own_address() {
     let (first, second) = (of("192.0.2.1"), of("6.6.6.6, 192.0.2.1, 10.1.1.1"));
     assert_eq!((first.0, second.0), (101, 101));
     assert_eq!(of("192.0.2.1").0, 503);
-    assert_eq!(through(&gateway, "X-Real-IP: 192.0.2.1\r\n").0, 503);
+    assert_eq!(
+        through(&gateway, "X-Real-IP: 6.6.6.6\r\nX-Forwarded-For: 192.0.2.1\r\n").0,
+        503,
+        "one header is believed"
+    );
     let others: Vec<_> = ["192.0.2.2", "2001:db8::1"].map(of).into();
     assert!(others.iter().all(|(status, _)| *status == 101));
     // The proxy's own connections count for nobody.
@@ -216,6 +220,22 @@ fn where_a_proxy_header_is_due_it_names_the_client_and_without_it_the_connection
     // What the client says of itself is not the proxy's word.
     assert_eq!(ask(&proxy_header(1), "X-Forwarded-For: 192.0.2.9\r\n").0, 503);
     assert_eq!(ask(b"PROXY TCP4 192.0.2.1 127.0.0.1 40000 80\r\n", "").0, 503);
+    // Who never ends its request's head counts, and is refused, all the same.
+    let begin = |host: u8| {
+        let mut client = Client::dial(gateway.subscribers);
+        client.write(&proxy_header(host));
+        client.write(b"GET /ws HTTP/1.1\r\n");
+        client
+    };
+    wait_until("the refused are gone", || gateway.metrics().connections() == 1.0);
+    let received = || gateway.metrics().sum("fanwire_received_bytes_total", &[]);
+    let before = received();
+    let begun = begin(3);
+    wait_until("its name is read", || received() >= before + proxy_header(3).len() as f64);
+    assert_eq!(begin(3).response().status, 503);
+    drop(begun);
+    wait_until("its place is free again", || ask(&proxy_header(3), "").0 == 101);
+    wait_until("they are gone", || gateway.metrics().connections() == 1.0);
     let _second = ask(b"PROXY TCP4 192.0.2.2 127.0.0.1 40000 80\r\n", "");
     assert_eq!(_second.0, 101);
     wait_until("the log names the client", || gateway.stderr().contains("192.0.2.1:40000"));

@@ -156,6 +156,45 @@ fn each_question_is_answered_to_who_asked_when_it_is_known_and_a_panic_is_a_refu
 }
 
 #[test]
+fn a_withdrawn_question_is_given_up_and_answered_at_once_and_one_that_was_answered_not_again() {
+    in_runtime(async {
+        let (control, mut shards, _) = control(&Options::default());
+        let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+        let oracle = std::sync::Arc::new(Knows(gate.clone()));
+        let driver = control.clone();
+        tokio::spawn(async move { driver.run(oracle).await });
+        let client = |slot| ClientRef { slot: Slot(slot), generation: Generation(7) };
+        let login = |token: &str| Question::Login { token: token.into(), encoding: Encoding(0) };
+        let shard = &mut shards[1];
+        let said = |message: ToShard| match message {
+            ToShard::Answer { client, answer } => (client.slot.0, *answer),
+            other => panic!("{other:?}"),
+        };
+        shard.outbox.push(FromShard::Ask { client: client(0), question: login("late") }, 0).unwrap();
+        shard.outbox.push(FromShard::Ask { client: client(1), question: login("bob") }, 0).unwrap();
+        shard.outbox.ring();
+        let is = |uid: &str| Answer::LoggedIn { uid: uid.into(), user: UserKey(0) };
+        assert_eq!(said(eventually(|| shard.inbox.pop()).await), (1, is("bob")));
+        let waits = std::sync::Arc::strong_count(&gate);
+        for slot in [1, 0] {
+            shard.outbox.push(FromShard::Withdraw { client: client(slot) }, 0).unwrap();
+        }
+        shard.outbox.ring();
+        assert_eq!(said(eventually(|| shard.inbox.pop()).await), (0, Answer::LoginRefused));
+        eventually(|| (std::sync::Arc::strong_count(&gate) < waits).then_some(())).await;
+        gate.close();
+        // Asked and withdrawn in one breath: one answer all the same, and none of those before has a second.
+        shard.outbox.push(FromShard::Ask { client: client(2), question: login("late") }, 0).unwrap();
+        shard.outbox.push(FromShard::Withdraw { client: client(2) }, 0).unwrap();
+        shard.outbox.push(FromShard::Ask { client: client(3), question: login("eve") }, 0).unwrap();
+        shard.outbox.ring();
+        assert_eq!(said(eventually(|| shard.inbox.pop()).await), (2, Answer::LoginRefused));
+        assert_eq!(said(eventually(|| shard.inbox.pop()).await), (3, is("eve")));
+        assert!(shard.inbox.is_empty());
+    });
+}
+
+#[test]
 fn a_drain_refuses_what_comes_and_what_waits() {
     in_runtime(async {
         let (control, _shards, _) =

@@ -375,7 +375,7 @@ impl Rig {
                     ToShard::Unsubscribed { interest }
                 }
                 FromShard::Ask { client, .. } => ToShard::Answer { client, answer: Box::new(Answer::LoginRefused) },
-                FromShard::LoggedOut { .. } => continue,
+                FromShard::Withdraw { .. } | FromShard::LoggedOut { .. } => continue,
                 FromShard::Drained => {
                     self.drained = true;
                     continue;
