@@ -265,7 +265,20 @@ impl Users {
             }
         }
         self.live -= cancelled;
+        if self.live == 0 {
+            // Nobody's, and there will be no tick for it: bytes that nothing seals would keep the inbox shut for ever.
+            self.batches.clear();
+            self.forget_collected();
+        }
         cancelled
+    }
+
+    fn forget_collected(&mut self) {
+        self.messages.clear();
+        self.targets.clear();
+        self.newest.clear();
+        self.batch_bytes = 0;
+        self.live = 0;
     }
 
     /// Messages collected for a connection.
@@ -313,9 +326,7 @@ impl Users {
             pool.release(batch);
         }
         drop((targets, messages));
-        self.newest.clear();
-        self.batch_bytes = 0;
-        self.live = 0;
+        self.forget_collected();
     }
 }
 
@@ -410,6 +421,25 @@ mod tests {
         assert_eq!((users.cancel(Slot(1), Some("a")), users.cancel(Slot(1), Some("a"))), (2, 0));
         assert_eq!((users.subscriptions(), users.topics()), (1, 1));
         assert_eq!(tick(&mut users, &mut pool), ["1:1", "1:2"]);
+    }
+
+    #[test]
+    fn with_the_last_who_wants_it_everything_collected_is_gone() {
+        let (mut users, mut pool) = (Users::default(), Pool::default());
+        for slot in [1, 2] {
+            users.log_in(Slot(slot), "ann".into(), KEY);
+            users.subscribe(Slot(slot), "t");
+        }
+        for _ in 0..3 {
+            collect(&mut users, &mut pool, "ann", "t", &"x".repeat(3000));
+        }
+        assert_eq!((users.cancel(Slot(1), Some("t")), users.has_news(), users.batches.len()), (3, true, 3));
+        assert!(users.batch_bytes() >= 9000, "the other one's");
+        assert!(users.log_out(Slot(2)));
+        assert_eq!((users.has_news(), users.batch_bytes(), users.batches.len()), (false, 0, 0));
+        assert_eq!((users.collected(Slot(1)), users.cancel(Slot(1), None)), (0, 0));
+        collect(&mut users, &mut pool, "ann", "t", "next");
+        assert_eq!(tick(&mut users, &mut pool), ["1:next"]);
     }
 
     #[test]

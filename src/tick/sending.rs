@@ -164,8 +164,6 @@ impl<R: Ring> Reactor<R> {
         let mut last: Option<Piece> = None;
         loop {
             let target = self.round.targets[self.round.cursor];
-            self.round.cursor += 1;
-            let is_last = self.round.targets.get(self.round.cursor).is_none_or(|t| t >> 32 != target >> 32);
             if let Some(piece) = self.round.piece(slot, target as u32 as usize) {
                 match &mut last {
                     Some(before) if Rc::ptr_eq(&before.batch, &piece.batch) && before.end == piece.start => {
@@ -174,17 +172,23 @@ impl<R: Ring> Reactor<R> {
                     }
                     _ => {
                         if let Some(before) = last.replace(piece) {
+                            // The cursor still stands at this target: if the policy closes, the target counts among what is pending.
                             self.offer(slot, before);
+                            if self.connections[index].phase != Phase::Open {
+                                last.take().into_iter().for_each(|piece| self.pool.release(piece.batch));
+                            }
                         }
                     }
                 }
             }
-            if is_last {
+            self.round.cursor += 1;
+            if self.round.targets.get(self.round.cursor).is_none_or(|t| t >> 32 != target >> 32) {
                 break;
             }
         }
         if let Some(piece) = last {
             let connection = &mut self.connections[index];
+            debug_assert!(connection.phase == Phase::Open, "what is left of a round is nobody's after a close");
             let is_idle = !connection.sending && connection.egress.is_empty();
             if is_idle && piece.len() as usize <= self.settings.send_bytes_max {
                 let is_whole = piece.start == 0 && piece.end == piece.batch.len();
@@ -272,6 +276,7 @@ impl<R: Ring> Reactor<R> {
             Outgoing::Page(_) => (u64::MAX, 0),
         };
         let connection = &mut self.connections[slot.0 as usize];
+        debug_assert!(connection.phase != Phase::Cut, "a cut connection's slot is being closed");
         connection.sending = true;
         connection.in_flight += 1;
         self.unsettled.push(Unsettled { slot, delivers: messages > 0, sequence, pinned_bytes });

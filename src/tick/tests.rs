@@ -2,10 +2,10 @@
 
 use super::life::Cause;
 use super::*;
-use crate::config::{Config, Networks};
+use crate::config::{Config, Networks, SlowPolicy};
 use crate::frame::Frame;
-use crate::ids::{ClientRef, Epoch, Generation, InterestId, InterestRef, Offset};
-use crate::queue::{Answer, Claim, ClaimsHeard, Drain, Verdict, channel};
+use crate::ids::{ClientRef, Encoding, Epoch, Generation, InterestId, InterestRef, Offset, UserKey};
+use crate::queue::{Answer, Claim, ClaimsHeard, Drain, UserFrame, Verdict, channel};
 use crate::shard::pages::{Content, Page};
 use crate::socket::BufferId;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -185,6 +185,28 @@ impl World {
     }
 }
 
+impl World {
+    /// The connection is a user who hears `t` privately.
+    fn log_in(&mut self, slot: u32) {
+        self.reactor.users.log_in(Slot(slot), "ann".into(), UserKey(7));
+        self.reactor.users.subscribe(Slot(slot), "t");
+    }
+
+    /// What that user gets.
+    fn push_to_user(&mut self, bytes: usize) {
+        let frame = UserFrame {
+            user: UserKey(7),
+            uid: "ann".into(),
+            topic: "t".into(),
+            encoding: Encoding(0),
+            offset: Offset(1),
+            frame: vec![b'u'; bytes].into(),
+            admitted: self.reactor.ring.now,
+        };
+        self.inbox.push(ToShard::User(frame.into()), bytes).unwrap();
+    }
+}
+
 fn token(kind: Kind, slot: u32, generation: u32) -> Token {
     Token::new(kind, Generation(generation), Slot(slot))
 }
@@ -330,6 +352,68 @@ fn what_was_collected_for_who_leaves_is_counted_as_not_delivered() {
     world.turn();
     let metrics = world.reactor.metrics();
     assert_eq!((metrics.deliveries.get(), metrics.drops_left.get()), (3 * 299, 2 + 5));
+}
+
+#[test]
+fn a_shard_hears_on_after_the_only_one_whom_a_full_batch_was_for_has_left() {
+    let mut world = World::new(|s| s.pending_bytes_max = 10_000);
+    (0..2).for_each(|slot| world.open(slot));
+    world.log_in(0);
+    world.complete(token(Kind::Poll, 0, 0), 1);
+    world.turn();
+    (0..3).for_each(|_| world.push_to_user(3000));
+    world.complete(token(Kind::Recv, 0, 0), -libc::ECONNRESET);
+    world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Cut);
+    assert_eq!(world.reactor.metrics().drops_left.get(), 2, "what fits the batch, and no more");
+    world.pass_ms(10);
+    world.broadcast(1, 100);
+    assert_eq!(world.turn(), [Call::Send(token(Kind::Send, 1, 0), 100)], "to the other one");
+    assert!(world.inbox.is_empty());
+}
+
+/// Owes `slot` 20,000 bytes but a few, of three messages of which the first is on its way; then comes a round of two batches.
+fn two_batches_for_who_is_at_its_bound(world: &mut World) {
+    for (offset, bytes) in [(1, 3000), (2, 9000), (3, 8000)] {
+        world.pass_ms(10);
+        world.broadcast(offset, bytes);
+        world.turn();
+    }
+    world.pass_ms(10);
+    (0..2).for_each(|_| world.push_to_user(4000));
+}
+
+#[test]
+fn whom_the_policy_closes_in_the_midst_of_a_round_loses_nothing_uncounted() {
+    let mut world = World::new(|s| (s.pending_bytes_max, s.policy) = (20_000, SlowPolicy::Disconnect));
+    world.open(0);
+    world.log_in(0);
+    two_batches_for_who_is_at_its_bound(&mut world);
+    assert_eq!(world.reactor.metrics().deliveries.get(), 1);
+    world.broadcast(4, 3000);
+    world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Flushing);
+    let metrics = world.reactor.metrics();
+    assert_eq!((metrics.deliveries.get(), metrics.closes_slow_pending.get()), (1, 1));
+    assert_eq!(metrics.drops_disconnected.get(), 2 + 3, "what it was owed, and all of the round");
+}
+
+#[test]
+fn nothing_is_sent_on_a_connection_that_its_own_round_has_cut() {
+    let mut world = World::new(|s| {
+        (s.pending_bytes_max, s.policy) = (20_000, SlowPolicy::Disconnect);
+        (s.send_bytes_max, s.sends_per_enter) = (1000, 2);
+    });
+    (0..2).for_each(|slot| world.open(slot));
+    world.log_in(0);
+    two_batches_for_who_is_at_its_bound(&mut world);
+    // Both may send again, in the midst of a frame; client 1 takes the turn's share of those, and client 0 waits behind it.
+    [1, 0].into_iter().for_each(|slot| world.sent(slot));
+    let calls = world.turn();
+    assert_eq!(world.connection(0).phase, Phase::Cut);
+    assert!(!calls.iter().any(|call| matches!(call, Call::Send(to, _) if to.slot() == Slot(0))), "{calls:?}");
+    let metrics = world.reactor.metrics();
+    assert_eq!((metrics.closes_slow_pending.get(), metrics.drops_disconnected.get()), (1, 3 + 2));
 }
 
 #[test]
