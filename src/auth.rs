@@ -5,8 +5,8 @@
 //!        uid ◄── {"code":0,"data":{"user_info":{"uid":"…"}}}     all else, late answers included: nobody
 //! ```
 //!
-//! Bounded in time (`auth.deadline_ms`) and in the size of the answer; how many run at once whoever asks bounds. Connections are
-//! kept for the next login, certificates are checked against the system's roots.
+//! Bounded in time (`auth.deadline_ms`), in the size of the answer, and in how many run at once (`auth.concurrent_max`: one more waits
+//! for its turn within its time). Connections are kept for the next login, certificates are checked against the system's roots.
 
 use crate::config::{Auth, LoginMode};
 use crate::queue::UID_BYTES_MAX;
@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// How long a connection to `auth.url` is kept without a login.
 const IDLE: Duration = Duration::from_secs(60);
@@ -58,6 +59,7 @@ pub struct Asker {
     url: Uri,
     deadline: Duration,
     answer_bytes_max: usize,
+    turns: Semaphore,
 }
 
 impl Login {
@@ -103,10 +105,12 @@ impl Asker {
             .pool_max_idle_per_host(settings.idle_connections_max)
             .build(connector);
         let deadline = Duration::from_millis(settings.deadline_ms);
-        Ok(Asker { client, url, deadline, answer_bytes_max: settings.answer_bytes_max })
+        let turns = Semaphore::new(settings.concurrent_max);
+        Ok(Asker { client, url, deadline, answer_bytes_max: settings.answer_bytes_max, turns })
     }
 
     async fn ask(&self, token: &str) -> Option<Box<str>> {
+        let _turn = self.turns.acquire().await.expect("it is never closed");
         let body = [r#"{"token":"#, token, "}"].concat();
         let mut request = Request::new(Full::new(Bytes::from(body)));
         *request.method_mut() = Method::POST;
@@ -205,6 +209,49 @@ mod tests {
         for nobody in ["null", "true", "{}", "[\"bob\"]", "\"\"", "x"] {
             assert_eq!(uid(nobody), None, "{nobody}");
         }
+    }
+
+    #[test]
+    fn no_more_than_concurrent_max_are_asked_at_once_and_who_waits_gets_a_turn() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let service = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/", service.local_addr().unwrap());
+            let settings =
+                Auth { login: LoginMode::Url, url, concurrent_max: 2, deadline_ms: 60_000, ..Auth::default() };
+            let login = Login::new(&settings).unwrap();
+            let asked: Vec<_> = (0..6)
+                .map(|_| {
+                    let login = login.clone();
+                    tokio::spawn(async move { login.uid("1").await })
+                })
+                .collect();
+            let Login::Url(asker) = &login else { unreachable!("it was set") };
+            for _ in 0..3 {
+                // Two arrive; all that are yet unanswered hold a turn or wait for one.
+                let (mut one, _) = service.accept().await.unwrap();
+                let (mut other, _) = service.accept().await.unwrap();
+                assert_eq!(asker.turns.available_permits(), 0);
+                for socket in [&mut one, &mut other] {
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"}") {
+                        assert_ne!(socket.read_buf(&mut request).await.unwrap(), 0);
+                    }
+                }
+                let third = tokio::time::timeout(Duration::from_millis(50), service.accept()).await;
+                assert!(third.is_err(), "a third one was asked while two were unanswered");
+                for socket in [&mut one, &mut other] {
+                    let answer = r#"{"code":0,"data":{"user_info":{"uid":"u"}}}"#;
+                    let head =
+                        format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", answer.len());
+                    socket.write_all((head + answer).as_bytes()).await.unwrap();
+                }
+            }
+            for one in asked {
+                assert_eq!(one.await.unwrap().as_deref(), Some("u"));
+            }
+        });
     }
 
     #[test]

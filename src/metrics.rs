@@ -302,6 +302,8 @@ cells! {
         refused_draining: Counter = "publications_refused" { reason: "draining" },
         /// Refused: no token or a wrong one.
         refused_unauthorized: Counter = "publications_refused" { reason: "unauthorized" },
+        /// Refused: a page that is not in `publish.allowed_origins`, where no token is asked for.
+        refused_origin: Counter = "publications_refused" { reason: "origin" },
         /// Users logged in, each counted once for every shard it is on.
         users: Gauge = "users",
         /// Streams of `PullData` open now.

@@ -376,10 +376,12 @@ section! { "auth"
         url: String = String::new() => LOGIN_URL,
         /// Clients must bring a token in their URL (`/ws?token=…`): 400 without one, 401 if it is refused. They are logged in from the start.
         token_at_connect: bool = false => Allowed::Bool,
-        /// How long `url` may take for its whole answer.
+        /// How long `url` may take for its whole answer, the wait for a turn included.
         deadline_ms: u64 = 3000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// Largest answer of `url`.
         answer_bytes_max: usize = 65_536 => Allowed::Integer(&[256..=1 << 24]),
+        /// Requests to `url` under way at once; the next waits for its turn, within `deadline_ms`.
+        concurrent_max: usize = 64 => Allowed::Integer(&[1..=65_536]),
         /// Connections to `url` that are kept open while nobody logs in.
         idle_connections_max: usize = 32 => Allowed::Integer(&[0..=65_536]),
     }
@@ -469,6 +471,8 @@ section! { "publish"
         tokens_file: String = String::new() => FILE,
         /// Allow publishing without tokens off loopback.
         insecure: bool = false => Allowed::Bool,
+        /// Pages that may publish where no token is asked for, go-push's ports included, by the browser's `Origin`. Others are refused (403), so that no page anywhere can publish through the browser of whoever reaches the port; what is no browser is not asked.
+        allowed_origins: Vec<String> = Vec::new() => ORIGINS,
         /// How long a publication waits for room in a shard's queue before it is refused.
         publish_wait_ms: u64 = 100 => Allowed::Integer(&[0..=60_000]),
         /// Publications waiting for room, in all topics together.

@@ -93,10 +93,15 @@ impl Origins {
         Origins(texts.iter().filter_map(|text| OriginPattern::parse(text)).collect())
     }
 
+    /// Whether `origin` is in the list; nothing is in an empty one.
+    pub fn name(&self, origin: &str) -> bool {
+        self.0.iter().any(|pattern| pattern.matches(origin))
+    }
+
     /// Whether a page of `origin` may connect to us under the name `host`, both as in the headers.
     pub fn allow(&self, origin: &str, host: &str) -> bool {
         if !self.0.is_empty() {
-            return self.0.iter().any(|pattern| pattern.matches(origin));
+            return self.name(origin);
         }
         let asked = host_and_port(host).map(|(host, _)| host);
         asked.is_some() && parts(origin).map(|(_, host, _)| host) == asked
@@ -174,6 +179,14 @@ mod tests {
             assert!(allow(&["*"], origin, "h"), "{origin}");
         }
         assert!(allow(&["null"], "null", "h") && !allow(&["null"], "https://h", "h"));
+    }
+
+    #[test]
+    fn an_empty_list_names_nobody() {
+        let origins = |texts: &[&str]| Origins::new(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
+        assert!(!origins(&[]).name("http://127.0.0.1") && !origins(&[]).name("null"));
+        assert!(origins(&["https://a.example"]).name("https://a.example") && origins(&["*"]).name("null"));
+        assert!(!origins(&["https://a.example"]).name("https://b.example"));
     }
 
     #[test]

@@ -18,9 +18,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -50,7 +52,7 @@ struct Failure {
 impl Failure {
     const NOT_AVAILABLE: Failure = Failure { code: 108, message: Cow::Borrowed("not available") };
 
-    fn bad_request(what: impl std::fmt::Display) -> Failure {
+    fn bad_request(what: impl fmt::Display) -> Failure {
         Failure { code: 107, message: format!("bad request: {what}").into() }
     }
 
@@ -92,8 +94,9 @@ struct Publish<'a> {
 /// One publication for each channel.
 #[derive(Deserialize)]
 struct Broadcast<'a> {
-    #[serde(borrow, default)]
-    channels: Vec<Cow<'a, str>>,
+    /// Read by [`at_most`].
+    #[serde(borrow)]
+    channels: Option<&'a RawValue>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -103,8 +106,9 @@ struct Broadcast<'a> {
 /// `parallel` is skipped: all of it is admitted at once, in order.
 #[derive(Deserialize)]
 struct Batch<'a> {
-    #[serde(borrow, default)]
-    commands: Vec<BatchCommand<'a>>,
+    /// Read by [`at_most`].
+    #[serde(borrow)]
+    commands: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -113,6 +117,40 @@ struct BatchCommand<'a> {
     publish: Option<Publish<'a>>,
     #[serde(borrow)]
     broadcast: Option<Broadcast<'a>>,
+}
+
+/// Items of an array; those beyond `max` are not even read, so that a call costs what it may and not what it asks for. None given is
+/// none. `Ok(None)`: there are more.
+fn at_most<'a, T: Deserialize<'a>>(array: Option<&'a RawValue>, max: usize) -> serde_json::Result<Option<Vec<T>>> {
+    struct AtMost<'b, T> {
+        items: &'b mut Vec<T>,
+        max: usize,
+        is_over: &'b mut bool,
+    }
+    impl<'a, T: Deserialize<'a>> Visitor<'a> for AtMost<'_, T> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array")
+        }
+
+        fn visit_seq<A: SeqAccess<'a>>(self, mut array: A) -> Result<(), A::Error> {
+            while self.items.len() < self.max {
+                let Some(item) = array.next_element()? else { return Ok(()) };
+                self.items.push(item);
+            }
+            // Whatever it is, it is one too many.
+            *self.is_over = array.next_element::<IgnoredAny>()?.is_some();
+            if *self.is_over { Err(A::Error::custom("too many")) } else { Ok(()) }
+        }
+    }
+    let Some(array) = array else { return Ok(Some(Vec::new())) };
+    let (mut items, mut is_over) = (Vec::new(), false);
+    let mut json = serde_json::Deserializer::from_str(array.get());
+    match json.deserialize_seq(AtMost { items: &mut items, max, is_over: &mut is_over }) {
+        Err(_) if is_over => Ok(None),
+        read => read.map(|()| Some(items)),
+    }
 }
 
 fn bytes(data: Option<&RawValue>, b64data: Option<&str>) -> Result<Bytes, Failure> {
@@ -152,29 +190,35 @@ impl Publications {
     fn publish(&mut self, publish: &Publish<'_>) -> Asked {
         let data = bytes(publish.data, publish.b64data.as_deref());
         Asked::Publish(data.and_then(|data| {
-            self.room(1)?;
+            if self.all.len() == self.max {
+                return Err(self.too_many("publications"));
+            }
             self.all.push(Ok(publication(publish.channel.as_deref().unwrap_or_default(), data)?));
             Ok(self.all.len() - 1)
         }))
     }
 
-    fn broadcast(&mut self, broadcast: &Broadcast<'_>) -> Asked {
+    /// # Errors
+    /// Its channels are no texts.
+    fn broadcast(&mut self, broadcast: &Broadcast<'_>) -> serde_json::Result<Asked> {
+        let channels = at_most::<Cow<'_, str>>(broadcast.channels, self.max - self.all.len())?;
         let data = bytes(broadcast.data, broadcast.b64data.as_deref());
-        Asked::Broadcast(data.and_then(|data| {
-            if broadcast.channels.is_empty() {
+        Ok(Asked::Broadcast(data.and_then(|data| {
+            let channels = channels.ok_or_else(|| self.too_many("publications"))?;
+            if channels.is_empty() {
                 return Err(Failure::bad_request("channels are required"));
             }
-            self.room(broadcast.channels.len())?;
             let first = self.all.len();
-            self.all.extend(broadcast.channels.iter().map(|channel| publication(channel, data.clone())));
+            self.all.extend(channels.iter().map(|channel| publication(channel, data.clone())));
             Ok(first..self.all.len())
-        }))
+        })))
     }
 
-    fn room(&self, more: usize) -> Result<(), Failure> {
-        let (all, max) = (self.all.len() + more, self.max);
-        let many = || format!("{all} publications in one call, at most {max} are allowed (publish.batch_messages_max)");
-        if all > max { Err(Failure::bad_request(many())) } else { Ok(()) }
+    fn too_many(&self, what: &str) -> Failure {
+        let max = self.max;
+        Failure::bad_request(format_args!(
+            "more than {max} {what} in one call, at most {max} are allowed (publish.batch_messages_max)"
+        ))
     }
 
     async fn admit(self, control: &Control) -> Vec<Result<Ack, Failure>> {
@@ -293,20 +337,20 @@ async fn answered(app: &App, method: &str, body: &[u8]) -> Result<Result<Value, 
             Ok(asked.result(&publications.admit(&app.control).await))
         }
         "broadcast" => {
-            let asked = publications.broadcast(&serde_json::from_slice(body).map_err(malformed)?);
+            let broadcast = serde_json::from_slice(body).map_err(malformed)?;
+            let asked = publications.broadcast(&broadcast).map_err(malformed)?;
             Ok(asked.result(&publications.admit(&app.control).await))
         }
         "batch" => {
             let batch: Batch<'_> = serde_json::from_slice(body).map_err(malformed)?;
-            let asked: Vec<(&str, Asked)> = batch
-                .commands
-                .iter()
-                .map(|command| match (&command.publish, &command.broadcast) {
-                    (Some(publish), _) => ("publish", publications.publish(publish)),
-                    (_, Some(broadcast)) => ("broadcast", publications.broadcast(broadcast)),
-                    _ => ("error", Asked::Unknown),
-                })
-                .collect();
+            let commands = at_most::<BatchCommand<'_>>(batch.commands, app.batch_messages_max).map_err(malformed)?;
+            let Some(commands) = commands else { return Ok(Err(publications.too_many("commands"))) };
+            let asked = commands.iter().map(|command| match (&command.publish, &command.broadcast) {
+                (Some(publish), _) => Ok(("publish", publications.publish(publish))),
+                (_, Some(broadcast)) => Ok(("broadcast", publications.broadcast(broadcast)?)),
+                _ => Ok(("error", Asked::Unknown)),
+            });
+            let asked = asked.collect::<serde_json::Result<Vec<(&str, Asked)>>>().map_err(malformed)?;
             let outcomes = publications.admit(&app.control).await;
             let reply = |(name, asked): (&str, Asked)| match asked.result(&outcomes) {
                 Ok(result) => json!({ name: result }),
@@ -316,5 +360,32 @@ async fn answered(app: &App, method: &str, body: &[u8]) -> Result<Result<Value, 
         }
         known if NOT_AVAILABLE.contains(&known) => Ok(Err(Failure::NOT_AVAILABLE)),
         _ => Err((StatusCode::NOT_FOUND, "404 page not found\n".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str, max: usize) -> serde_json::Result<Option<Vec<u8>>> {
+        let raw: &RawValue = serde_json::from_str(json).unwrap();
+        at_most(Some(raw), max)
+    }
+
+    #[test]
+    fn an_array_is_read_up_to_its_bound_and_not_beyond() {
+        assert_eq!(at_most::<u8>(None, 2).unwrap(), Some(vec![]));
+        for (json, items) in [("[]", vec![]), ("[1]", vec![1]), (" [1 , 2]", vec![1, 2])] {
+            assert_eq!(read(json, 2).unwrap(), Some(items), "{json}");
+        }
+        // What is beyond is not read: as a number of a byte, 1000 is none.
+        for json in ["[1,2,3]", "[1,2,1000]", "[1,2,3,{},[]]"] {
+            assert_eq!(read(json, 2).unwrap(), None, "{json}");
+        }
+        for json in ["[1,1000,3]", "{}", "7"] {
+            assert!(read(json, 2).is_err(), "{json}");
+        }
+        assert_eq!(read("[]", 0).unwrap(), Some(vec![]));
+        assert_eq!(read("[1]", 0).unwrap(), None);
     }
 }

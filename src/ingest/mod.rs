@@ -16,6 +16,7 @@ mod grpc;
 mod http;
 mod json;
 mod log_level;
+mod pages;
 mod pull;
 mod push;
 mod server;

@@ -4,8 +4,8 @@
 //! running out of descriptors is waited out instead of spun on, and a graceful end has a deadline.
 
 use super::visits::{Held, STRANGER_CALLS_MAX, Strangers, Visit};
-use super::{Control, LogLevel, Tokens, grpc, http, log_level};
-use crate::config::Publish;
+use super::{Control, LogLevel, Tokens, grpc, http, log_level, pages};
+use crate::config::{Origins, Publish};
 use crate::metrics::{ControlMetrics, Gauge};
 use axum::Router;
 use axum::body::Body;
@@ -180,9 +180,11 @@ impl Server {
             stop: stop.subscribe(),
         };
         let grpc_port = port(listener(self.grpc)?, &metrics.grpc_connections);
+        let origins = Arc::new(Origins::new(&publish.allowed_origins));
         let reception = |router: &Router, visit| Reception {
             router: router.clone(),
             tokens: tokens.clone(),
+            origins: origins.clone(),
             control: control.clone(),
             visit,
         };
@@ -308,17 +310,18 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// What a request meets first: who is there, and how much a stranger may ask at once.
+/// What a request meets first: who is there, whose page it is, and how much a stranger may ask at once.
 pub(super) struct Reception {
     pub(super) router: Router,
     pub(super) tokens: Arc<Tokens>,
+    pub(super) origins: Arc<Origins>,
     pub(super) control: Arc<Control>,
     pub(super) visit: Visit,
 }
 
 impl Reception {
     fn service(self) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> {
-        let Reception { router, tokens, control, visit } = self;
+        let Reception { router, tokens, origins, control, visit } = self;
         let router = TowerToHyperService::new(router);
         service_fn(move |request: Request<Incoming>| {
             let is_let_in = || {
@@ -326,20 +329,26 @@ impl Reception {
                 tokens.allow(headers.get(AUTHORIZATION).map(|value| value.as_bytes()))
                     || super::centrifugo::has_key(&tokens, headers, request.uri().query().unwrap_or_default())
             };
-            if !visit.is_known() && is_let_in() {
+            let may_ask = pages::may_ask(&origins, &tokens, request.method(), request.uri().path(), request.headers());
+            if !visit.is_known() && may_ask && is_let_in() {
                 visit.make_known();
             }
             let call = if visit.is_known() { Ok(None) } else { visit.begin_call().map(Some).ok_or(()) };
-            let response = call.map(|call| (call, router.call(request)));
+            let response = call.map(|call| (call, if may_ask { Ok(router.call(request)) } else { Err(request) }));
             if response.is_err() {
                 control.metrics().stranger_calls_refused.add(1);
             }
+            let control = control.clone();
             async move {
-                match response {
-                    Ok((None, response)) => response.await,
-                    Ok((Some(call), response)) => Ok(response.await?.map(|body| Body::new(Held::new(body, call)))),
-                    Err(()) => Ok(too_many_calls().into_http()),
-                }
+                let Ok((call, response)) = response else { return Ok(too_many_calls().into_http()) };
+                let response = match response {
+                    Ok(response) => response.await?,
+                    Err(refused) => pages::refuse(control.metrics(), Body::new(refused.into_body())).await,
+                };
+                Ok(match call {
+                    Some(call) => response.map(|body| Body::new(Held::new(body, call))),
+                    None => response,
+                })
             }
         })
     }

@@ -543,6 +543,19 @@ fn the_server_api_publishes_broadcasts_and_batches() {
         let transport = api(&gateway, path, &[("X-Centrifugo-Error-Mode", "transport")], &body);
         assert_eq!((transport.status, &transport.json()["code"]), (400, &json!(code)));
     }
+    // 4 MB that would be 1.3 million commands, or channels: refused by the bound, which the answer names.
+    let many = |path: &str, body: String| {
+        let said = http::request(gateway.http, "POST", path, &[], body.as_bytes()).json();
+        let told = said["error"]["message"].as_str().unwrap_or_default().contains("publish.batch_messages_max");
+        assert!(told && said["error"]["code"] == 107 && said.get("replies").is_none(), "{path}: {said}");
+    };
+    many("/api/batch", format!(r#"{{"commands":[{}{{}}]}}"#, "{},".repeat(1_300_000)));
+    many("/api/broadcast", format!(r#"{{"data":1,"channels":[{}""]}}"#, r#""","#.repeat(1_300_000)));
+    for (path, body) in
+        [("/api/batch", &b"{\"commands\":[7]}"[..]), ("/api/broadcast", b"{\"channels\":{},\"data\":1}")]
+    {
+        assert_eq!(http::request(gateway.http, "POST", path, &[], body).status, 400, "{path}");
+    }
     assert_eq!(http::request(gateway.http, "POST", "/api/publish", &[], b"{").status, 400);
     assert_eq!(http::request(gateway.http, "GET", "/api/publish", &[], b"").status, 405);
     assert_eq!(api(&gateway, "/api/nothing", &[], &json!({})).status, 404);

@@ -350,6 +350,66 @@ fn every_port_answers_200_with_nothing_in_it_whatever_comes() {
 }
 
 #[test]
+fn a_page_that_is_not_in_the_list_publishes_nothing_by_any_port_and_is_counted() {
+    const PAGE: (&str, &str) = ("Origin", "https://evil.example");
+    const TEXT_PLAIN: (&str, &str) = ("Content-Type", "text/plain");
+    let simple = |gopush: &Gopush| {
+        let (logic, http) = (gopush.logic, gopush.gateway.http);
+        [
+            (logic, "/push/all", FORM[0], r#"items=["form"]"#),
+            (logic, "/push/room", FORM[0], r#"room=r&items=["room"]"#),
+            (logic, "/push", TEXT_PLAIN, r#"{"range":"all","message":"json"}"#),
+            (http, "/v1/pushData", TEXT_PLAIN, r#"{"topic":"r","data":"MQ=="}"#),
+            (http, "/order.Proxy/PushData", TEXT_PLAIN, r#"{"topic":"r","data":"Mg=="}"#),
+            (http, "/api/publish", TEXT_PLAIN, r#"{"channel":"r","data":3}"#),
+        ]
+    };
+    let gopush = Gopush::start(&[SOON]);
+    let mut client = gopush.client(&["r"]);
+    let mut refused = 0.0;
+    for (to, path, kind, body) in simple(&gopush) {
+        for from in [PAGE, ("Origin", "null"), ("Origin", &format!("http://{to}")), ("Sec-Fetch-Site", "cross-site")] {
+            let response = request(to, "POST", path, &[kind, from], body.as_bytes());
+            assert_eq!(response.status, 403, "{path} from {from:?}: {response:?}");
+            assert!(response.body.contains("publish.allowed_origins"), "{response:?}");
+            refused += 1.0;
+        }
+    }
+    let url = format!("https://{}/push/all", gopush.pushes);
+    let by_tls =
+        ["-d", "items=[4]", "-H", "Origin: https://evil.example", "-o", "/dev/null", "-w", "%{http_code}", &url];
+    assert_eq!(curl(&by_tls), "403");
+    gopush.room("r", "[\"program\"]");
+    assert_eq!(client.text(), pushed("\"program\""), "nothing of the above went anywhere");
+    let metrics = gopush.gateway.metrics();
+    assert_eq!(metrics.sum("fanwire_publications_refused_total", &[("reason", "origin")]), refused + 1.0);
+    let read = request(gopush.gateway.http, "GET", "/stats", &[PAGE], b"");
+    assert_eq!(read.status, 200, "a GET publishes nothing");
+
+    for allowed in ["https://shop.example,https://evil.example", "*"] {
+        let gopush = Gopush::start(&[SOON, ("publish.allowed_origins", allowed)]);
+        for (to, path, kind, body) in simple(&gopush) {
+            assert_eq!(request(to, "POST", path, &[kind, PAGE], body.as_bytes()).status, 200, "{allowed}: {path}");
+        }
+    }
+}
+
+#[test]
+fn where_a_token_or_key_is_asked_for_it_decides_and_not_the_page() {
+    let file = std::env::temp_dir().join(format!("fanwire-page-keys-{}", std::process::id()));
+    std::fs::write(&file, "a-key-of-the-shop-01234\n").unwrap();
+    let gateway = Gateway::start(&[("centrifugo.api_keys_file", file.to_str().unwrap())]);
+    std::fs::remove_file(&file).unwrap();
+    let page = ("Origin", "https://evil.example");
+    let publish = |path: &str, more: &[(&str, &str)]| {
+        request(gateway.http, "POST", path, &[&[page], more].concat(), br#"{"channel":"r","data":3}"#).status
+    };
+    assert_eq!(publish("/api/publish", &[("X-API-Key", "a-key-of-the-shop-01234")]), 200);
+    assert_eq!(publish("/api/publish", &[]), 401);
+    assert_eq!(publish("/v1/pushData", &[]), 403, "no token is asked for here");
+}
+
+#[test]
 fn the_gateway_port_speaks_tls_with_http_2_and_http_1() {
     let gopush = Gopush::start(&[SOON]);
     let mut client = gopush.client(&["r"]);
@@ -459,7 +519,7 @@ fn what_a_slow_client_misses_is_counted_and_it_stays() {
 
 #[test]
 fn the_json_endpoint_reaches_everyone_a_room_and_says_what_is_wrong() {
-    let gopush = Gopush::start(&[SOON]);
+    let gopush = Gopush::start(&[SOON, ("publish.allowed_origins", "https://shop.example")]);
     let mut client = gopush.client(&["r"]);
     for at in [format!("http://{}/push", gopush.logic), format!("https://{}/push", gopush.pushes)] {
         let push = |body: &str| curl(&["-d", body, &at, "-w", "%{http_code}"]);
@@ -472,10 +532,21 @@ fn the_json_endpoint_reaches_everyone_a_room_and_says_what_is_wrong() {
             let said = push(wrong);
             assert!(said.starts_with("{\"code\":3,") && said.ends_with("400"), "{wrong}: {said}");
         }
-        let asked = curl(&["-X", "OPTIONS", "-i", &at]).to_ascii_lowercase();
+        let from = |page: &str, more: &[&str]| {
+            let origin = format!("Origin: https://{page}.example");
+            curl(&[&["-i", "-H", &origin, &at], more].concat()).to_ascii_lowercase()
+        };
+        let asked = from("shop", &["-X", "OPTIONS"]);
         assert!(asked.contains(" 204"), "{asked}");
-        for header in ["allow-origin: *", "allow-methods: post, options", "allow-headers: content-type"] {
-            assert!(asked.contains(&format!("access-control-{header}")), "{asked}");
+        for header in ["origin: https://shop.example", "methods: post, options", "headers: content-type"] {
+            assert!(asked.contains(&format!("access-control-allow-{header}")), "{asked}");
+        }
+        let pushed_by_page = from("shop", &["-d", r#"{"range":"all","message":"by a page"}"#]);
+        assert!(pushed_by_page.contains("access-control-allow-origin: https://shop.example"), "{pushed_by_page}");
+        assert_eq!(client.text(), pushed(r#""by a page""#));
+        for more in [&["-X", "OPTIONS"][..], &["-d", r#"{"range":"all","message":"evil"}"#]] {
+            let refused = from("evil", more);
+            assert!(refused.contains(" 403") && !refused.contains("access-control"), "{refused}");
         }
     }
     pong(&mut client);

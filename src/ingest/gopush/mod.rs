@@ -8,7 +8,7 @@
 //! | `/stats` | their own keys, the gateway's twelve or the logic's three |
 //!
 //! The first two always answer 200 with nothing in it, whatever came: that is go-push's way, and `/stats` and `/metrics` count what
-//! became of it. `/push` is ours to shape: it says what is wrong, and lets pages of any origin in.
+//! became of it. `/push` is ours to shape: it says what is wrong, and tells browsers which pages may call it (`publish.allowed_origins`).
 
 mod certificate;
 mod form;
@@ -19,14 +19,14 @@ pub use certificate::{CertificateError, check_certificate};
 use super::push::{Problem, guarded};
 use super::server::{self, BindError, Port, Reception, listener, ordered, serve_http1, serve_http2};
 use super::{Admission, Control, Tokens};
-use crate::config::{GopushSettings, Publish};
+use crate::config::{GopushSettings, Origins, Publish};
 use crate::frame::{Publication, Target};
 use crate::metrics::{Counter, ShardMetrics};
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, ORIGIN, VARY,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -148,9 +148,11 @@ impl GopushServer {
             stop: stop.subscribe(),
         };
         let tokens = Arc::new(Tokens::none());
+        let origins = Arc::new(Origins::new(&publish.allowed_origins));
         let reception = |router: &Router, visit| Reception {
             router: router.clone(),
             tokens: tokens.clone(),
+            origins: origins.clone(),
             control: control.clone(),
             visit,
         };
@@ -328,8 +330,9 @@ impl App {
         refused
     }
 
-    /// `/push`.
+    /// `/push`. Whose page it is has been asked before it came here.
     async fn json(&self, side: Side, request: Request) -> Response {
+        let origin = request.headers().get(ORIGIN).cloned();
         let mut response = match *request.method() {
             Method::OPTIONS => answer(StatusCode::NO_CONTENT, None, ""),
             Method::POST => match guarded(self.control.metrics(), self.push_json(side, request)).await {
@@ -339,7 +342,8 @@ impl App {
             _ => Problem::new(Code::Unimplemented, "Method Not Allowed").into_response(),
         };
         let headers = response.headers_mut();
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        headers.insert(VARY, HeaderValue::from_static("Origin"));
+        origin.map(|origin| headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin));
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, OPTIONS"));
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Content-Type"));
         response
