@@ -5,10 +5,13 @@
 //!        uid ◄── {"code":0,"data":{"user_info":{"uid":"…"}}}     all else, late answers included: nobody
 //! ```
 //!
+//! What the service says is its business; that it says nothing, or nothing one can read, is counted and logged.
+//!
 //! Bounded in time (`auth.deadline_ms`), in the size of the answer, and in how many run at once (`auth.concurrent_max`: one more waits
 //! for its turn within its time). Connections are kept for the next login, certificates are checked against the system's roots.
 
 use crate::config::{Auth, LoginMode};
+use crate::metrics::{ControlMetrics, Counter};
 use crate::queue::UID_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
@@ -19,12 +22,16 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
-use std::sync::Arc;
-use std::time::Duration;
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// How long a connection to `auth.url` is kept without a login.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// The log hears of a service in trouble once in this time; the rest is counted.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why there is nobody to ask; says who must do what.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +67,31 @@ pub struct Asker {
     deadline: Duration,
     answer_bytes_max: usize,
     turns: Semaphore,
+    /// When trouble is logged next, and how often it was not since the last time.
+    complaint: Mutex<(Option<Instant>, u64)>,
+}
+
+/// Why it is not known who is behind a token, though the service has not said no.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Trouble {
+    #[error("it was not reached: {0}")]
+    Unreachable(String),
+    #[error("it did not answer within auth.deadline_ms")]
+    Late,
+    #[error("its answer broke off, or is longer than auth.answer_bytes_max: {0}")]
+    Broken(String),
+    #[error("its answer is no JSON object with a number as its code")]
+    Unclear,
+}
+
+impl Trouble {
+    fn counter<'a>(&self, metrics: &'a ControlMetrics) -> &'a Counter {
+        match self {
+            Trouble::Unreachable(_) => &metrics.auth_unreachable,
+            Trouble::Late => &metrics.auth_late,
+            Trouble::Broken(_) | Trouble::Unclear => &metrics.auth_unclear,
+        }
+    }
 }
 
 impl Login {
@@ -76,12 +108,18 @@ impl Login {
     }
 
     /// The uid behind `token` (JSON, verbatim); `None`: whatever is not a clear yes.
-    pub async fn uid(&self, token: &str) -> Option<Box<str>> {
-        match self {
-            Login::Nobody => None,
-            Login::AcceptAny => claimed(token),
-            Login::Url(asker) => tokio::time::timeout(asker.deadline, asker.ask(token)).await.ok()?,
-        }
+    pub async fn uid(&self, token: &str, metrics: &ControlMetrics) -> Option<Box<str>> {
+        let asker = match self {
+            Login::Nobody => return None,
+            Login::AcceptAny => return claimed(token),
+            Login::Url(asker) => asker,
+        };
+        let answer = tokio::time::timeout(asker.deadline, asker.ask(token)).await.unwrap_or(Err(Trouble::Late));
+        answer.unwrap_or_else(|trouble| {
+            trouble.counter(metrics).add(1);
+            asker.complain(&trouble);
+            None
+        })
     }
 }
 
@@ -106,32 +144,50 @@ impl Asker {
             .build(connector);
         let deadline = Duration::from_millis(settings.deadline_ms);
         let turns = Semaphore::new(settings.concurrent_max);
-        Ok(Asker { client, url, deadline, answer_bytes_max: settings.answer_bytes_max, turns })
+        let complaint = Mutex::default();
+        Ok(Asker { client, url, deadline, answer_bytes_max: settings.answer_bytes_max, turns, complaint })
     }
 
-    async fn ask(&self, token: &str) -> Option<Box<str>> {
+    async fn ask(&self, token: &str) -> Result<Option<Box<str>>, Trouble> {
         let _turn = self.turns.acquire().await.expect("it is never closed");
         let body = [r#"{"token":"#, token, "}"].concat();
         let mut request = Request::new(Full::new(Bytes::from(body)));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.url.clone();
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let response = match self.client.request(request).await {
-            Ok(response) => response,
-            Err(error) => {
-                tracing::debug!(url = %self.url, "auth.url was not reached: {error}");
-                return None;
-            }
-        };
+        let response = self.client.request(request).await.map_err(|e| Trouble::Unreachable(with_causes(&e)))?;
         let mut body = Limited::new(response.into_body(), self.answer_bytes_max);
         let mut answer = BytesMut::new();
         while let Some(frame) = body.frame().await {
-            if let Ok(chunk) = frame.ok()?.into_data() {
+            if let Ok(chunk) = frame.map_err(|e| Trouble::Broken(e.to_string()))?.into_data() {
                 answer.extend_from_slice(&chunk);
             }
         }
         confirmed(&answer)
     }
+
+    fn complain(&self, trouble: &Trouble) {
+        let now = Instant::now();
+        let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        let (next, unlogged) = &mut *complaint;
+        if next.is_some_and(|next| now < next) {
+            *unlogged += 1;
+            return;
+        }
+        tracing::warn!(url = %self.url, unlogged = *unlogged, "a login was refused without a word of auth.url: {trouble}");
+        *complaint = (Some(now + COMPLAINT_INTERVAL), 0);
+    }
+}
+
+/// An error and what caused it: hyper's own text leaves out why.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn provider() -> rustls::crypto::CryptoProvider {
@@ -147,11 +203,11 @@ fn no_roots() -> rustls::ClientConfig {
 }
 
 /// The uid in an answer that is a clear yes. The HTTP status says nothing, as in the original.
-fn confirmed(answer: &[u8]) -> Option<Box<str>> {
-    let answer: Value = serde_json::from_slice(answer).ok()?;
-    let code = answer.get("code")?.as_f64()?;
-    let uid = answer.get("data")?.get("user_info")?.get("uid")?.as_str()?;
-    (code == 0.0).then_some(uid).and_then(usable)
+fn confirmed(answer: &[u8]) -> Result<Option<Box<str>>, Trouble> {
+    let answer: Value = serde_json::from_slice(answer).map_err(|_| Trouble::Unclear)?;
+    let code = answer.get("code").and_then(Value::as_f64).ok_or(Trouble::Unclear)?;
+    let uid = answer.pointer("/data/user_info/uid").and_then(Value::as_str);
+    Ok(uid.filter(|_| code == 0.0).and_then(usable))
 }
 
 /// Under `accept-any` a string is the uid, and so is the text of a number; anything else is nobody.
@@ -173,7 +229,7 @@ mod tests {
 
     #[test]
     fn only_a_clear_yes_names_a_user() {
-        let uid = |answer: &str| confirmed(answer.as_bytes()).map(String::from);
+        let uid = |answer: &str| confirmed(answer.as_bytes()).ok().flatten().map(String::from);
         let sheet = r#"{"code":0,"data":{"user_info":{"uid":"123456","username":"bob"}}}"#;
         assert_eq!(uid(sheet).as_deref(), Some("123456"));
         assert_eq!(uid(r#"{"x":[],"code":0.0,"data":{"user_info":{"uid":"用户"}}}"#).as_deref(), Some("用户"));
@@ -199,6 +255,31 @@ mod tests {
         ] {
             assert_eq!(uid(&no), None, "{no}");
         }
+        for no in [with("1", "null"), with("0", "7"), r#"{"code":0}"#.into()] {
+            assert_eq!(confirmed(no.as_bytes()), Ok(None), "{no} is a no");
+        }
+        for nothing in ["", "no", "[0]", r#"{"data":{}}"#, r#"{"code":"0"}"#] {
+            assert_eq!(confirmed(nothing.as_bytes()), Err(Trouble::Unclear), "{nothing} says nothing");
+        }
+    }
+
+    #[test]
+    fn a_service_that_says_nothing_is_counted_by_what_is_wrong_with_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/", listener.local_addr().unwrap());
+            let login = Login::new(&Auth { login: LoginMode::Url, url, deadline_ms: 50, ..Auth::default() }).unwrap();
+            let metrics = ControlMetrics::default();
+            let counts = || (metrics.auth_unreachable.get(), metrics.auth_late.get(), metrics.auth_unclear.get());
+            assert_eq!(login.uid("1", &metrics).await, None);
+            assert_eq!(counts(), (0, 1, 0), "nobody accepts");
+            drop(listener);
+            assert_eq!(login.uid("1", &metrics).await, None);
+            assert_eq!(counts(), (1, 1, 0), "nobody listens");
+            let Login::Url(asker) = &login else { unreachable!("it was set") };
+            assert_eq!(asker.complaint.lock().unwrap().1, 1, "one is logged, the next one counted");
+        });
     }
 
     #[test]
@@ -224,7 +305,7 @@ mod tests {
             let asked: Vec<_> = (0..6)
                 .map(|_| {
                     let login = login.clone();
-                    tokio::spawn(async move { login.uid("1").await })
+                    tokio::spawn(async move { login.uid("1", &ControlMetrics::default()).await })
                 })
                 .collect();
             let Login::Url(asker) = &login else { unreachable!("it was set") };

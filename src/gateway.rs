@@ -505,7 +505,8 @@ impl Running {
 
         let mut driver = {
             let (login, registry) = (self.login.clone(), self.registry.clone());
-            let knowledge = Arc::new(Knowledge { login, registry, shards: self.shard_metrics.clone() });
+            let metrics = self.control.metrics().clone();
+            let knowledge = Arc::new(Knowledge { login, metrics, registry, shards: self.shard_metrics.clone() });
             let control = self.control.clone();
             tokio::spawn(async move { control.run(knowledge).await })
         };
@@ -637,14 +638,15 @@ fn stats(shards: &[Arc<ShardMetrics>]) -> String {
 /// What clients may ask of the control core.
 struct Knowledge {
     login: Login,
+    metrics: Arc<ControlMetrics>,
     registry: Arc<Registry>,
     shards: Vec<Arc<ShardMetrics>>,
 }
 
 impl Oracle for Knowledge {
     fn login(&self, token: Box<str>) -> BoxFuture<'static, Option<Box<str>>> {
-        let login = self.login.clone();
-        async move { login.uid(&token).await }.boxed()
+        let (login, metrics) = (self.login.clone(), self.metrics.clone());
+        async move { login.uid(&token, &metrics).await }.boxed()
     }
 
     fn page(&self, page: Page) -> BoxFuture<'static, Answer> {
