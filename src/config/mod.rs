@@ -302,7 +302,7 @@ section! { "limits"
         handshake_deadline_ms: u64 = 5000 => Allowed::Integer(&[1..=HOUR_MS]),
         /// From our close frame to the cut.
         close_deadline_ms: u64 = 1000 => Allowed::Integer(&[1..=HOUR_MS]),
-        /// Messages a client may send a second, on average. Control frames and each fragment of a message count as one.
+        /// Messages a client may send a second, on average. Control frames, each fragment of a message, and each command of a message that holds several count as one.
         client_messages_per_s_max: u32 = 100 => Allowed::Integer(&[1..=1_000_000]),
         /// How many it may send at once, saved up while it was quiet.
         client_messages_burst_max: u32 = 1000 => Allowed::Integer(&[1..=1_000_000]),
@@ -554,7 +554,7 @@ section! { "listen"
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AddressHeader {
-    /// In `X-Forwarded-For`, else in `X-Real-IP`.
+    /// In `X-Forwarded-For`, or in `X-Real-IP` where that is missing.
     Either,
     /// In `X-Forwarded-For`.
     XForwardedFor,

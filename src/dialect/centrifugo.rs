@@ -44,6 +44,10 @@ const NATIVE_PING: u32 = 4;
 /// A channel whose name begins with this asks for a token at the original, and nobody checks one here yet.
 const PRIVATE_PREFIX: char = '$';
 
+/// Commands in one message; the original knows no bound. Each has a reply of some 100 bytes, which are owed together. Clients
+/// subscribe to all their channels in one message when they come back, so it is far above `channels_per_connection_max`.
+const COMMANDS_MAX: usize = 4096;
+
 /// Errors in replies: number and text as the original's.
 type Refusal = (u16, &'static str);
 const PERMISSION_DENIED: Refusal = (103, "permission denied");
@@ -94,8 +98,8 @@ impl Dialect for Centrifugo {
         let before = commands.len();
         for line in payload.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
             let command = match Request::parse(line) {
-                Some(request) => request.command(session),
-                None => close(CLOSE_BAD_REQUEST),
+                Some(request) if commands.len() - before < COMMANDS_MAX => request.command(session),
+                _ => close(CLOSE_BAD_REQUEST),
             };
             let is_over = matches!(command, Command::Close { .. });
             commands.push(command);
@@ -437,6 +441,15 @@ mod tests {
             r#"{"push":{"channel":"a\"b\n","pub":{"data":"not json","offset":1,"epoch":"ff"}}}"#
         );
         assert_eq!(push(Publication::new("", &b"[1]"[..]), 3), r#"{"push":{"message":{"data":[1]}}}"#);
+    }
+
+    #[test]
+    fn a_message_of_too_many_commands_ends_the_connection() {
+        let lines = |count| parse(&"{\"id\":7,\"rpc\":{}}\n".repeat(count));
+        let most = lines(COMMANDS_MAX);
+        assert!(most.len() == COMMANDS_MAX && !most.contains(&BAD));
+        let over = lines(2 * COMMANDS_MAX);
+        assert_eq!((over.len(), over.last()), (COMMANDS_MAX + 1, Some(&BAD)));
     }
 
     #[test]

@@ -377,7 +377,6 @@ impl<R: Ring> Reactor<R> {
 
     fn input(&mut self, slot: Slot, mut bytes: &[u8]) {
         let index = slot.0 as usize;
-        let now_ms = self.now.as_ms() as u32;
         while !bytes.is_empty() {
             let connection = &mut self.connections[index];
             if connection.phase != Phase::Open {
@@ -408,8 +407,7 @@ impl<R: Ring> Reactor<R> {
                 }
             };
             bytes = &bytes[decoded.consumed..];
-            let (per_s, burst) = (self.settings.client_messages_per_s_max, self.settings.client_messages_burst_max);
-            if self.settings.is_rated(dialect) && !connection.allow_frames(decoded.frames, now_ms, per_s, burst) {
+            if !self.may_say(slot, decoded.frames) {
                 return self.close(slot, Cause::Flood, 1008, "too many messages", false);
             }
             let Some(event) = decoded.event else { continue };
@@ -421,7 +419,8 @@ impl<R: Ring> Reactor<R> {
                     self.owe_frame(slot);
                 }
                 Event::Pong => {
-                    if let Some(command) = dialect.get().control_pong(&mut connection.session) {
+                    let session = &mut self.connections[index].session;
+                    if let Some(command) = dialect.get().control_pong(session) {
                         self.carry_out(slot, command);
                     }
                 }
@@ -430,11 +429,27 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
+    /// Takes `count` frames, or commands beyond one a frame, out of what it may say; `false`: that is too many.
+    fn may_say(&mut self, slot: Slot, count: u32) -> bool {
+        let connection = &mut self.connections[slot.0 as usize];
+        let (per_s, burst) = (self.settings.client_messages_per_s_max, self.settings.client_messages_burst_max);
+        let now_ms = self.now.as_ms() as u32;
+        !self.settings.is_rated(connection.dialect) || connection.allow_frames(count, now_ms, per_s, burst)
+    }
+
     fn message(&mut self, slot: Slot, dialect: &dyn Dialect, kind: MessageKind) {
         self.metrics.messages_received.add(1);
         let mut commands = std::mem::take(&mut self.commands);
         let connection = &mut self.connections[slot.0 as usize];
         dialect.parse(&mut connection.session, kind, self.scratch.payload(), &mut commands);
+        // The frame has been counted, and one came with it. A heartbeat comes along with its answer, or once a message.
+        let asked = commands.iter().filter(|command| !matches!(command, Command::Heartbeat)).count();
+        let more = u32::try_from(asked.saturating_sub(1)).unwrap_or(u32::MAX);
+        if more > 0 && !self.may_say(slot, more) {
+            commands.clear();
+            self.commands = commands;
+            return self.close(slot, Cause::Flood, 1008, "too many messages", false);
+        }
         self.join_replies(slot);
         for command in commands.drain(..) {
             let connection = &mut self.connections[slot.0 as usize];

@@ -710,6 +710,31 @@ fn who_is_gone_while_the_accepting_core_is_asked_is_cut_and_gives_its_place_back
     assert_eq!(world.claim(), Some(Claim::Release { address: CLIENT }));
 }
 
+#[test]
+fn each_command_of_a_message_counts_and_all_channels_at_once_are_no_flood() {
+    let mut world = World::new(|_| {});
+    world.arrive(0);
+    let head = std::str::from_utf8(HEAD).unwrap().replacen("/ws", "/connection/websocket", 1);
+    world.say(0, head.as_bytes());
+    world.sent(0);
+    let channels = world.reactor.settings.topics_per_connection_max(DialectId::Centrifugo) as u32;
+    let subscribe = |id: u32| format!("\n{{\"id\":{id},\"subscribe\":{{\"channel\":\"c{id}\"}}}}");
+    let all: String = (2..channels + 2).map(subscribe).collect();
+    world.say(0, &text(&format!("{{\"id\":1,\"connect\":{{}}}}{all}")));
+    world.acknowledge();
+    assert_eq!(
+        (world.connection(0).phase, world.connection(0).subscriptions.len()),
+        (Phase::Open, channels as usize + 1)
+    );
+    let burst = world.reactor.settings.client_messages_burst_max;
+    assert_eq!(world.connection(0).allowance_milli, (burst - channels - 1) * 1000);
+    world.open(1);
+    world.say(1, &text("ping"));
+    assert_eq!(world.connection(1).allowance_milli, (burst - 1) * 1000, "a heartbeat and its answer are one");
+    world.say(0, &text(&"{\"id\":9,\"rpc\":{}}\n".repeat(burst as usize)));
+    assert_eq!((world.connection(0).phase, world.reactor.metrics().closes_flood.get()), (Phase::Flushing, 1));
+}
+
 /// A page of the binary, as long as a script may be.
 const PAGE: Page =
     Page { path: "/long", content: Content::Static { content_type: "text/plain", body: &[b'x'; 300_000] } };
