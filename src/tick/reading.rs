@@ -442,8 +442,9 @@ impl<R: Ring> Reactor<R> {
         let mut commands = std::mem::take(&mut self.commands);
         let connection = &mut self.connections[slot.0 as usize];
         dialect.parse(&mut connection.session, kind, self.scratch.payload(), &mut commands);
-        // One came with the frame, which has been counted.
-        let more = u32::try_from(commands.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        // The frame has been counted, and one came with it. A heartbeat comes along with its answer, or once a message.
+        let asked = commands.iter().filter(|command| !matches!(command, Command::Heartbeat)).count();
+        let more = u32::try_from(asked.saturating_sub(1)).unwrap_or(u32::MAX);
         if more > 0 && !self.may_say(slot, more) {
             commands.clear();
             self.commands = commands;

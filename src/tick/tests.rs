@@ -812,6 +812,9 @@ fn each_command_of_a_message_counts_and_all_channels_at_once_are_no_flood() {
     );
     let burst = world.reactor.settings.client_messages_burst_max;
     assert_eq!(world.connection(0).allowance_milli, (burst - channels - 1) * 1000);
+    world.open(1);
+    world.say(1, &text("ping"));
+    assert_eq!(world.connection(1).allowance_milli, (burst - 1) * 1000, "a heartbeat and its answer are one");
     world.say(0, &text(&"{\"id\":9,\"rpc\":{}}\n".repeat(burst as usize)));
     assert_eq!((world.connection(0).phase, world.reactor.metrics().closes_flood.get()), (Phase::Flushing, 1));
 }
