@@ -358,10 +358,18 @@ cells! {
         merging_items: Gauge = "merging_items",
         /// Merge windows that wait for room in a shard's queue.
         merging_blocked: Gauge = "merging_blocked",
-        /// Items for rooms that go-push's publishers sent and that were refused.
+        /// Items for rooms that go-push's publishers sent and that were refused; a form that came to nothing counts as one.
         gopush_room_refused: Counter = "gopush_items_refused" { target: "room" },
-        /// Items for everyone that go-push's publishers sent and that were refused.
+        /// Items for everyone that go-push's publishers sent and that were refused; a form that came to nothing counts as one.
         gopush_all_refused: Counter = "gopush_items_refused" { target: "everyone" },
+        /// Forms of go-push's publishers that were not complete in time, or of which, being large, nothing came for a second.
+        gopush_forms_late: Counter = "gopush_forms_refused" { reason: "late" },
+        /// Forms that were not read: too many large ones were.
+        gopush_forms_busy: Counter = "gopush_forms_refused" { reason: "busy" },
+        /// Forms over 10 MB.
+        gopush_forms_large: Counter = "gopush_forms_refused" { reason: "large" },
+        /// Pushes that were no form with an array of items.
+        gopush_forms_malformed: Counter = "gopush_forms_refused" { reason: "malformed" },
         /// Items that came in by go-push's logic port.
         gopush_dispatched: Counter = "gopush_dispatched_items",
         /// Of them: refused here, or dropped for one of the gateways that they were to go on to.

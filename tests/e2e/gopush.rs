@@ -3,6 +3,7 @@
 use crate::client::{BINARY, Client, Event, PING, PONG, TEXT, tungstenite};
 use crate::gateway::{DEADLINE, Gateway, Start, wait_for, wait_until};
 use crate::http::{Response, request};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -347,6 +348,61 @@ fn every_port_answers_200_with_nothing_in_it_whatever_comes() {
     assert_eq!(client.text(), pushed("\"large\""), "nothing of the above went anywhere");
     let missing = request(gopush.logic, "GET", "/", &[], b"");
     assert_eq!((missing.status, missing.body.as_str()), (404, "404 page not found\n"));
+}
+
+#[test]
+fn forms_that_come_to_nothing_are_counted_by_reason_and_in_stats() {
+    let gopush = Gopush::start(&[SOON]);
+    for (path, body) in [("/push/all", "items={}"), ("/push/room", "room=r&items=[1"), ("/push/room", "items=[1]&x=%")]
+    {
+        gopush.push(path, body);
+    }
+    gopush.push("/push/room", &format!("room=r&items=[1]&pad={}", "x".repeat(10 << 20)));
+    let mut late = std::net::TcpStream::connect(gopush.logic).unwrap();
+    let head = "POST /push/all HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 99999\r\n\r\n";
+    late.write_all(head.as_bytes()).unwrap();
+    late.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut answer = [0; 15];
+    late.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK", "as go-push");
+    let metrics = gopush.gateway.metrics();
+    for (reason, forms) in [("malformed", 3.0), ("large", 1.0), ("late", 1.0), ("busy", 0.0)] {
+        assert_eq!(metrics.sum("fanwire_gopush_forms_refused_total", &[("reason", reason)]), forms, "{reason}");
+    }
+    let stats = gopush.stats();
+    assert_eq!((&stats["mergerRoomFail"], &stats["mergerAllFail"]), (&3.into(), &2.into()), "{stats}");
+    assert_eq!(gopush.logic_stats(), r#"{"DispatchTotal":5,"DispatchFail":5,"PushFail":0}"#);
+}
+
+#[test]
+fn slow_large_forms_take_nobody_elses_turn_for_long() {
+    const SLOW: usize = 20; // More than have a turn at once.
+    let gopush = Gopush::start(&[SOON]);
+    let mut client = gopush.client(&["r"]);
+    let slow: Vec<_> = (0..SLOW)
+        .map(|_| {
+            let mut socket = std::net::TcpStream::connect(gopush.logic).unwrap();
+            let head = "POST /push/all HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 9000000\r\n\r\nitems=[";
+            socket.write_all(head.as_bytes()).unwrap();
+            socket
+        })
+        .collect();
+    let late = || gopush.gateway.metrics().sum("fanwire_gopush_forms_refused_total", &[("reason", "late")]);
+    gopush.room("r", &format!("[\"large\"]&pad={}", "x".repeat(1 << 20)));
+    assert_eq!(client.text(), pushed("\"large\""));
+    wait_until("each of the slow ones is counted", || late() == SLOW as f64);
+    drop(slow);
+}
+
+#[test]
+fn a_form_of_very_many_items_is_published_whole() {
+    const ITEMS: usize = 200_000;
+    let gopush = Gopush::start(&[SOON]);
+    gopush.room("nobody's", &format!("[{}1]", "1,".repeat(ITEMS - 1)));
+    assert_eq!(gopush.logic_stats(), format!(r#"{{"DispatchTotal":{ITEMS},"DispatchFail":0,"PushFail":0}}"#));
+    gopush.room("nobody's", &format!("[{}1", "1,".repeat(ITEMS - 1)));
+    assert_eq!(gopush.logic_stats(), format!(r#"{{"DispatchTotal":{},"DispatchFail":1,"PushFail":0}}"#, ITEMS + 1));
+    assert_eq!(gopush.gateway.metrics().sum("fanwire_publications_total", &[]), ITEMS as f64, "all, or none of it");
 }
 
 #[test]

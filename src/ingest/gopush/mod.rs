@@ -21,7 +21,7 @@ use super::server::{self, BindError, Port, Reception, listener, ordered, serve_h
 use super::{Admission, Control, Tokens};
 use crate::config::{GopushSettings, Origins, Publish};
 use crate::frame::{Publication, Target};
-use crate::metrics::{Counter, ShardMetrics};
+use crate::metrics::{ControlMetrics, Counter, ShardMetrics};
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
@@ -32,7 +32,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bytes::Bytes;
-use form::{FORM_BYTES_MAX, Form};
+use form::{FORM_BYTES_MAX, Form, Items};
 use futures_util::StreamExt;
 use futures_util::future::OptionFuture;
 use relay::Relay;
@@ -43,7 +43,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tonic::Code;
 
@@ -53,9 +54,13 @@ const TLS_DEADLINE: Duration = Duration::from_secs(2);
 /// Items handed over at once, so that others get their turn between.
 const ITEMS_AT_ONCE: usize = 256;
 
-/// Bodies of more than [`SMALL_BODY_BYTES`] held at once; others wait for their turn.
+/// Bodies of more than [`SMALL_BODY_BYTES`] held at once, from the first byte beyond to the last item published; others wait for their turn,
+/// at most as long as a body may take to come.
 const LARGE_BODIES_MAX: usize = 16;
 const SMALL_BODY_BYTES: usize = 65_536;
+
+/// A large body of which nothing comes for this long has had its turn.
+const LARGE_BODY_SILENCE: Duration = Duration::from_secs(1);
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -230,14 +235,12 @@ impl App {
     /// `/push/all` and `/push/room`.
     async fn form(&self, side: Side, to_room: bool, request: Request) -> Response {
         let handler = async {
-            if let Some(form) = self.read_form(request).await
-                && let Some(items) = form::items(&form.items)
-            {
-                let room = to_room.then_some(form.room.as_str());
-                // What stands between the brackets, for the gateways of a logic.
-                let joined = form.items.trim_matches([' ', '\t', '\r', '\n']);
-                let joined = joined.strip_prefix('[').and_then(|items| items.strip_suffix(']')).unwrap_or_default();
-                self.push(side, room, joined, &items).await;
+            match self.read_form(request).await {
+                // The turn of a large one ends here, when it is all published.
+                Ok((form, count, _turn)) => {
+                    self.push(side, to_room.then_some(form.room.as_str()), &form.items, count).await;
+                }
+                Err(unread) => self.count_unread(side, to_room, &unread),
             }
             Ok(())
         };
@@ -245,89 +248,103 @@ impl App {
         answer(StatusCode::OK, None, "")
     }
 
-    async fn read_form(&self, request: Request) -> Option<Form> {
+    /// A form, how many items it has, and the turn of a large one.
+    async fn read_form(&self, request: Request) -> Result<(Form, usize, Option<SemaphorePermit<'_>>), Unread> {
         let has_form =
             matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) && is_form(request.headers());
         if !has_form {
-            return None;
+            return Err(Unread::NoForm);
         }
-        Form::parse(&self.read_body(request.into_body()).await.ok()?)
+        let (body, turn) = self.read_body(request.into_body()).await?;
+        let form = Form::parse(&body).await.ok_or(Unread::NoForm)?;
+        let count = form::count(&form.items).await.ok_or(Unread::NoForm)?;
+        Ok((form, count, turn))
     }
 
-    /// The whole body, if it is complete in time and no larger than [`FORM_BYTES_MAX`].
-    async fn read_body(&self, body: Body) -> Result<Bytes, Problem> {
-        let read = async {
-            let mut turn = None;
-            let mut whole = Vec::with_capacity(body.size_hint().lower().min(SMALL_BODY_BYTES as u64) as usize);
-            let mut chunks = body.into_data_stream();
-            while let Some(chunk) = chunks.next().await {
-                let chunk = chunk
-                    .map_err(|e| Problem::new(Code::InvalidArgument, format!("the body could not be read: {e}")))?;
-                if whole.len() + chunk.len() > FORM_BYTES_MAX {
-                    return Err(Problem::new(
-                        Code::InvalidArgument,
-                        format!("the body is over {FORM_BYTES_MAX} bytes: shorten it"),
-                    ));
-                }
-                if turn.is_none() && whole.len() + chunk.len() > SMALL_BODY_BYTES {
-                    turn = Some(self.large_bodies.acquire().await.expect("it is never closed"));
-                }
-                whole.extend_from_slice(&chunk);
+    /// The whole body, if it is complete in time and no larger than [`FORM_BYTES_MAX`]; a large one with its turn, for as long as it is held.
+    async fn read_body(&self, body: Body) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Unread> {
+        let announced = body.size_hint().lower().min(FORM_BYTES_MAX as u64) as usize;
+        let mut whole = Vec::with_capacity(announced.min(SMALL_BODY_BYTES));
+        let mut chunks = body.into_data_stream();
+        let mut turn = None;
+        let mut deadline = Instant::now() + self.body_deadline;
+        loop {
+            if turn.is_none() && announced.max(whole.len()) > SMALL_BODY_BYTES {
+                let asked = Instant::now();
+                let got = tokio::time::timeout(self.body_deadline, self.large_bodies.acquire()).await;
+                turn = Some(got.map_err(|_| Unread::NoTurn)?.expect("it is never closed"));
+                deadline += asked.elapsed(); // Others' slowness is not the sender's.
             }
-            Ok(Bytes::from(whole))
-        };
-        let late = || {
-            Problem::new(
-                Code::InvalidArgument,
-                "the body was not complete in time (publish.body_deadline_ms): send it faster",
-            )
-        };
-        tokio::time::timeout(self.body_deadline, read).await.unwrap_or_else(|_| Err(late()))
+            let end = turn.as_ref().map_or(deadline, |_| deadline.min(Instant::now() + LARGE_BODY_SILENCE));
+            let chunk = tokio::time::timeout_at(end, chunks.next()).await.map_err(|_| Unread::Late)?;
+            let Some(chunk) = chunk else { return Ok((whole.into(), turn)) };
+            let chunk = chunk.map_err(Unread::Broken)?;
+            if whole.len() + chunk.len() > FORM_BYTES_MAX {
+                return Err(Unread::TooLarge);
+            }
+            whole.extend_from_slice(&chunk);
+        }
     }
 
-    /// Publishes the items and, on the logic's side, sends them on. `joined` is all of them as they came, without the brackets.
-    async fn push(&self, side: Side, room: Option<&str>, joined: &str, items: &[&RawValue]) {
-        let dropped = if side == Side::Logic { self.relay.push(room, joined, items.len()) } else { 0 };
+    /// Counts a push that nobody has any of: for one item, as nobody knows how many it had.
+    fn count_unread(&self, side: Side, to_room: bool, unread: &Unread) {
         let m = self.control.metrics();
-        let refused = match room {
+        let form = match unread {
+            Unread::Late => &m.gopush_forms_late,
+            Unread::NoTurn => &m.gopush_forms_busy,
+            Unread::TooLarge => &m.gopush_forms_large,
+            Unread::Broken(_) | Unread::NoForm => &m.gopush_forms_malformed,
+        };
+        form.add(1);
+        if side == Side::Logic {
+            m.gopush_dispatched.add(1);
+        }
+        drop(Left { metrics: m, side, to_room, items: 1 });
+    }
+
+    /// Publishes `items`, an array of `count`, and on the logic's side sends them on.
+    async fn push(&self, side: Side, room: Option<&str>, items: &str, count: usize) {
+        let m = self.control.metrics();
+        if side == Side::Logic {
+            // What stands between the brackets.
+            let joined = items.trim_matches([' ', '\t', '\r', '\n']);
+            let joined = joined.strip_prefix('[').and_then(|items| items.strip_suffix(']')).unwrap_or_default();
+            m.gopush_dispatched.add(count as u64);
+            m.gopush_dispatch_failed.add(self.relay.push(room, joined, count) as u64);
+        }
+        match room {
             // As in go-push: nobody can be in it.
-            Some("") => {
-                m.merged_nowhere_items.add(items.len() as u64);
-                0
-            }
+            Some("") => m.merged_nowhere_items.add(count as u64),
             room => {
                 let target = room.map_or(Target::Everyone, |room| Target::Topic(room.into()));
-                let refused = self.publish(&target, items).await;
-                let counter = if room.is_some() { &m.gopush_room_refused } else { &m.gopush_all_refused };
-                counter.add(refused as u64);
-                refused
+                let left = Left { metrics: m, side, to_room: room.is_some(), items: count };
+                self.publish(&target, Items::of(items), left).await;
             }
-        };
-        if side == Side::Logic {
-            m.gopush_dispatched.add(items.len() as u64);
-            m.gopush_dispatch_failed.add((refused + dropped) as u64);
         }
     }
 
-    /// Returns how many were refused.
-    async fn publish(&self, target: &Target, items: &[&RawValue]) -> usize {
-        let mut refused = 0;
-        for chunk in items.chunks(ITEMS_AT_ONCE) {
+    /// Takes off `left` what is admitted.
+    async fn publish(&self, target: &Target, mut items: Items<'_>, mut left: Left<'_>) {
+        loop {
+            // They have been counted: none is malformed.
+            let some: Vec<&RawValue> = items.by_ref().take(ITEMS_AT_ONCE).map_while(Result::ok).collect();
+            if some.is_empty() {
+                return;
+            }
             let mut waiting = Vec::new();
-            let data = |item: &&RawValue| Bytes::copy_from_slice(item.get().as_bytes());
+            let data = |item: &RawValue| Bytes::copy_from_slice(item.get().as_bytes());
             self.control.try_publish_all(
-                chunk.iter().map(|item| Publication { target: target.clone(), data: data(item) }),
+                some.into_iter().map(|item| Publication { target: target.clone(), data: data(item) }),
                 |admission| match admission {
-                    Admission::Done(result) => refused += usize::from(result.is_err()),
+                    Admission::Done(result) => left.items -= usize::from(result.is_ok()),
                     Admission::Waiting(wait) => waiting.push(wait),
                 },
             );
             for wait in waiting {
-                refused += usize::from(wait.await.is_err());
+                left.items -= usize::from(wait.await.is_ok());
             }
             tokio::task::yield_now().await;
         }
-        refused
     }
 
     /// `/push`. Whose page it is has been asked before it came here.
@@ -351,7 +368,7 @@ impl App {
 
     async fn push_json(&self, side: Side, request: Request) -> Result<(), Problem> {
         let wrong = |message: String| Problem::new(Code::InvalidArgument, message);
-        let body = self.read_body(request.into_body()).await?;
+        let (body, _turn) = self.read_body(request.into_body()).await?;
         let text = std::str::from_utf8(&body).map_err(|e| wrong(format!("the body is not UTF-8: {e}")))?;
         let push: Push<'_> = serde_json::from_str(text)
             .map_err(|e| wrong(format!("the body is not {{\"range\":…,\"unique_id\":…,\"message\":…}}: {e}")))?;
@@ -410,6 +427,58 @@ impl App {
         };
         let pairs: Vec<String> = pairs.into_iter().map(|(key, value)| format!("\"{key}\":{value}")).collect();
         format!("{{{}}}", pairs.join(","))
+    }
+}
+
+/// Why a body came to nothing.
+enum Unread {
+    /// It was not complete in time, or a large one fell silent.
+    Late,
+    /// Too many large ones were held for too long.
+    NoTurn,
+    /// Over [`FORM_BYTES_MAX`].
+    TooLarge,
+    /// The connection ended in it, or worse.
+    Broken(axum::Error),
+    /// It is no form with an array of items.
+    NoForm,
+}
+
+impl From<Unread> for Problem {
+    fn from(unread: Unread) -> Problem {
+        let (code, message) = match unread {
+            Unread::Late => (
+                Code::InvalidArgument,
+                "the body was not complete in time (publish.body_deadline_ms), or nothing of it came for a second: send it faster".into(),
+            ),
+            Unread::NoTurn => (Code::ResourceExhausted, "too many large bodies are being read: try again".into()),
+            Unread::TooLarge => {
+                (Code::InvalidArgument, format!("the body is over {FORM_BYTES_MAX} bytes: shorten it"))
+            }
+            Unread::Broken(error) => (Code::InvalidArgument, format!("the body could not be read: {error}")),
+            Unread::NoForm => (Code::InvalidArgument, "the body is no form with items".into()),
+        };
+        Problem::new(code, message)
+    }
+}
+
+/// Items of a push that are not admitted. When dropped, for whatever reason, they are counted as refused: also if the publisher hung up
+/// meanwhile, and nobody reads on.
+struct Left<'a> {
+    metrics: &'a ControlMetrics,
+    side: Side,
+    to_room: bool,
+    items: usize,
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        let (m, items) = (self.metrics, self.items as u64);
+        let refused = if self.to_room { &m.gopush_room_refused } else { &m.gopush_all_refused };
+        refused.add(items);
+        if self.side == Side::Logic {
+            m.gopush_dispatch_failed.add(items);
+        }
     }
 }
 
