@@ -39,11 +39,17 @@ const INBOX_CHUNK: usize = 256;
 /// Publications of one batch between two rings, so that shards start on a long batch while it is still being admitted.
 const RING_EVERY: usize = 256;
 
+/// Answers to questions passed on in one turn.
+const ANSWERS_PER_TURN_MAX: usize = 256;
+
 /// Longest sleep of the driver: `Mind::publish` may create deadlines (idle topics) that the last turn did not know of.
 const SLEEP_MS_MAX: u64 = 1000;
 
 /// How soon an order that found a shard's queue full is tried again. No shard says when it has made room.
 const ORDER_RETRY_MS: u64 = 1;
+
+/// Why joining a question's task can't fail.
+const NO_PANIC: &str = "a question's panics are caught, and nobody aborts it";
 
 /// What decides. [`Topics`] is the one there is; a trait, so that the protocols can be tested without it.
 pub trait Mind: Send {
@@ -460,6 +466,11 @@ impl Control {
         let mut asked = Vec::new();
         let mut questions = JoinSet::new();
         loop {
+            // Here, since a driver that has more to do each time never comes to wait for them.
+            for _ in 0..ANSWERS_PER_TURN_MAX {
+                let Some(answered) = questions.try_join_next() else { break };
+                self.pass_on(answered.expect(NO_PANIC));
+            }
             let turn = self.turn(&mut asked);
             for (shard, client, question) in asked.drain(..) {
                 let answer = self.consult(&*oracle, question);
@@ -481,12 +492,7 @@ impl Control {
             tokio::select! {
                 biased;
                 rung = event.signalled() => rung?,
-                Some(answered) = questions.join_next() => {
-                    self.pass_on(answered.expect("a question's panics are caught, and nobody aborts it"));
-                    while let Some(Ok(answered)) = questions.try_join_next() {
-                        self.pass_on(answered);
-                    }
-                }
+                Some(answered) = questions.join_next() => self.pass_on(answered.expect(NO_PANIC)),
                 () = self.nudge.notified() => {}
                 () = tokio::time::sleep(deadline - Time::now()) => {}
             }

@@ -156,6 +156,22 @@ fn each_question_is_answered_to_who_asked_when_it_is_known_and_a_panic_is_a_refu
 }
 
 #[test]
+fn answers_come_while_the_driver_always_has_more_to_do() {
+    in_runtime(async {
+        let (control, mut shards, _) = control(&Options { busy: true, ..Options::default() });
+        drive!(control);
+        for slot in 0..300 {
+            let client = ClientRef { slot: Slot(slot), generation: Generation(1) };
+            shards[0].outbox.push(FromShard::Ask { client, question: Question::Page(Page::Stats) }, 0).unwrap();
+        }
+        for _ in 0..300 {
+            let message = eventually(|| shards[0].inbox.pop()).await;
+            assert!(matches!(message, ToShard::Answer { .. }), "{message:?}");
+        }
+    });
+}
+
+#[test]
 fn a_drain_refuses_what_comes_and_what_waits() {
     in_runtime(async {
         let (control, _shards, _) =
