@@ -23,13 +23,13 @@ use crate::socket::uring::{Features, RingError, UringParts};
 use crate::socket::{ListenOptions, Listener, listen};
 use crate::tick::{Endpoints, Reactor, Turn};
 use crate::topics::{MergeLimits, Topics, TopicsLimits};
+use bytes::Bytes;
 use core_affinity::CoreId;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -45,6 +45,10 @@ const TURN_MS_MAX: u64 = 3000;
 
 /// How much longer than its own deadlines say a shard may take to drain: for what is in its queue and batches at the beginning.
 const DRAIN_GRACE_MS: u64 = 5000;
+
+/// How old a page for subscribers may be: whoever asks meanwhile gets the same bytes, so that any number of them costs the control core
+/// one rendering.
+const PAGE_AGE_MS_MAX: u64 = 1000;
 
 /// A ring's completion queue and the kernel's own bound (IORING_MAX_FIXED_FILES) make larger tables useless.
 const SLOTS_MAX: usize = 1 << 20;
@@ -505,8 +509,8 @@ impl Running {
 
         let mut driver = {
             let (login, registry) = (self.login.clone(), self.registry.clone());
-            let metrics = self.control.metrics().clone();
-            let knowledge = Arc::new(Knowledge { login, metrics, registry, shards: self.shard_metrics.clone() });
+            let counted = self.control.metrics().clone();
+            let knowledge = Arc::new(Knowledge::new(login, counted, registry, self.shard_metrics.clone()));
             let control = self.control.clone();
             tokio::spawn(async move { control.run(knowledge).await })
         };
@@ -611,7 +615,9 @@ async fn drain(
     // As the shards reckon it, so that one that stands still can't keep the process.
     let connections = shards.iter().map(|m| m.connections.get()).max().unwrap_or(0);
     let window_ms = order.window_ms.max((connections * 1000).div_ceil(u64::from(order.rate_per_s.max(1))));
-    let patience = Duration::from_millis(window_ms + order.deadline_ms + DRAIN_GRACE_MS);
+    // The order stands behind merge windows, which wait for room as long as a publication.
+    let flush_ms = config.publish.publish_wait_ms;
+    let patience = Duration::from_millis(flush_ms + window_ms + order.deadline_ms + DRAIN_GRACE_MS);
     if tokio::time::timeout(patience, control.drain_shards(order)).await.is_err() {
         tracing::warn!("a shard did not drain in time: what it still has is cut");
     }
@@ -638,23 +644,52 @@ fn stats(shards: &[Arc<ShardMetrics>]) -> String {
 /// What clients may ask of the control core.
 struct Knowledge {
     login: Login,
-    metrics: Arc<ControlMetrics>,
+    counted: Arc<ControlMetrics>,
     registry: Arc<Registry>,
     shards: Vec<Arc<ShardMetrics>>,
+    stats: Mutex<Option<Rendered>>,
+    metrics: Mutex<Option<Rendered>>,
+}
+
+/// A page as it was at some moment.
+struct Rendered {
+    at: Time,
+    body: Bytes,
+}
+
+impl Knowledge {
+    fn new(
+        login: Login,
+        counted: Arc<ControlMetrics>,
+        registry: Arc<Registry>,
+        shards: Vec<Arc<ShardMetrics>>,
+    ) -> Knowledge {
+        Knowledge { login, counted, registry, shards, stats: Mutex::default(), metrics: Mutex::default() }
+    }
+}
+
+/// The page of the last [`PAGE_AGE_MS_MAX`], or a new one.
+fn rendered(cell: &Mutex<Option<Rendered>>, now: Time, render: impl FnOnce() -> String) -> Bytes {
+    let mut last = cell.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*last {
+        Some(Rendered { at, body }) if now < at.plus_ms(PAGE_AGE_MS_MAX) => body.clone(),
+        _ => last.insert(Rendered { at: now, body: render().into() }).body.clone(),
+    }
 }
 
 impl Oracle for Knowledge {
     fn login(&self, token: Box<str>) -> BoxFuture<'static, Option<Box<str>>> {
-        let (login, metrics) = (self.login.clone(), self.metrics.clone());
-        async move { login.uid(&token, &metrics).await }.boxed()
+        let (login, counted) = (self.login.clone(), self.counted.clone());
+        async move { login.uid(&token, &counted).await }.boxed()
     }
 
     fn page(&self, page: Page) -> BoxFuture<'static, Answer> {
+        let now = Time::now();
         let (content_type, body) = match page {
-            Page::Stats => ("application/json", stats(&self.shards)),
-            Page::Metrics => (Registry::CONTENT_TYPE, self.registry.render()),
+            Page::Stats => ("application/json", rendered(&self.stats, now, || stats(&self.shards))),
+            Page::Metrics => (Registry::CONTENT_TYPE, rendered(&self.metrics, now, || self.registry.render())),
         };
-        std::future::ready(Answer::Page { status: 200, content_type, body: body.into() }).boxed()
+        std::future::ready(Answer::Page { status: 200, content_type, body }).boxed()
     }
 }
 
@@ -722,6 +757,20 @@ mod tests {
             let slots = layout(shards, connections, 2, 20_000).slots;
             assert!(high_water(slots) * shards >= connections && slots <= 20_000);
         }
+    }
+
+    #[test]
+    fn a_page_is_rendered_once_for_all_who_ask_within_its_age() {
+        let (cell, mut renderings) = (Mutex::default(), 0);
+        let start = Time::now();
+        let mut ask = |ms| {
+            rendered(&cell, start.plus_ms(ms), || {
+                renderings += 1;
+                renderings.to_string()
+            })
+        };
+        let bodies = [0, 1, PAGE_AGE_MS_MAX - 1, PAGE_AGE_MS_MAX, PAGE_AGE_MS_MAX + 1].map(&mut ask);
+        assert_eq!(bodies, ["1", "1", "1", "2", "2"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub use document::{default_toml, markdown};
 pub use load::{ConfigError, ENVIRONMENT_PREFIX, FILE_BYTES_MAX, FILE_DEFAULT, Loaded, Problem, load};
 pub use networks::{Network, Networks};
 pub use origins::{OriginPattern, Origins};
-pub use validate::FRAME_OVERHEAD_BYTES;
+pub use validate::{FRAME_OVERHEAD_BYTES, JSON_GROWTH_MAX};
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -8,6 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 /// stored blocks of deflate.
 pub const FRAME_OVERHEAD_BYTES: usize = 1024;
 
+/// How many times as long a message may be in a dialect whose envelope is JSON: each byte as `\u0000`.
+pub const JSON_GROWTH_MAX: usize = 6;
+
 impl Config {
     /// Holds every value to what it may be, and the values to one another. Returns what is allowed but probably not meant.
     ///
@@ -100,6 +103,29 @@ impl Config {
                 ),
             ));
         }
+    }
+
+    /// Where a dialect is served whose envelope is JSON, the largest message may grow beyond what is allowed for elsewhere. Few do:
+    /// such a setting is allowed.
+    fn too_small_for_json(&self) -> Vec<String> {
+        let is_served = |listen: &super::Listen| !listen.centrifugo_path.is_empty() || !listen.gopush_path.is_empty();
+        if !self.listen.iter().any(is_served) && !self.compat.gopush.enabled {
+            return Vec::new();
+        }
+        let message = self.limits.message_bytes_max;
+        let least = message * JSON_GROWTH_MAX + FRAME_OVERHEAD_BYTES;
+        [
+            ("slow.pending_bytes_max", self.slow.pending_bytes_max, "ends connections that are not behind"),
+            ("shards.queue_bytes_max", self.shards.queue_bytes_max, "never finds room"),
+        ]
+        .into_iter()
+        .filter(|(_, value, _)| *value < least)
+        .map(|(key, value, what)| {
+            format!(
+                "{key} = {value}, and a message of limits.message_bytes_max = {message} bytes has up to {least} where a Centrifugo or go-push client gets it (control characters as \\u0000): the largest {what}, so give at least {least}, lower limits.message_bytes_max or serve gpush only"
+            )
+        })
+        .collect()
     }
 
     fn check_dialects(&self, problems: &mut Vec<Problem>) {
@@ -266,6 +292,7 @@ impl Config {
                 }
             }
         }
+        warnings.extend(self.too_small_for_json());
         if self.websocket.deflate && self.websocket.deflate_bytes_min > self.limits.message_bytes_max {
             warnings.push(
                 "websocket.deflate_bytes_min is above limits.message_bytes_max: nothing will ever be compressed"
@@ -334,6 +361,25 @@ mod tests {
             let said = said(|c| change(c, least - 1));
             assert!(said.starts_with(key) && said.contains(&format!("give at least {least}")), "{said}");
             warned(|c| change(c, least));
+        }
+    }
+
+    #[test]
+    fn where_messages_become_json_the_largest_should_fit_as_long_as_it_may_grow() {
+        let least = 65_536 * JSON_GROWTH_MAX + FRAME_OVERHEAD_BYTES;
+        for (key, change) in [
+            ("slow.pending_bytes_max", (|c, n| c.slow.pending_bytes_max = n) as fn(&mut Config, usize)),
+            ("shards.queue_bytes_max", |c, n| c.shards.queue_bytes_max = n),
+        ] {
+            let said = warned(|c| change(c, least - 1));
+            assert!(said.len() == 1 && said[0].starts_with(key), "{said:?}");
+            assert!(said[0].contains(&format!("give at least {least}")), "{said:?}");
+            assert_eq!(warned(|c| change(c, least)), Vec::<String>::new());
+            let gpush_only = warned(|c| {
+                change(c, least - 1);
+                (c.listen[0].centrifugo_path, c.listen[0].gopush_path) = Default::default();
+            });
+            assert_eq!(gpush_only, Vec::<String>::new());
         }
     }
 

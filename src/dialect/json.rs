@@ -3,6 +3,7 @@
 //! JSON stays what it is, without the white space between its tokens, as Go's `json.Marshal` treats a `json.RawMessage`: numbers
 //! keep their spelling and objects the order of their members. Anything else becomes a JSON string.
 
+use crate::config::JSON_GROWTH_MAX;
 use serde::de::IgnoredAny;
 
 /// Whether `<`, `>`, `&`, U+2028 and U+2029 are written as `\u003c` and so on, as Go does by default (its `SetEscapeHTML`).
@@ -24,7 +25,7 @@ pub fn append(data: &[u8], html: Html, out: &mut Vec<u8>) {
 }
 
 /// How many bytes one byte of a payload becomes at most: `\u0000`.
-pub const GROWTH_MAX: usize = 6;
+pub const GROWTH_MAX: usize = JSON_GROWTH_MAX;
 
 /// Whether `text` is one JSON value and nothing else. Nesting is not bounded; the check takes no stack for it.
 pub fn is_json(text: &str) -> bool {

@@ -39,6 +39,9 @@ const INBOX_CHUNK: usize = 256;
 /// Publications of one batch between two rings, so that shards start on a long batch while it is still being admitted.
 const RING_EVERY: usize = 256;
 
+/// Answers to questions passed on in one turn.
+const ANSWERS_PER_TURN_MAX: usize = 256;
+
 /// Longest sleep of the driver: `Mind::publish` may create deadlines (idle topics) that the last turn did not know of.
 const SLEEP_MS_MAX: u64 = 1000;
 
@@ -494,6 +497,13 @@ impl Control {
         let mut asked = Vec::new();
         let mut questions = Questions::default();
         loop {
+            // Here, since a driver that has more to do each time never comes to wait for them.
+            for _ in 0..ANSWERS_PER_TURN_MAX {
+                let Some(ended) = questions.tasks.try_join_next() else { break };
+                if let Some(answered) = questions.ended(ended) {
+                    self.pass_on(answered);
+                }
+            }
             let mut turn = self.turn(&mut asked);
             for (shard, client, question) in asked.drain(..) {
                 match question {
@@ -522,12 +532,8 @@ impl Control {
                 biased;
                 rung = event.signalled() => rung?,
                 Some(ended) = questions.tasks.join_next() => {
-                    let mut next = Some(ended);
-                    while let Some(ended) = next {
-                        if let Some(answered) = questions.ended(ended) {
-                            self.pass_on(answered);
-                        }
-                        next = questions.tasks.try_join_next();
+                    if let Some(answered) = questions.ended(ended) {
+                        self.pass_on(answered);
                     }
                 }
                 () = self.nudge.notified() => {}

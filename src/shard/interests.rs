@@ -212,10 +212,9 @@ impl Interests {
         self.by_topic.get(&(Arc::from(topic), encoding)).copied()
     }
 
-    /// Whether a connection has a topic, and not only waits for it. Allocates nothing.
-    pub fn has(&self, topic: &Arc<str>, encoding: Encoding, slot: Slot) -> bool {
-        let id = self.by_topic.get(&(topic.clone(), encoding));
-        id.is_some_and(|id| self.all[id.0 as usize].members.contains(&slot))
+    /// As [`Interests::find`], for a name at hand as the map has it. Allocates nothing.
+    pub fn find_named(&self, topic: &Arc<str>, encoding: Encoding) -> Option<InterestId> {
+        self.by_topic.get(&(topic.clone(), encoding)).copied()
     }
 
     fn ask(&mut self, id: InterestId) {

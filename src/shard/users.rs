@@ -249,7 +249,7 @@ impl Users {
         batch.push(&message.frame, message.offset);
         let topic = message.topic.clone();
         self.messages.push(Message { topic, batch: self.batches.len() as u32 - 1, start, end: start + bytes as u32 });
-        self.batch_bytes += bytes;
+        self.batch_bytes += bytes + its * size_of::<Target>();
     }
 
     /// Takes back what was collected for a connection, about one topic or all; returns how many messages that were.
@@ -298,7 +298,7 @@ impl Users {
         self.live > 0
     }
 
-    /// Bytes in all batches that wait.
+    /// Bytes in all batches that wait, and of the lists of who gets what: a user may have thousands of connections.
     pub fn batch_bytes(&self) -> usize {
         self.batch_bytes
     }
@@ -421,6 +421,20 @@ mod tests {
         assert_eq!((users.cancel(Slot(1), Some("a")), users.cancel(Slot(1), Some("a"))), (2, 0));
         assert_eq!((users.subscriptions(), users.topics()), (1, 1));
         assert_eq!(tick(&mut users, &mut pool), ["1:1", "1:2"]);
+    }
+
+    #[test]
+    fn what_a_message_costs_for_each_connection_counts() {
+        let (mut users, mut pool) = (Users::default(), Pool::default());
+        for slot in 0..1000 {
+            users.log_in(Slot(slot), "ann".into(), KEY);
+            users.subscribe(Slot(slot), "t");
+        }
+        for n in 1..=5 {
+            collect(&mut users, &mut pool, "ann", "t", "x");
+            assert_eq!(users.batch_bytes(), n * (1 + 1000 * size_of::<Target>()));
+        }
+        assert_eq!(tick(&mut users, &mut pool).len(), 5000);
     }
 
     #[test]

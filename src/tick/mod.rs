@@ -164,8 +164,7 @@ pub struct Reactor<R: Ring> {
     claims: proxied::Claims,
     /// Connections that had their 101 and are not gone.
     websockets: usize,
-    /// Clients with a page of the control core's.
-    pages_asked: usize,
+    readers: pages::Readers,
 
     drain: Option<drain::Draining>,
 
@@ -224,7 +223,7 @@ impl<R: Ring> Reactor<R> {
             questions: asking::Questions::default(),
             claims: proxied::Claims::default(),
             websockets: 0,
-            pages_asked: 0,
+            readers: pages::Readers::default(),
             drain: None,
             deflater: None,
             scratch: Scratch::new(),

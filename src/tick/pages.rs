@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A body leaves in sends of at most `send_bytes_max`, each a share of the same bytes. Whoever takes nothing for
-//! `slow_deadline_ms` is cut. Bodies made for one client are bounded in number.
+//! `slow_deadline_ms` is cut. Questions for pages are bounded in number, and so are those who read an answer: each may hold a body
+//! that is nobody else's any more.
 
 use super::Reactor;
 use crate::ids::Slot;
@@ -16,8 +17,20 @@ use crate::socket::Ring;
 use crate::websocket::handshake::{self, Rejection};
 use bytes::Bytes;
 
-/// Clients of a shard that have asked for a page of the control core's and are not gone: each may hold a copy of it.
+/// Clients of a shard that wait for a page of the control core's.
 pub(super) const ASKING_MAX: usize = 64;
+
+/// Clients of a shard that wait for one or have one and are not gone.
+pub(super) const READING_MAX: usize = 1024;
+
+/// Clients of a shard with a page of the control core's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Readers {
+    /// Those that wait for it.
+    asking: usize,
+    /// All of them.
+    all: usize,
+}
 
 /// What a connection has to do with pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +44,8 @@ pub(super) enum Reading {
     Asked,
     /// Its head alone.
     AskedHead,
+    /// A page of the control core's, which has answered.
+    Answered,
 }
 
 impl<R: Ring> Reactor<R> {
@@ -42,7 +57,7 @@ impl<R: Ring> Reactor<R> {
                 self.visitors[index].reading = Reading::Static;
                 self.send_page(slot, 200, content_type, &Bytes::from_static(body), head);
             }
-            Content::Asked(_) if self.pages_asked >= ASKING_MAX => {
+            Content::Asked(_) if self.readers.asking >= ASKING_MAX || self.readers.all >= READING_MAX => {
                 self.metrics.questions_refused.add(1);
                 self.reply.clear();
                 let rejection = Rejection::new(503, "too many ask for this at once: try again in a moment\n");
@@ -51,7 +66,8 @@ impl<R: Ring> Reactor<R> {
                 self.say_last_words(slot);
             }
             Content::Asked(page) => {
-                self.pages_asked += 1;
+                self.readers.asking += 1;
+                self.readers.all += 1;
                 self.visitors[index].reading = if head { Reading::AskedHead } else { Reading::Asked };
                 self.ask_first(slot, Question::Page(page));
             }
@@ -60,7 +76,12 @@ impl<R: Ring> Reactor<R> {
 
     /// The page is here.
     pub(super) fn answer_page(&mut self, slot: Slot, status: u16, content_type: &str, body: &Bytes) {
-        let head = self.visitors[slot.0 as usize].reading == Reading::AskedHead;
+        let reading = &mut self.visitors[slot.0 as usize].reading;
+        let head = *reading == Reading::AskedHead;
+        if matches!(reading, Reading::Asked | Reading::AskedHead) {
+            *reading = Reading::Answered;
+            self.readers.asking -= 1;
+        }
         self.send_page(slot, status, content_type, body, head);
     }
 
@@ -88,6 +109,7 @@ impl<R: Ring> Reactor<R> {
 
     /// A reader is gone.
     pub(super) fn page_closed(&mut self, reading: Reading) {
-        self.pages_asked -= usize::from(matches!(reading, Reading::Asked | Reading::AskedHead));
+        self.readers.asking -= usize::from(matches!(reading, Reading::Asked | Reading::AskedHead));
+        self.readers.all -= usize::from(!matches!(reading, Reading::None | Reading::Static));
     }
 }

@@ -30,6 +30,7 @@ pub(super) struct Round {
     /// `slot << 32 | index into sealed`, ascending.
     targets: Vec<u64>,
     cursor: usize,
+    scratch: Vec<u64>, // Of `merge`.
     /// Targets whose subscription has ended since they were listed.
     cancelled: HashSet<u64>,
     started: Time,
@@ -82,6 +83,24 @@ impl Round {
     }
 }
 
+/// Sorts `targets`, of which those before `middle` and those from it on are. In proportion to their number, not more: a topic with
+/// everyone in it is not sorted again because a few users got messages of their own.
+fn merge(targets: &mut [u64], middle: usize, scratch: &mut Vec<u64>) {
+    scratch.clear();
+    scratch.extend_from_slice(&targets[middle..]);
+    let (mut left, mut to) = (middle, targets.len());
+    while let Some(&last) = scratch.last() {
+        to -= 1;
+        if left > 0 && targets[left - 1] > last {
+            left -= 1;
+            targets[to] = targets[left];
+        } else {
+            targets[to] = last;
+            scratch.pop();
+        }
+    }
+}
+
 impl<R: Ring> Reactor<R> {
     /// Submits up to 256 sends: answers and what is left over first, then the round's.
     pub(super) fn flush(&mut self) {
@@ -130,13 +149,16 @@ impl<R: Ring> Reactor<R> {
         self.interests.seal(&mut self.pool, &mut round.sealed, |index, slot| {
             targets.push(u64::from(slot.0) << 32 | u64::from(index));
         });
-        // An interest names its subscribers by slot, users are linked in any order.
-        let is_sorted = round.sealed.len() <= 1 && !self.users.has_news();
+        // An interest names its subscribers by slot: several are to be sorted. Users are linked in any order.
+        let (interests, middle) = (round.sealed.len(), targets.len());
         self.users.seal(&mut self.pool, &mut round.sealed, |index, slot| {
             targets.push(u64::from(slot.0) << 32 | u64::from(index));
         });
-        if !is_sorted {
+        if interests > 1 {
             targets.sort_unstable();
+        } else {
+            targets[middle..].sort_unstable();
+            merge(targets, middle, &mut round.scratch);
         }
         debug_assert!(targets.is_sorted(), "a connection's targets are found by its slot");
         round.started = self.now;
@@ -379,6 +401,28 @@ impl<R: Ring> Reactor<R> {
                 self.evicted_bytes += returns;
                 self.cut(*slot, Cause::SlowOwed);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::merge;
+
+    #[test]
+    fn two_sorted_parts_are_one_afterwards() {
+        for (mut targets, middle) in [
+            (vec![], 0),
+            (vec![1, 3, 5], 3),
+            (vec![1, 3, 5], 0),
+            (vec![1, 3, 5, 0, 2, 4, 6], 3),
+            (vec![5, 6, 1, 2], 2),
+            (vec![1, 2, 5, 6], 2),
+        ] {
+            let mut expected = targets.clone();
+            expected.sort_unstable();
+            merge(&mut targets, middle, &mut vec![9]);
+            assert_eq!(targets, expected);
         }
     }
 }

@@ -888,20 +888,58 @@ fn a_reader_of_a_page_may_take_its_time_for_each_piece_and_is_cut_when_it_takes_
     assert_eq!(world.connection(0).phase, Phase::Cut);
 }
 
-#[test]
-fn pages_made_for_one_client_are_bounded_in_number() {
-    let mut world = World::new(|_| {});
-    let all = super::pages::ASKING_MAX as u32 + 1;
-    for slot in 0..all {
-        world.arrive(slot);
-        world.say(slot, b"GET /stats HTTP/1.1\r\n\r\n");
+impl World {
+    /// A client that asks for a page of the control core's; whether it is asked for.
+    fn asks_for_a_page(&mut self, slot: u32) -> bool {
+        self.arrive(slot);
+        self.say(slot, b"GET /stats HTTP/1.1\r\n\r\n");
+        if self.connection(slot).phase == Phase::Asking {
+            return true;
+        }
+        let Outgoing::Private(answer) = &self.reactor.ring.sending[&Slot(slot)] else { panic!() };
+        assert!(answer.starts_with(b"HTTP/1.1 503 "), "{}", String::from_utf8_lossy(answer));
+        false
     }
-    assert_eq!(world.connection(0).phase, Phase::Asking);
-    let Outgoing::Private(answer) = &world.reactor.ring.sending[&Slot(all - 1)] else { panic!() };
-    assert!(answer.starts_with(b"HTTP/1.1 503 "), "{}", String::from_utf8_lossy(answer));
-    // Whoever leaves makes room.
+
+    /// Every question so far is answered, and a part of each answer is on its way.
+    fn answer_all(&mut self) {
+        while let Some(message) = self.outbox.pop() {
+            let FromShard::Ask { client, .. } = message else { panic!("{message:?}") };
+            let answer = Answer::Page { status: 200, content_type: "text/plain", body: "page".into() };
+            let message = ToShard::Answer { client, answer: answer.into() };
+            let bytes = message.queued_bytes();
+            self.inbox.push(message, bytes).unwrap();
+        }
+        self.turn();
+    }
+}
+
+#[test]
+fn questions_for_pages_are_bounded_and_who_only_reads_slowly_is_none() {
+    let mut world = World::new(|_| {});
+    let all = super::pages::ASKING_MAX as u32;
+    assert!((0..all).all(|slot| world.asks_for_a_page(slot)));
+    assert!(!world.asks_for_a_page(all));
+    // Whoever leaves makes room, and so does every answer.
     world.gone(0);
-    world.arrive(all);
-    world.say(all, b"GET /stats HTTP/1.1\r\n\r\n");
-    assert_eq!(world.connection(all).phase, Phase::Asking);
+    assert!(world.asks_for_a_page(all + 1));
+    assert!(!world.asks_for_a_page(all + 2));
+    world.answer_all();
+    assert_eq!(world.connection(1).phase, Phase::Flushing);
+    assert!(world.asks_for_a_page(all + 3));
+}
+
+#[test]
+fn readers_of_pages_are_bounded_until_they_are_gone() {
+    let mut world = World::new(|_| {});
+    let all = super::pages::READING_MAX as u32;
+    for slot in 0..all {
+        assert!(world.asks_for_a_page(slot));
+        world.answer_all();
+    }
+    assert!(!world.asks_for_a_page(all));
+    world.gone(0);
+    assert!(world.asks_for_a_page(all + 1));
+    (1..all + 2).for_each(|slot| world.gone(slot));
+    assert_eq!(world.reactor.readers, pages::Readers::default());
 }

@@ -118,7 +118,8 @@ impl<R: Ring> Reactor<R> {
             let connection = &connections[slot.0 as usize];
             connection.phase == Phase::Open && connection.encoding == message.encoding
         };
-        let hears_publicly = |slot: Slot| interests.has(&message.topic, message.encoding, slot);
+        let public = interests.find_named(&message.topic, message.encoding).map(|id| interests.get(id).members());
+        let hears_publicly = |slot: Slot| public.is_some_and(|members| members.contains(&slot));
         self.users.collect(message, &mut self.pool, takes, hears_publicly);
     }
 

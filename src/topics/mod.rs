@@ -203,6 +203,8 @@ enum Place {
     Blocked(ShardId),
     /// Its line waited for this shard, where it no longer has an interest.
     Freed(ShardId),
+    /// Its line waits for any merge window to leave; this shard holds up the one that has waited longest.
+    Crowded(ShardId),
 }
 
 struct Interest {
@@ -323,6 +325,25 @@ impl Shard {
 struct Blocked {
     shard: ShardId,
     need: Need,
+    by: By,
+}
+
+impl Blocked {
+    fn place(self) -> Place {
+        match self.by {
+            By::Queue => Place::Blocked(self.shard),
+            By::Windows => Place::Crowded(self.shard),
+        }
+    }
+}
+
+/// What is full.
+#[derive(Clone, Copy)]
+enum By {
+    /// The shard's queue.
+    Queue,
+    /// All merge windows together.
+    Windows,
 }
 
 /// Topics, interest and lines of one gateway.
@@ -337,6 +358,7 @@ pub struct Topics {
     idle: List,
     unused: List,
     freed: List,
+    crowded: List,
     shards: Vec<Shard>,
     shards_owed: usize, // Those with an answer owed, so that a publication asks one integer.
     first_shard: usize, // Where the next turn begins, so that a busy shard does not starve the later ones.
@@ -383,6 +405,7 @@ impl Topics {
             idle: List::EMPTY,
             unused: List::EMPTY,
             freed: List::EMPTY,
+            crowded: List::EMPTY,
             shards: std::iter::repeat_with(shard).take(shards).collect(),
             shards_owed: 0,
             first_shard: 0,
@@ -424,10 +447,12 @@ impl Topics {
         topic.last_used = now;
         let blocked = match topic.place {
             // Nothing of a topic overtakes what waits in its line.
-            Place::Blocked(shard) | Place::Freed(shard) => Blocked { shard, need: Need::LEAST },
+            Place::Blocked(shard) | Place::Freed(shard) | Place::Crowded(shard) => {
+                Blocked { shard, need: Need::LEAST, by: By::Queue }
+            }
             Place::Settled | Place::Idle | Place::Unused => {
                 self.address(index, &publication);
-                match self.overtakes_none().and_then(|()| self.admit(now, index, &publication, outlet)) {
+                match self.overtakes_none(index).and_then(|()| self.admit(now, index, &publication, outlet)) {
                     Ok(ack) => {
                         self.built.frames.clear();
                         if self.is_idle(index) {
@@ -537,6 +562,7 @@ impl Topics {
         more |= self.admit_waiting(now, outlet, done);
         more |= self.refuse_late(now, done);
         more |= self.forget_idle(now);
+        self.windows.seen();
         if more {
             return now;
         }
@@ -674,31 +700,26 @@ impl Topics {
     /// Moves a topic to the end of the list it belongs in.
     fn put(&mut self, index: u32, to: Place) {
         let from = std::mem::replace(&mut self.topics[index].place, to);
-        if let Some(list) = Self::list(&mut self.idle, &mut self.unused, &mut self.freed, &mut self.shards, from) {
-            list.unlink(&mut self.topics, index);
+        if let Some((list, topics)) = self.list(from) {
+            list.unlink(topics, index);
         }
-        if let Some(list) = Self::list(&mut self.idle, &mut self.unused, &mut self.freed, &mut self.shards, to) {
-            list.push_back(&mut self.topics, index);
-        }
-    }
-
-    fn list<'a>(
-        idle: &'a mut List,
-        unused: &'a mut List,
-        freed: &'a mut List,
-        shards: &'a mut [Shard],
-        place: Place,
-    ) -> Option<&'a mut List> {
-        match place {
-            Place::Settled => None,
-            Place::Idle => Some(idle),
-            Place::Unused => Some(unused),
-            Place::Blocked(shard) => Some(&mut shards[usize::from(shard.0)].blocked),
-            Place::Freed(_) => Some(freed),
+        if let Some((list, topics)) = self.list(to) {
+            list.push_back(topics, index);
         }
     }
 
-    /// Puts a topic whose line has ended where it belongs.
+    fn list(&mut self, place: Place) -> Option<(&mut List, &mut Slab<Topic>)> {
+        let list = match place {
+            Place::Settled => return None,
+            Place::Idle => &mut self.idle,
+            Place::Unused => &mut self.unused,
+            Place::Blocked(shard) => &mut self.shards[usize::from(shard.0)].blocked,
+            Place::Freed(_) => &mut self.freed,
+            Place::Crowded(_) => &mut self.crowded,
+        };
+        Some((list, &mut self.topics))
+    }
+
     fn settle(&mut self, now: Time, index: u32) {
         let topic = &mut self.topics[index];
         debug_assert!(topic.line_head == NIL);
@@ -826,6 +847,7 @@ impl Topics {
         }
         match self.topics[index].place {
             Place::Blocked(on) if on == shard => self.put(index, Place::Freed(shard)),
+            Place::Crowded(on) if self.topics[index].merged == 0 => self.put(index, Place::Freed(on)),
             Place::Settled => self.settle(now, index),
             _ => {}
         }
@@ -852,13 +874,19 @@ impl Topics {
         }
     }
 
-    /// Whether a newcomer may be admitted although others wait, namely for none of the shards it needs.
-    fn overtakes_none(&self) -> Result<(), Blocked> {
+    /// Whether a newcomer may be admitted although others wait, namely for none of the shards it needs, and not for room in windows
+    /// if it needs some.
+    fn overtakes_none(&self, index: u32) -> Result<(), Blocked> {
+        if let Some(first) = self.crowded.first().filter(|_| self.topics[index].merged > 0)
+            && let Place::Crowded(shard) = self.topics[first].place
+        {
+            return Err(Blocked { shard, need: Need::NONE, by: By::Windows });
+        }
         let is_waited_for = |shard: ShardId| {
             !self.shards[usize::from(shard.0)].blocked.is_empty() || self.windows.blocked_on(shard) > 0
         };
         match self.recipients.iter().find(|r| is_waited_for(r.shard)) {
-            Some(recipient) => Err(Blocked { shard: recipient.shard, need: Need::LEAST }),
+            Some(recipient) => Err(Blocked { shard: recipient.shard, need: Need::LEAST, by: By::Queue }),
             None => Ok(()),
         }
     }
@@ -904,7 +932,7 @@ impl Topics {
         for recipient in &self.recipients {
             let need = std::mem::take(&mut self.needs[usize::from(recipient.shard.0)]);
             if need.items > 0 && blocked.is_none() && !outlet.has_room(recipient.shard, need.items, need.bytes) {
-                blocked = Some(Blocked { shard: recipient.shard, need });
+                blocked = Some(Blocked { shard: recipient.shard, need, by: By::Queue });
             }
         }
         if let Some(blocked) = blocked {
@@ -995,7 +1023,7 @@ impl Topics {
         match tail {
             NIL => {
                 topic.line_head = entry;
-                self.put(index, Place::Blocked(blocked.shard));
+                self.put(index, blocked.place());
             }
             tail => self.waiting[tail].behind = entry,
         }
@@ -1035,6 +1063,16 @@ impl Topics {
             left -= 1;
             self.retry(now, index, outlet, done);
         }
+        // Another window may have left than that of the shard which held these up: until one of them finds no room again.
+        while let Some(index) = self.crowded.first().filter(|_| self.windows.may_take()) {
+            if left == 0 {
+                return true;
+            }
+            left -= 1;
+            if let Some(By::Windows) = self.retry(now, index, outlet, done) {
+                break;
+            }
+        }
         let shards = self.shards.len();
         for shard in (self.first_shard..shards).chain(0..self.first_shard) {
             while let Some(index) = self.shards[shard].blocked.first() {
@@ -1058,34 +1096,37 @@ impl Topics {
         false
     }
 
-    /// Tries to admit the first of a line.
+    /// Tries to admit the first of a line. Returns what is full, if it was in vain.
     fn retry(
         &mut self,
         now: Time,
         index: u32,
         outlet: &mut dyn Outlet,
         done: &mut Vec<(Ticket, Result<Ack, Refusal>)>,
-    ) {
+    ) -> Option<By> {
         let entry = self.topics[index].line_head;
         let waiting = &mut self.waiting[entry];
         let (publication, is_last) = (waiting.publication.clone(), waiting.behind == NIL);
         self.built = waiting.built.take().unwrap_or_default();
         self.address(index, &publication);
-        match self.admit(now, index, &publication, outlet) {
+        let in_vain = match self.admit(now, index, &publication, outlet) {
             Ok(ack) => {
                 done.push((self.leave(now, entry).ticket, Ok(ack)));
                 if !is_last {
                     self.put(index, self.topics[index].place); // Behind the other topics: they take turns.
                 }
+                None
             }
             Err(blocked) => {
                 let waiting = &mut self.waiting[entry];
                 waiting.need = blocked.need;
                 waiting.built = Some(std::mem::take(&mut self.built));
-                self.put(index, Place::Blocked(blocked.shard));
+                self.put(index, blocked.place());
+                Some(blocked.by)
             }
-        }
+        };
         self.built.frames.clear();
+        in_vain
     }
 
     /// Refuses who has waited `publish_wait_ms`. Returns whether more are late than one turn refuses.
@@ -1093,9 +1134,10 @@ impl Topics {
         for _ in 0..REFUSALS_PER_TURN_MAX {
             match self.arrivals.first() {
                 Some(first) if self.deadline(first) <= now => {
-                    let (Place::Blocked(shard) | Place::Freed(shard)) = self.topics[self.waiting[first].topic].place
+                    let (Place::Blocked(shard) | Place::Freed(shard) | Place::Crowded(shard)) =
+                        self.topics[self.waiting[first].topic].place
                     else {
-                        unreachable!("a topic with a line is blocked or freed")
+                        unreachable!("a topic with a line is blocked, freed or crowded")
                     };
                     let late = self.leave(now, first);
                     let waited_ms = now.since_ns(late.since) / 1_000_000;

@@ -18,13 +18,13 @@
 //! the topics with interest there, and each of them holds no more than one window.
 //!
 //! **Bounds.** All windows together hold at most `merge_pending_items_max` items and `merge_pending_bytes_max` bytes. At the bound the
-//! oldest leave before their time; if they find no room, publications wait in their lines.
+//! oldest leave before their time; if they find no room, publications wait in their lines until any window leaves.
 //!
 //! **Draining** makes every window due at once. One that finds no room for `publish_wait_ms` more leaves for the shards that have
 //! some, and what the others miss is counted.
 
 use super::slab::{Linked, Links, List, NIL, Slab};
-use super::{BROADCAST, Blocked, Need, Outlet, Topics, USERS, frame_of};
+use super::{BROADCAST, Blocked, By, Need, Outlet, Topics, USERS, frame_of};
 use crate::clock::Time;
 use crate::config::GopushSettings;
 use crate::dialect::{DialectId, json};
@@ -129,6 +129,8 @@ pub(super) struct Windows {
     open: List,
     /// Those that found no room.
     blocked: List,
+    /// Whether one has joined them of which [`Topics::turn`] has not said when it is looked at again.
+    newly_blocked: bool,
     /// How many of them each shard holds up, so that what comes later does not take the room they wait for.
     blocked_on: Vec<usize>,
     bytes: usize,
@@ -151,6 +153,7 @@ impl Windows {
             all: Slab::new(),
             open: List::EMPTY,
             blocked: List::EMPTY,
+            newly_blocked: false,
             blocked_on: vec![0; shards],
             bytes: 0,
             counts: MergeCounts::default(),
@@ -180,6 +183,18 @@ impl Windows {
         !self.blocked.is_empty()
     }
 
+    /// A turn is over: those that are blocked by now it has seen.
+    pub(super) fn seen(&mut self) {
+        self.newly_blocked = false;
+    }
+
+    /// Whether another item may find room in all of them together.
+    pub(super) fn may_take(&self) -> bool {
+        let MergeLimits { merge_pending_items_max, merge_pending_bytes_max, .. } = self.limits;
+        let is_below = self.counts.items < merge_pending_items_max && self.bytes < merge_pending_bytes_max;
+        is_below || !self.open.is_empty()
+    }
+
     fn count_items(&mut self, topic: u32, count: usize) {
         match topic {
             BROADCAST => self.counts.all_items += count as u64,
@@ -202,6 +217,7 @@ impl Windows {
     fn block(&mut self, index: u32, blocked: Blocked) {
         self.unlink(index);
         self.blocked_on[usize::from(blocked.shard.0)] += 1;
+        self.newly_blocked = true;
         self.all[index].blocked = Some(blocked);
         self.blocked.push_back(&mut self.all, index);
     }
@@ -229,9 +245,10 @@ impl Topics {
         MergeCounts { blocked: self.windows.blocked.len(), ..self.windows.counts }
     }
 
-    /// When a window is due; [`Topics::turn`] may not know of it yet.
+    /// When a window is due; [`Topics::turn`] may not know of it yet. At once if one has found no room since the last turn, which
+    /// could not say when that is to be tried again.
     pub fn due(&self) -> Time {
-        self.windows.due()
+        if self.windows.newly_blocked { Time::default() } else { self.windows.due() }
     }
 
     /// Whether nothing is left in merge windows: what was acknowledged is in the queues.
@@ -308,13 +325,12 @@ impl Topics {
             let Window { count, ref items, .. } = self.windows.all[window];
             if count >= max_merge_items || items.len() + bytes > max_merge_bytes {
                 // Not built again for everyone who tries.
-                if let Some(Blocked { shard, need }) = self.windows.all[window].blocked
+                if let Some(Blocked { shard, need, .. }) = self.windows.all[window].blocked
                     && !outlet.has_room(shard, need.items, need.bytes)
                 {
-                    return Err(Blocked { shard, need: Need::NONE });
+                    return Err(Blocked { shard, need: Need::NONE, by: By::Queue });
                 }
-                self.commit(now, window, outlet)
-                    .map_err(|Blocked { shard, .. }| Blocked { shard, need: Need::NONE })?;
+                self.commit(now, window, outlet).map_err(|blocked| Blocked { need: Need::NONE, ..blocked })?;
             }
         }
         let opens = self.topics[index].window == NIL;
@@ -328,7 +344,8 @@ impl Topics {
                 let _ = self.commit(now, oldest, outlet);
             } else if let Some(oldest) = self.windows.blocked.first() {
                 let blocked = self.windows.all[oldest].blocked.as_ref().expect("it is in the list of those");
-                return Err(Blocked { shard: blocked.shard, need: Need::NONE });
+                // Any of them will do, whoever holds that one up.
+                return Err(Blocked { shard: blocked.shard, need: Need::NONE, by: By::Windows });
             } else {
                 break; // There is nothing but this item, and the bound is below it.
             }
@@ -388,13 +405,14 @@ impl Topics {
         for _ in 0..self.windows.blocked.len() {
             let Some(index) = self.windows.blocked.first().filter(|_| left > 0) else { break };
             left -= 1;
-            let Blocked { shard, need } = *self.windows.all[index].blocked.as_ref().expect("in the list of those");
+            let blocked = *self.windows.all[index].blocked.as_ref().expect("in the list of those");
+            let Blocked { shard, need, .. } = blocked;
             if outlet.has_room(shard, need.items, need.bytes) {
                 let _ = self.commit(now, index, outlet);
             } else if give_up {
                 self.commit_in_part(now, index, outlet);
             } else {
-                self.windows.block(index, Blocked { shard, need }); // Behind the others, for the next turn.
+                self.windows.block(index, blocked); // Behind the others, for the next turn.
             }
         }
         while let Some(first) = self.windows.open.first() {
@@ -423,7 +441,7 @@ impl Topics {
         for interest in &topic.interests {
             let need = std::mem::take(&mut self.needs[usize::from(interest.shard.0)]);
             if need.items > 0 && blocked.is_none() && !outlet.has_room(interest.shard, need.items, need.bytes) {
-                blocked = Some(Blocked { shard: interest.shard, need });
+                blocked = Some(Blocked { shard: interest.shard, need, by: By::Queue });
             }
         }
         if let Some(blocked) = blocked {
@@ -720,6 +738,54 @@ mod tests {
         assert_eq!(w.turn(), [(ticket, Ok(2))]);
         assert_eq!(w.items(), 1);
         assert_eq!(w.queues.take(S0), [push("0.1", "0>1", &["1"]), push("1.1", "0>1", &["2"])]);
+    }
+
+    #[test]
+    fn who_waits_for_any_window_to_leave_does_not_wait_for_a_shard_without_interest() {
+        let mut w = World::with_merge(1, |merge| merge.merge_pending_items_max = 2);
+        w.join(S0, 0, 1, "stuck");
+        w.join(S1, 0, 1, "other");
+        // Both answers fill their queues: no window can leave.
+        w.admitted("stuck", "1");
+        w.admitted("other", "2");
+        let [first, second] = ["3", "4"].map(|data| w.waits("other", data));
+        assert_eq!(w.turn(), []);
+        for (ticket, offset) in [(first, 2), (second, 3)] {
+            w.queues.take(S1);
+            assert_eq!(w.turn(), [(ticket, Ok(offset))]);
+        }
+        assert_eq!(w.queues.take(S1), [push("0.1", "1>2", &["3"])]);
+        let blocked = w.topics.blocked_shards().map(|b| (b.shard, b.topics)).collect::<Vec<_>>();
+        assert_eq!(blocked, [(S0, 1)], "its window, and no line");
+    }
+
+    #[test]
+    fn who_comes_later_does_not_take_the_room_in_windows_that_others_wait_for() {
+        let mut w = World::with_merge(1, |merge| merge.merge_pending_items_max = 2);
+        w.join(S0, 0, 1, "stuck");
+        w.queues.take(S0);
+        w.join(S0, 1, 1, "b");
+        w.join(S1, 0, 1, "a");
+        // Both queues are full of an answer.
+        w.admitted("stuck", "1");
+        w.admitted("a", "1");
+        let first = w.waits("a", "2");
+        w.unsubscribe(S0, 0, 1); // Its window goes with it, so that there is room for one.
+        let second = w.waits("b", "1");
+        assert_eq!(w.turn(), [(first, Ok(2))]);
+        w.queues.take(S1);
+        assert_eq!(w.turn(), [(second, Ok(1))]);
+    }
+
+    #[test]
+    fn a_window_that_finds_no_room_while_something_is_published_is_due_at_once_and_said_so_once() {
+        let mut w = World::with_merge(1, |merge| merge.max_merge_delay_ms = 0);
+        w.join(S0, 0, 1, "a"); // Its answer fills the queue.
+        assert_eq!(w.topics.due(), Time::NEVER);
+        w.admitted("a", "1");
+        assert_eq!(w.topics.due(), Time::default());
+        let next = w.topics.turn(w.now, &mut w.queues, &mut Vec::new());
+        assert_eq!((next, w.topics.due()), (w.now.plus_ms(1), Time::NEVER));
     }
 
     #[test]

@@ -195,6 +195,22 @@ fn a_withdrawn_question_is_given_up_and_answered_at_once_and_one_that_was_answer
 }
 
 #[test]
+fn answers_come_while_the_driver_always_has_more_to_do() {
+    in_runtime(async {
+        let (control, mut shards, _) = control(&Options { busy: true, ..Options::default() });
+        drive!(control);
+        for slot in 0..300 {
+            let client = ClientRef { slot: Slot(slot), generation: Generation(1) };
+            shards[0].outbox.push(FromShard::Ask { client, question: Question::Page(Page::Stats) }, 0).unwrap();
+        }
+        for _ in 0..300 {
+            let message = eventually(|| shards[0].inbox.pop()).await;
+            assert!(matches!(message, ToShard::Answer { .. }), "{message:?}");
+        }
+    });
+}
+
+#[test]
 fn a_drain_refuses_what_comes_and_what_waits() {
     in_runtime(async {
         let (control, _shards, _) =

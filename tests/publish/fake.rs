@@ -18,6 +18,8 @@ const INTEREST: InterestRef = InterestRef { id: InterestId(0), generation: 1 };
 pub struct FakeTopics {
     pub publish_wait_ms: u64,
     pub message_bytes_max: usize,
+    /// It always has more to do at once.
+    pub busy: bool,
     offset: u64,
     ticket: u64,
     line: VecDeque<(Ticket, Time, Publication)>,
@@ -27,7 +29,15 @@ pub struct FakeTopics {
 impl FakeTopics {
     pub fn new(publish_wait_ms: u64) -> FakeTopics {
         let line = VecDeque::new();
-        FakeTopics { publish_wait_ms, message_bytes_max: 1000, offset: 0, ticket: 0, line, draining: false }
+        FakeTopics {
+            publish_wait_ms,
+            message_bytes_max: 1000,
+            busy: false,
+            offset: 0,
+            ticket: 0,
+            line,
+            draining: false,
+        }
     }
 
     fn first_full(&self, publication: &Publication, outlet: &dyn Outlet) -> Option<ShardId> {
@@ -104,6 +114,9 @@ impl Mind for FakeTopics {
                 }
             };
             done.push((ticket, outcome));
+        }
+        if self.busy {
+            return now;
         }
         Time::NEVER
     }

@@ -22,6 +22,8 @@ pub struct Options {
     pub publish_wait_ms: u64,
     pub publish: Publish,
     pub dev: bool,
+    /// As `FakeTopics` has it.
+    pub busy: bool,
 }
 
 impl Default for Options {
@@ -33,6 +35,7 @@ impl Default for Options {
             publish_wait_ms: 30,
             publish: Publish { grpc_address: free(), http_address: free(), ..Publish::default() },
             dev: false,
+            busy: false,
         }
     }
 }
@@ -68,7 +71,8 @@ pub fn control(options: &Options) -> (Arc<Control>, Vec<Shard>, Arc<Bell>) {
             (ShardQueues { inbox: to, outbox: from }, Shard { inbox, outbox, bell: shard_bell })
         })
         .unzip();
-    let mind = Box::new(FakeTopics::new(options.publish_wait_ms));
+    let mut mind = Box::new(FakeTopics::new(options.publish_wait_ms));
+    mind.busy = options.busy;
     (Arc::new(Control::new(mind, queues, bell.clone(), Arc::new(ControlMetrics::default()))), shards, bell)
 }
 
