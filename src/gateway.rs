@@ -46,7 +46,7 @@ const TURN_MS_MAX: u64 = 3000;
 /// How much longer than its own deadlines say a shard may take to drain: for what is in its queue and batches at the beginning.
 const DRAIN_GRACE_MS: u64 = 5000;
 
-/// How old a page for subscribers may be: whoever asks meanwhile gets the same bytes, so that any number of them costs the control core
+/// How old the metrics for subscribers may be: whoever asks meanwhile gets the same bytes, so that any number of them costs the control core
 /// one rendering.
 const PAGE_AGE_MS_MAX: u64 = 1000;
 
@@ -647,7 +647,6 @@ struct Knowledge {
     counted: Arc<ControlMetrics>,
     registry: Arc<Registry>,
     shards: Vec<Arc<ShardMetrics>>,
-    stats: Mutex<Option<Rendered>>,
     metrics: Mutex<Option<Rendered>>,
 }
 
@@ -664,7 +663,7 @@ impl Knowledge {
         registry: Arc<Registry>,
         shards: Vec<Arc<ShardMetrics>>,
     ) -> Knowledge {
-        Knowledge { login, counted, registry, shards, stats: Mutex::default(), metrics: Mutex::default() }
+        Knowledge { login, counted, registry, shards, metrics: Mutex::default() }
     }
 }
 
@@ -684,10 +683,9 @@ impl Oracle for Knowledge {
     }
 
     fn page(&self, page: Page) -> BoxFuture<'static, Answer> {
-        let now = Time::now();
         let (content_type, body) = match page {
-            Page::Stats => ("application/json", rendered(&self.stats, now, || stats(&self.shards))),
-            Page::Metrics => (Registry::CONTENT_TYPE, rendered(&self.metrics, now, || self.registry.render())),
+            Page::Stats => ("application/json", stats(&self.shards).into()), // A sum of a few cells.
+            Page::Metrics => (Registry::CONTENT_TYPE, rendered(&self.metrics, Time::now(), || self.registry.render())),
         };
         std::future::ready(Answer::Page { status: 200, content_type, body }).boxed()
     }

@@ -310,14 +310,14 @@ cells! {
         pullers: Gauge = "pullers",
         /// Streams of `PullData` ended because they were `puller_bytes_max` behind.
         pullers_late: Counter = "pullers_late",
-        /// Publishers connected by gRPC.
-        grpc_connections: Gauge = "publisher_connections" { protocol: "grpc" },
         /// Logins refused because `auth.url` was not reached.
         auth_unreachable: Counter = "auth_failures" { reason: "unreachable" },
         /// Because it did not answer in time.
         auth_late: Counter = "auth_failures" { reason: "late" },
         /// Because its answer could not be read.
         auth_unclear: Counter = "auth_failures" { reason: "unclear" },
+        /// Publishers connected by gRPC.
+        grpc_connections: Gauge = "publisher_connections" { protocol: "grpc" },
         /// Publishers connected by HTTP.
         http_connections: Gauge = "publisher_connections" { protocol: "http" },
         /// Publishers connected to go-push's gateway port.
