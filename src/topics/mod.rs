@@ -18,7 +18,7 @@
 //! with such a list joins it even if there is room: those who wait would never see any. So a shard that stands still holds up
 //! the topics with interest there, and nobody else's.
 //!
-//! What goes to users is one stream. Who of them is on which shard, a table of keys says ([`users`]), and nothing is kept for a
+//! What goes to users is one stream. Who of them is on which shard, a table of keys says (`users.rs`), and nothing is kept for a
 //! user that waits for nothing. When one has to wait, it gets a line of its own for as long, as if it were a topic: users on
 //! other shards don't wait with it.
 //!
