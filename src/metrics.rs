@@ -40,6 +40,11 @@ impl Gauge {
         self.0.store(value, Ordering::Relaxed);
     }
 
+    /// Adds `n`, which may be less than zero. Only the owning thread may call it.
+    pub fn change(&self, n: i64) {
+        self.0.store(self.get().wrapping_add_signed(n), Ordering::Relaxed);
+    }
+
     /// Its value, some moment ago.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -97,6 +102,12 @@ impl Default for Histogram {
     }
 }
 
+/// Names of the families of clients, in the order in which [`ByDialect`] counts them.
+pub const DIALECTS: [&str; 5] = ["gpush", "echo", "centrifugo", "go-push", "demo"];
+
+/// A cell for each of [`DIALECTS`], told apart by the label `dialect`.
+pub type ByDialect<T> = [T; DIALECTS.len()];
+
 /// One cell with its name in `/metrics`.
 struct Cell<'a> {
     /// Name without prefix and suffix.
@@ -116,9 +127,32 @@ enum Reading<'a> {
     Histogram(&'a Histogram),
 }
 
+/// What `/metrics` shows of a field: one cell, or several of one family.
+trait Readings {
+    fn readings(&self) -> impl Iterator<Item = (Option<(&'static str, &'static str)>, Reading<'_>)>;
+}
+
+macro_rules! single {
+    ($($kind:ident),*) => {
+        $(impl Readings for $kind {
+            fn readings(&self) -> impl Iterator<Item = (Option<(&'static str, &'static str)>, Reading<'_>)> {
+                std::iter::once((None, Reading::$kind(self)))
+            }
+        })*
+    };
+}
+single!(Counter, Gauge, Histogram);
+
+impl<T: Readings> Readings for ByDialect<T> {
+    fn readings(&self) -> impl Iterator<Item = (Option<(&'static str, &'static str)>, Reading<'_>)> {
+        let named = self.iter().zip(DIALECTS);
+        named.flat_map(|(cells, dialect)| cells.readings().map(move |(_, cell)| (Some(("dialect", dialect)), cell)))
+    }
+}
+
 macro_rules! cells {
     ($(#[$doc:meta])* $name:ident {
-        $($(#[doc = $help:literal])+ $field:ident: $kind:ident = $family:literal $({ $label:ident: $value:literal })?,)*
+        $($(#[doc = $help:literal])+ $field:ident: $kind:ty = $family:literal $({ $label:ident: $value:literal })?,)*
     }) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
@@ -128,12 +162,14 @@ macro_rules! cells {
         impl $name {
             /// All of them, those of one family next to one another.
             fn cells(&self) -> Vec<Cell<'_>> {
-                vec![$(Cell {
+                let mut cells = Vec::new();
+                $(cells.extend(self.$field.readings().map(|(own, value)| Cell {
                     family: $family,
-                    label: None$(.or(Some((stringify!($label), $value))))?,
+                    label: own$(.or(Some((stringify!($label), $value))))?,
                     help: concat!($($help),+),
-                    value: Reading::$kind(&self.$field),
-                }),*]
+                    value,
+                }));)*
+                cells
             }
         }
     };
@@ -210,12 +246,12 @@ cells! {
         closes_send_failed: Counter = "closes" { reason: "send_failed" },
         /// Closes that were cut at `close_deadline_ms`, without the peer's answer.
         closes_cut: Counter = "closes_cut",
-        /// Open connections of go-push clients.
-        gopush_connections: Gauge = "gopush_connections",
-        /// Messages handed to the kernel for go-push clients, a merged push and a PONG counted once each.
-        gopush_messages: Counter = "gopush_messages",
-        /// Messages for go-push clients dropped: `pending_bytes_max` was reached.
-        gopush_messages_dropped: Counter = "gopush_messages_dropped",
+        /// Open connections of clients that speak this dialect.
+        dialect_connections: ByDialect<Gauge> = "dialect_connections",
+        /// Messages handed to the kernel for clients of this dialect and answers that are messages of it; a merged push counts once.
+        dialect_messages: ByDialect<Counter> = "dialect_messages",
+        /// Messages for clients of this dialect dropped while they stayed: `pending_bytes_max` was reached.
+        dialect_messages_dropped: ByDialect<Counter> = "dialect_messages_dropped",
         /// Topics refused: `topics_per_connection_max` of the client, or `topics_max` of the shard.
         topics_refused: Counter = "topics_refused",
         /// Logins that went well.
@@ -376,6 +412,8 @@ cells! {
         gopush_dispatch_failed: Counter = "gopush_dispatch_failed_items",
         /// Attempts to send a push on to another gateway that failed.
         gopush_forward_failures: Counter = "gopush_forward_failures",
+        /// Pushes that wait for another gateway, or for its answer.
+        gopush_forward_pending: Gauge = "gopush_forward_pending",
         /// Items not sent on: too much was pending for that gateway.
         gopush_forward_dropped: Counter = "gopush_forward_lost_items" { reason: "pending" },
         /// Items not sent on: every attempt failed.

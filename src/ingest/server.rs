@@ -11,6 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::header::AUTHORIZATION;
 use axum::response::Response;
+use futures_util::future::OptionFuture;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -170,41 +171,18 @@ impl Server {
         let http = http::router(control.clone(), tokens.clone(), hooks, publish, dev);
         let grpc = routes.prepare().into_axum_router();
 
-        let stop = watch::Sender::new(false);
+        let house = House::new(control.clone(), tokens, publish);
         let metrics = control.metrics();
-        let port = |listener, connections| Port {
-            listener,
-            connections_max: publish.connections_max,
-            connections,
-            metrics,
-            stop: stop.subscribe(),
-        };
-        let grpc_port = port(listener(self.grpc)?, &metrics.grpc_connections);
-        let origins = Arc::new(Origins::new(&publish.allowed_origins));
-        let reception = |router: &Router, visit| Reception {
-            router: router.clone(),
-            tokens: tokens.clone(),
-            origins: origins.clone(),
-            control: control.clone(),
-            visit,
-        };
-        let grpc = grpc_port.accept_all(|stream, visit, stop| serve_http2(stream, reception(&grpc, visit), stop));
-        let idle = Duration::from_millis(publish.idle_deadline_ms);
-        let http_port = port(listener(self.http)?, &metrics.http_connections);
-        let http = http_port.accept_all(|stream, visit, stop| serve_http1(stream, reception(&http, visit), idle, stop));
-        let level_port = self.log_level.map(listener).transpose()?;
-        let level = async {
-            if let Some(listener) = level_port {
-                let level_port = port(listener, &metrics.log_level_connections);
-                level_port
-                    .accept_all(|stream, visit, stop| serve_http1(stream, reception(&level, visit), idle, stop))
-                    .await;
-            }
-        };
-        tokio::join!(grpc, http, level, async {
-            shutdown.await;
-            stop.send_replace(true);
+        let port = |bound, connections| Ok::<_, io::Error>(house.port(listener(bound)?, connections));
+        let grpc_port = port(self.grpc, &metrics.grpc_connections)?;
+        let grpc = grpc_port.accept_all(|stream, visit, stop| serve_http2(stream, house.reception(&grpc, visit), stop));
+        let idle = house.idle;
+        let http = port(self.http, &metrics.http_connections)?
+            .accept_all(|stream, visit, stop| serve_http1(stream, house.reception(&http, visit), idle, stop));
+        let level = self.log_level.map(|bound| port(bound, &metrics.log_level_connections)).transpose()?.map(|port| {
+            port.accept_all(|stream, visit, stop| serve_http1(stream, house.reception(&level, visit), idle, stop))
         });
+        tokio::join!(grpc, http, OptionFuture::from(level), house.close_after(shutdown));
         health.abort();
         Ok(())
     }
@@ -235,13 +213,60 @@ pub(super) fn listener(listener: std::net::TcpListener) -> io::Result<TcpListene
     TcpListener::from_std(listener)
 }
 
+/// What the ports of one server have in common: who may come in, how many, and until when.
+pub(super) struct House {
+    control: Arc<Control>,
+    tokens: Arc<Tokens>,
+    origins: Arc<Origins>,
+    connections_max: usize,
+    /// How long a kept-alive connection may be silent.
+    pub(super) idle: Duration,
+    stop: watch::Sender<bool>,
+}
+
+impl House {
+    pub(super) fn new(control: Arc<Control>, tokens: Arc<Tokens>, publish: &Publish) -> House {
+        House {
+            control,
+            tokens,
+            origins: Arc::new(Origins::new(&publish.allowed_origins)),
+            connections_max: publish.connections_max,
+            idle: Duration::from_millis(publish.idle_deadline_ms),
+            stop: watch::Sender::new(false),
+        }
+    }
+
+    /// A port of this server, whose open connections are `connections`.
+    pub(super) fn port<'a>(&'a self, listener: TcpListener, connections: &'a Gauge) -> Port<'a> {
+        let (connections_max, metrics) = (self.connections_max, self.control.metrics());
+        Port { listener, connections_max, connections, metrics, stop: self.stop.subscribe() }
+    }
+
+    /// For one visitor who comes to see `router`.
+    pub(super) fn reception(&self, router: &Router, visit: Visit) -> Reception {
+        Reception {
+            router: router.clone(),
+            tokens: self.tokens.clone(),
+            origins: self.origins.clone(),
+            control: self.control.clone(),
+            visit,
+        }
+    }
+
+    /// Orders all ports to stop once `shutdown` completes.
+    pub(super) async fn close_after(&self, shutdown: impl Future<Output = ()>) {
+        shutdown.await;
+        self.stop.send_replace(true);
+    }
+}
+
 /// One port, while it takes connections.
 pub(super) struct Port<'a> {
-    pub(super) listener: TcpListener,
-    pub(super) connections_max: usize,
-    pub(super) connections: &'a Gauge,
-    pub(super) metrics: &'a ControlMetrics,
-    pub(super) stop: watch::Receiver<bool>,
+    listener: TcpListener,
+    connections_max: usize,
+    connections: &'a Gauge,
+    metrics: &'a ControlMetrics,
+    stop: watch::Receiver<bool>,
 }
 
 impl Port<'_> {
@@ -312,11 +337,11 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 
 /// What a request meets first: who is there, whose page it is, and how much a stranger may ask at once.
 pub(super) struct Reception {
-    pub(super) router: Router,
-    pub(super) tokens: Arc<Tokens>,
-    pub(super) origins: Arc<Origins>,
-    pub(super) control: Arc<Control>,
-    pub(super) visit: Visit,
+    router: Router,
+    tokens: Arc<Tokens>,
+    origins: Arc<Origins>,
+    control: Arc<Control>,
+    visit: Visit,
 }
 
 impl Reception {

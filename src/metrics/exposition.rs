@@ -146,8 +146,11 @@ fn encode_cells(encoder: &mut DescriptorEncoder<'_>, owners: Vec<(Labels, Vec<Ce
     Ok(())
 }
 
-/// A family of one is explained by its doc comment, one of several by all of theirs.
+/// A family whose cells have one doc comment is explained by it, another by all of theirs.
 fn help(family: &[Cell<'_>]) -> String {
+    if family.iter().all(|cell| cell.help == family[0].help) {
+        return family[0].help.trim().to_owned();
+    }
     let each = family.iter().map(|cell| match cell.label {
         Some((label, value)) => format!("{label}={value}: {}", cell.help.trim()),
         None => cell.help.trim().to_owned(),

@@ -391,8 +391,9 @@ impl<R: Ring> Reactor<R> {
         m.subscriptions.set((self.interests.members() + self.users.subscriptions()) as u64);
         m.logged_in.set(self.users.logged_in() as u64);
         m.interests.set(self.interests.len() as u64);
-        let gopush = [false, true].map(|deflated| self.interests.everyone(DialectId::Gopush.encoding(deflated)));
-        m.gopush_connections.set(gopush.iter().sum::<usize>() as u64);
+        for (encodings, gauge) in DialectId::ENCODINGS.iter().zip(&m.dialect_connections) {
+            gauge.set(encodings.iter().map(|&encoding| self.interests.everyone(encoding)).sum::<usize>() as u64);
+        }
         m.slow_connections.set(self.slow.len() as u64);
         m.partial_bytes.set(self.partial_bytes as u64);
         let owed = self.owed_bytes() as u64;

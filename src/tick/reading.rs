@@ -3,7 +3,7 @@
 use super::Reactor;
 use super::life::Cause;
 use super::pages::Reading;
-use crate::dialect::{Command, Dialect, DialectId, Heartbeat, SubscribeError, TOPIC_BYTES_MAX, Welcome};
+use crate::dialect::{Command, Dialect, Heartbeat, SubscribeError, TOPIC_BYTES_MAX, Welcome};
 use crate::ids::{ConnectId, Epoch, InterestId, Offset, Slot};
 use crate::queue::{InterestKey, Question};
 use crate::shard::connection::Phase;
@@ -473,9 +473,7 @@ impl<R: Ring> Reactor<R> {
             Command::SubscribePrivately { topic } => self.subscribe_privately(slot, &topic),
             Command::UnsubscribePrivately { topic } => self.unsubscribe_privately(slot, &topic),
             Command::Reply(bytes) => {
-                if self.connections[slot.0 as usize].dialect == DialectId::Gopush {
-                    self.metrics.gopush_messages.add(1);
-                }
+                self.metrics.dialect_messages[self.connections[slot.0 as usize].dialect as usize].add(1);
                 self.reply.clear();
                 self.reply.extend_from_slice(&bytes);
                 self.owe_reply(slot);

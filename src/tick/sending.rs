@@ -13,7 +13,6 @@
 use super::life::Cause;
 use super::{Reactor, Slow, Unsettled};
 use crate::clock::Time;
-use crate::dialect::DialectId;
 use crate::frame::{Outgoing, Piece};
 use crate::ids::{InterestId, Slot};
 use crate::shard::connection::Phase;
@@ -238,9 +237,7 @@ impl<R: Ring> Reactor<R> {
         if self.settings.drops(connection.dialect) {
             let dropped = connection.egress.push_what_fits(piece, bound, &mut self.spares, &mut self.pool);
             self.metrics.drops_pending_full.add(dropped as u64);
-            if connection.dialect == DialectId::Gopush {
-                self.metrics.gopush_messages_dropped.add(dropped as u64);
-            }
+            self.metrics.dialect_messages_dropped[connection.dialect as usize].add(dropped as u64);
         } else {
             let messages = piece.messages();
             self.pool.release(piece.batch);
@@ -303,9 +300,7 @@ impl<R: Ring> Reactor<R> {
         connection.in_flight += 1;
         self.unsettled.push(Unsettled { slot, delivers: messages > 0, sequence, pinned_bytes });
         self.metrics.deliveries.add(messages as u64);
-        if connection.dialect == DialectId::Gopush {
-            self.metrics.gopush_messages.add(messages as u64);
-        }
+        self.metrics.dialect_messages[connection.dialect as usize].add(messages as u64);
         self.ring.send(Token::new(Kind::Send, connection.generation, slot), outgoing);
     }
 

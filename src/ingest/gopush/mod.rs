@@ -17,9 +17,10 @@ mod relay;
 pub use certificate::{CertificateError, check_certificate};
 
 use super::push::{Problem, guarded};
-use super::server::{self, BindError, Port, Reception, listener, ordered, serve_http1, serve_http2};
+use super::server::{self, BindError, House, Reception, listener, ordered, serve_http1, serve_http2};
 use super::{Admission, Control, Tokens};
-use crate::config::{GopushSettings, Origins, Publish};
+use crate::config::{GopushSettings, Publish};
+use crate::dialect::DialectId;
 use crate::frame::{Publication, Target};
 use crate::metrics::{ControlMetrics, Counter, ShardMetrics};
 use axum::Router;
@@ -143,42 +144,24 @@ impl GopushServer {
             large_bodies: Semaphore::new(LARGE_BODIES_MAX),
             body_deadline: Duration::from_millis(publish.body_deadline_ms),
         });
-        let stop = watch::Sender::new(false);
-        let metrics = control.metrics();
-        let port = |listener, connections| Port {
-            listener,
-            connections_max: publish.connections_max,
-            connections,
-            metrics,
-            stop: stop.subscribe(),
-        };
-        let tokens = Arc::new(Tokens::none());
-        let origins = Arc::new(Origins::new(&publish.allowed_origins));
-        let reception = |router: &Router, visit| Reception {
-            router: router.clone(),
-            tokens: tokens.clone(),
-            origins: origins.clone(),
-            control: control.clone(),
-            visit,
-        };
-        let idle = Duration::from_millis(publish.idle_deadline_ms);
+        // Nobody is asked for a token here, as in go-push: who reaches the port may publish.
+        let house = House::new(control.clone(), Arc::new(Tokens::none()), publish);
+        let (house, metrics, idle) = (&house, control.metrics(), house.idle);
 
         let (gateway_router, logic_router) = (router(&app, Side::Gateway), router(&app, Side::Logic));
         let gateway = self.gateway.map(|(bound, tls)| Ok::<_, io::Error>((listener(bound)?, tls))).transpose()?;
-        let (reception, gateway_router) = (&reception, &gateway_router);
+        let gateway_router = &gateway_router;
         let gateway = gateway.map(|(listener, tls)| {
-            let serve =
-                move |stream, visit, stop| serve_tls(stream, tls.clone(), reception(gateway_router, visit), idle, stop);
-            port(listener, &metrics.gopush_gateway_connections).accept_all(serve)
+            let serve = move |stream, visit, stop| {
+                serve_tls(stream, tls.clone(), house.reception(gateway_router, visit), idle, stop)
+            };
+            house.port(listener, &metrics.gopush_gateway_connections).accept_all(serve)
         });
         let logic = self.logic.map(listener).transpose()?.map(|listener| {
-            port(listener, &metrics.gopush_logic_connections)
-                .accept_all(|stream, visit, stop| serve_http1(stream, reception(&logic_router, visit), idle, stop))
+            let serve = |stream, visit, stop| serve_http1(stream, house.reception(&logic_router, visit), idle, stop);
+            house.port(listener, &metrics.gopush_logic_connections).accept_all(serve)
         });
-        tokio::join!(OptionFuture::from(gateway), OptionFuture::from(logic), async {
-            shutdown.await;
-            stop.send_replace(true);
-        });
+        tokio::join!(OptionFuture::from(gateway), OptionFuture::from(logic), house.close_after(shutdown));
         Ok(())
     }
 }
@@ -400,15 +383,16 @@ impl App {
 
     /// As go-push prints it, keys in its order.
     fn stats(&self, side: Side) -> String {
+        const GOPUSH: usize = DialectId::Gopush as usize;
         self.control.report();
         let m = self.control.metrics();
         let sum = |of: fn(&ShardMetrics) -> u64| self.shards.iter().map(|shard| of(shard)).sum::<u64>();
         let get = |counter: &Counter| counter.get();
         let pairs: Vec<(&str, u64)> = match side {
             Side::Gateway => vec![
-                ("onlineConnections", sum(|s| s.gopush_connections.get())),
-                ("sendMessageTotal", sum(|s| s.gopush_messages.get())),
-                ("sendMessageFail", sum(|s| s.gopush_messages_dropped.get())),
+                ("onlineConnections", sum(|s| s.dialect_connections[GOPUSH].get())),
+                ("sendMessageTotal", sum(|s| s.dialect_messages[GOPUSH].get())),
+                ("sendMessageFail", sum(|s| s.dialect_messages_dropped[GOPUSH].get())),
                 ("dispatchPending", m.merging_blocked.get()),
                 ("pushJobPending", self.control.queue_depths().iter().map(|(items, _)| *items as u64).sum()),
                 ("dispatchFail", get(&m.merged_messages_dropped)),

@@ -120,6 +120,7 @@ impl Relay {
         let mut dropped = 0;
         for gateway in &self.gateways {
             if gateway.pending.admit(job.items.len()) {
+                self.metrics.gopush_forward_pending.change(1);
                 gateway.lanes[lane].send(job.clone()).expect("a lane listens as long as its gateway is known");
             } else {
                 dropped += count;
@@ -153,6 +154,7 @@ async fn lane(mut jobs: mpsc::UnboundedReceiver<Job>, link: Arc<Link>, pending: 
             sizes.push(following.items.len());
         }
         link.deliver(job.room.as_deref(), &items, count).await;
+        link.metrics.gopush_forward_pending.change(-(sizes.len() as i64));
         sizes.into_iter().for_each(|bytes| pending.release(bytes));
     }
 }
