@@ -1,28 +1,45 @@
 //! `fanwire bench`: arguments → runs, and what they found.
 
-use crate::dialect::DialectId;
 use crate::load::clients::ClientsPlan;
+use crate::load::dialect::Dialect;
 use crate::load::host::{Machine, Watched};
-use crate::load::publisher::{Interface, PublishPlan};
+use crate::load::publisher::{Interface, Post, PublishPlan};
 use crate::load::report::{Condition, Live, Phase, Report};
 use crate::load::run::{self, Load, Plan, Source};
 use crate::load::schedule::Pace;
-use crate::load::server;
-use crate::load::{TOPICS_MAX, bare, centrifugo};
+use crate::load::server::{self, Addresses};
+use crate::load::{PUBLISHERS_MAX, TOPICS_MAX, bare, centrifugo, hgrm};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Connections that a spawned gateway has room for without being told.
+const SPAWNED_CONNECTIONS_MAX: u64 = 10_000;
+
 const EXAMPLES: &str = "\
-Against a gateway that runs here with its defaults, no flag is needed. Messages go to topics bench-0, bench-1 …, and every one
+Against a gateway that runs here with its defaults, no flag is needed; any other WebSocket server, NATS and Centrifugo are measured by the
+same client (--dialect, --publish). Messages go to topics bench-0, bench-1 …, and every one
 is checked at every connection. A LIMIT in the result says that clients or publisher were at their end: the latency is then
-theirs too. Clients and gateway each need a file descriptor a connection (`ulimit -n`).
+theirs too. Clients and gateway each need a file descriptor a connection (`ulimit -n`), or more rings: each ring of
+clients has a table of its own with as many, so the clients need no more than that however many they are.
+A pair of addresses has 28,000 connections at most (its ports). Towards a loopback address the clients spread themselves;
+elsewhere give them addresses of this machine (--source), or the server several in a row (--spread).
 
 A gateway, started for the purpose on core 0, beside the plainest server there can be:
   fanwire bench --spawn 0 --core 1 --connections 10000 --rate 10 --compare-bare 5
 Throughput of publishing, 16 batches of 100 in flight, and a failure if it is below 200,000 messages/s:
   fanwire bench --spawn 0 --core 1 --connections 2 --saturate 16 --fail-if 'published_per_s<200k'
+
+A million clients, and one message to all of them:
+  fanwire bench --connections 1000000 --ramp 60000 --messages 1 --url ws://127.0.0.1:9992/ws
+
+100,000 clients that come back at once beside 10,000 that are measured, of which 50 a second leave and return:
+  fanwire bench --spawn 0 --core 1 --topics 1000 --rate 1000 --storm 100000 --churn 50
+nginx with nchan, and a NATS server:
+  fanwire bench --dialect raw --url 'ws://127.0.0.1:8080/sub/{topic}' --publish post --post-url 'http://127.0.0.1:8080/pub?id={topic}'
+  fanwire bench --url nats://127.0.0.1:4222
 
 Exit codes:
   0  all that was delivered is right, and no --fail-if is true
@@ -33,12 +50,22 @@ Exit codes:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Subscribe here [default: where a gateway on this machine serves the dialect]
+    /// Subscribe here; {topic} in it is replaced [default: where a gateway on this machine serves the dialect]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// What the clients speak
-    #[arg(long, value_name = "DIALECT", default_value = "gpush", value_parser = ["gpush", "centrifugo"])]
-    dialect: String,
+    /// What the clients speak; raw: WebSocket of any server, whose --url or --hello names the topic; nats: its client
+    /// protocol over TCP [default: gpush; nats for a nats:// URL]
+    #[arg(long, value_name = "DIALECT", value_parser = ["gpush", "centrifugo", "go-push", "raw", "nats"])]
+    dialect: Option<String>,
+    /// raw: send this text after the handshake; {topic} in it is replaced
+    #[arg(long, value_name = "TEXT")]
+    hello: Option<String>,
+    /// raw: a client is subscribed once a message contains this [default: as soon as the handshake is done]
+    #[arg(long, value_name = "TEXT")]
+    subscribed: Option<String>,
+    /// A header for the handshake; repeatable
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    header: Vec<(String, String)>,
     /// WebSocket connections; connection i subscribes to topic i modulo --topics
     #[arg(short, long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
@@ -57,6 +84,9 @@ pub struct Args {
     /// Seconds of measurement
     #[arg(long, value_name = "S", default_value_t = 10.0)]
     duration: f64,
+    /// Publish so many messages at --rate, none before, and measure until the last one is with everybody
+    #[arg(long, value_name = "N", conflicts_with_all = ["duration", "warmup", "saturate", "idle"], value_parser = clap::value_parser!(u64).range(1..))]
+    messages: Option<u64>,
     /// Seconds before
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     warmup: f64,
@@ -66,25 +96,62 @@ pub struct Args {
     /// Connections that subscribe and never read again, in percent; they are counted apart
     #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
     slow_percent: f64,
+    /// Topics by Zipf's law: the k-th of them has a share of 1/k^S [default: all alike]
+    #[arg(long, value_name = "S", value_parser = exponent)]
+    zipf: Option<f64>,
+    /// What follows it: which topics connections subscribe to, which messages go to, or both
+    #[arg(long, value_name = "WHAT", default_value = "both", requires = "zipf", value_parser = ["connections", "messages", "both"])]
+    zipf_of: String,
+    /// So many connections a second close and come back while messages flow; what they must get begins at their subscribe's
+    /// answer (raw, go-push: at their first message)
+    #[arg(long, value_name = "N/S", default_value_t = 0.0, conflicts_with_all = ["saturate", "idle", "bare", "compare_bare"])]
+    churn: f64,
+    /// So many further clients connect at once, beside the measured ones
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["saturate", "idle", "bare", "compare_bare"])]
+    storm: u32,
+    /// Seconds from the first message to the storm [default: a third of the measurement later than its beginning]
+    #[arg(long, value_name = "S", requires = "storm")]
+    storm_at: Option<f64>,
     /// Offer permessage-deflate
     #[arg(long)]
     deflate: bool,
     /// New connections a second at most
     #[arg(long, value_name = "N/S", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     ramp: u32,
+    /// Connect to so many addresses in a row, from that of the URL on: a server that listens on 0.0.0.0 has them all
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with_all = ["spawn", "bare", "compare_bare"], value_parser = clap::value_parser!(u32).range(1..=0xffff))]
+    spread: u32,
+    /// Connect from this address of ours; repeatable, they take turns [default: for a loopback URL 127.0.0.1 and up, a new one
+    /// for each 10,000 connections]
+    #[arg(long, value_name = "ADDRESS")]
+    source: Vec<IpAddr>,
 
-    /// How to publish
-    #[arg(long, value_name = "INTERFACE", default_value = "grpc", value_parser = ["grpc", "http"])]
-    publish: String,
+    /// How to publish: grpc and http to a gateway, centrifugo by its server API, nats by PUB, post to any URL
+    /// [default: grpc; nats with --dialect nats]
+    #[arg(long, value_name = "INTERFACE", value_parser = ["grpc", "http", "centrifugo", "nats", "post"])]
+    publish: Option<String>,
     /// gRPC interface: PublishStream
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10067")]
     grpc: String,
     /// HTTP interface: POST /v1/pushData
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10068")]
     http: String,
-    /// Kept-alive connections of --publish http; messages are in order on each [default: 16, or what --saturate says]
-    #[arg(long, value_name = "N")]
-    http_connections: Option<u32>,
+    /// Centrifugo's server API: POST /api/publish
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
+    centrifugo: String,
+    /// Its key
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// NATS server to publish to
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4222")]
+    nats: String,
+    /// --publish post: the message is the body, any 2xx its acknowledgement; {topic} in it is replaced
+    #[arg(long, value_name = "URL")]
+    post_url: Option<String>,
+    /// Publishers, each with a connection and an order of its own; those by HTTP have one request under way at a time
+    /// [default: 1; by HTTP 16, or what --saturate says]
+    #[arg(long, value_name = "N", alias = "http-connections", value_parser = clap::value_parser!(u32).range(1..=i64::from(PUBLISHERS_MAX)))]
+    publishers: Option<u32>,
     /// Messages of one batch at most
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
@@ -126,6 +193,9 @@ pub struct Args {
     /// One JSON object on stdout instead of tables
     #[arg(long)]
     json: bool,
+    /// Write the latencies of all runs to this file, in ms, as HdrHistogram's percentile output
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
     /// One row of a Markdown table on stdout, with this label; an empty one prints the table's head and measures nothing
     #[arg(long, value_name = "LABEL", conflicts_with = "json")]
     markdown: Option<String>,
@@ -209,6 +279,9 @@ impl Args {
         for condition in &self.fail_if {
             wrong.extend(condition.check(judged)?);
         }
+        if let (Some(file), Some(latency)) = (&self.hgrm, &judged.latency) {
+            std::fs::write(file, hgrm::text(latency)).map_err(|e| format!("{}: {e}", file.display()))?;
+        }
         if self.json {
             let command: Vec<String> = std::env::args().collect();
             let result = serde_json::json!({
@@ -237,41 +310,73 @@ impl Args {
     }
 
     fn against_gateway(&self) -> Result<Report, String> {
-        let http = self.publish == "http";
-        let spawned = self.spawn.map(|core| server::start_gateway(Some(core), &self.set)).transpose()?;
-        let (url, interface, admin, pid) = match &spawned {
-            Some((server, at)) => (
-                self.dialect_url(&at.subscribers)?,
-                server::interface(at, http),
-                Some(at.http.clone()),
-                Some(server.pid()),
-            ),
-            None if http => {
-                (self.url()?, Interface::Http { address: self.http.clone() }, self.admin.clone(), self.server_pid)
-            }
-            None => (self.url()?, Interface::Grpc { address: self.grpc.clone() }, self.admin.clone(), self.server_pid),
+        let dialect = self.dialect();
+        if self.spawn.is_some() && dialect == Dialect::Nats {
+            return Err("--spawn starts a gateway, and that does not speak nats".into());
+        }
+        let spawned = self.spawn.map(|core| server::start_gateway(Some(core), &self.settings())).transpose()?;
+        let at = spawned.as_ref().map(|(_, at)| at);
+        let url = match (at, &self.url) {
+            (Some(at), _) => dialect_url(&dialect, &at.subscribers)?,
+            (None, Some(url)) => url.clone(),
+            (None, None) if dialect == Dialect::Nats => "nats://127.0.0.1:4222".into(),
+            (None, None) if dialect.is_ours() => dialect_url(&dialect, "ws://127.0.0.1:9992/ws")?,
+            (None, None) => return Err("--dialect raw needs --url".into()),
         };
-        let publish = PublishPlan { interface, token: self.token.clone(), batch_messages_max: self.batch as usize };
+        let pid = spawned.as_ref().map(|(server, _)| server.pid()).or(self.server_pid);
+        let admin = at.map(|at| at.http.clone()).or_else(|| self.admin.clone());
+        let (interface, token) = self.interface(&dialect, at)?;
+        let publish = PublishPlan { interface, token, batch_messages_max: self.batch as usize };
         let mut plan = self.plan(&url, Source::Publisher(publish), pid)?;
         plan.admin = admin.map(|a| a.trim_start_matches("http://").trim_end_matches('/').to_owned());
         run::run(&plan, None, &mut self.live()?)
     }
 
-    fn dialect(&self) -> DialectId {
-        if self.dialect == "centrifugo" { DialectId::Centrifugo } else { DialectId::Gpush }
+    /// Of a gateway started for the purpose: it has room for all clients unless the user says how many.
+    fn settings(&self) -> Vec<String> {
+        let mut settings = Vec::new();
+        let all = u64::from(self.connections) + u64::from(self.storm);
+        if all > SPAWNED_CONNECTIONS_MAX {
+            let room = all * 21 / 20;
+            settings.push(format!("shards.connections_max={room}"));
+        }
+        settings.extend(self.set.iter().cloned());
+        settings
     }
 
-    fn url(&self) -> Result<String, String> {
-        self.url.clone().map_or_else(|| self.dialect_url("ws://127.0.0.1:9992/ws"), Ok)
-    }
-
-    /// Where a gateway with default paths serves the dialect, whose gpush is at `gpush`.
-    fn dialect_url(&self, gpush: &str) -> Result<String, String> {
-        let (_, host, _) = parse_url(gpush)?;
-        Ok(match self.dialect() {
-            DialectId::Centrifugo => format!("ws://{host}{}", centrifugo::PATH),
-            _ => gpush.to_owned(),
+    /// How messages get to the server, and the token or key for it.
+    fn interface(&self, dialect: &Dialect, at: Option<&Addresses>) -> Result<(Interface, Option<String>), String> {
+        let usual = if *dialect == Dialect::Nats { "nats" } else { "grpc" };
+        let http = |own: &str| at.map_or_else(|| own.to_owned(), |at| at.http.clone());
+        let post = |address: String, post: Post| Interface::Http { address, post };
+        Ok(match self.publish.as_deref().unwrap_or(usual) {
+            "http" => (post(http(&self.http), Post::PushData), self.token.clone()),
+            "centrifugo" => (post(http(&self.centrifugo), Post::Centrifugo), self.api_key.clone()),
+            "nats" => (Interface::Nats { address: self.nats.clone() }, None),
+            "post" => {
+                let url = self.post_url.as_deref().ok_or("--publish post needs --post-url")?;
+                let rest = url.strip_prefix("http://").ok_or_else(|| format!("{url}: only http:// is understood"))?;
+                let (host, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
+                let port = if host.rsplit(':').next().is_some_and(|p| p.parse::<u16>().is_ok()) { "" } else { ":80" };
+                (post(format!("{host}{port}"), Post::Path(path.to_owned())), self.token.clone())
+            }
+            _ => {
+                let address = at.map_or_else(|| self.grpc.clone(), |at| at.grpc.clone());
+                (Interface::Grpc { address }, self.token.clone())
+            }
         })
+    }
+
+    fn dialect(&self) -> Dialect {
+        let nats = self.url.as_ref().is_some_and(|url| url.starts_with("nats://"));
+        match self.dialect.as_deref() {
+            Some("centrifugo") => Dialect::Centrifugo,
+            Some("go-push") => Dialect::Gopush,
+            Some("raw") => Dialect::Raw { hello: self.hello.clone(), subscribed: self.subscribed.clone() },
+            Some("nats") => Dialect::Nats,
+            None if nats => Dialect::Nats,
+            _ => Dialect::Gpush,
+        }
     }
 
     fn against_bare(&self) -> Result<Report, String> {
@@ -291,24 +396,42 @@ impl Args {
             (None, per_s) if per_s > 0.0 => Pace::Rate { per_s },
             (None, per_s) => return Err(format!("--rate {per_s}: not a number of messages a second")),
         };
-        let http = matches!(&source, Source::Publisher(p) if matches!(p.interface, Interface::Http { .. }));
-        let publishers = match pace {
-            _ if !http => 1,
-            Pace::Saturate { in_flight } => self.http_connections.unwrap_or(in_flight as u32),
-            Pace::Rate { .. } => self.http_connections.unwrap_or(16),
+        let usual = match (&source, pace) {
+            (
+                Source::Publisher(PublishPlan { interface: Interface::Http { .. }, .. }),
+                Pace::Saturate { in_flight },
+            ) => in_flight as u32,
+            (Source::Publisher(PublishPlan { interface: Interface::Http { .. }, .. }), Pace::Rate { .. }) => 16,
+            _ => 1,
         };
-        let (target, host, path) = parse_url(url)?;
+        let bare = matches!(source, Source::Bare { .. });
+        let publishers = self.publishers.filter(|_| !bare).unwrap_or(usual);
+        let (target, host, path) = parse_url(&url.replacen("nats://", "ws://", 1))?;
         let core = self.server_core.or(self.spawn);
         let server = pid.map(|pid| Watched::new(pid, core)).transpose().map_err(|e| e.to_string())?;
+        let (warmup_s, duration_s) = match (self.messages, pace) {
+            (Some(_), Pace::Saturate { .. }) => return Err("--messages needs a --rate above 0".into()),
+            (Some(messages), Pace::Rate { per_s }) => (0.0, messages as f64 / per_s),
+            (None, _) => (self.warmup, self.duration),
+        };
+        if self.spread > 1 && !target.is_ipv4() {
+            return Err("--spread needs an IPv4 address".into());
+        }
         Ok(Plan {
             clients: ClientsPlan {
                 target,
                 host,
                 path,
-                dialect: self.dialect(),
+                headers: self.header.clone(),
+                dialect: if bare { Dialect::Gpush } else { self.dialect() },
+                spread: self.spread,
+                sources: self.source.clone(),
                 connections: self.connections,
                 topics: self.topics,
-                publishers: publishers.clamp(1, crate::load::PUBLISHERS_MAX),
+                zipf: self.zipf.filter(|_| self.zipf_of != "messages" && !bare),
+                churn_per_s: self.churn.max(0.0),
+                storm: self.storm,
+                publishers: publishers.clamp(1, PUBLISHERS_MAX),
                 slow: (f64::from(self.connections) * self.slow_percent.clamp(0.0, 100.0) / 100.0).round() as u32,
                 deflate: self.deflate,
                 ramp_per_s: self.ramp,
@@ -317,8 +440,11 @@ impl Args {
                 buffer_bytes: self.buffer_bytes,
             },
             load: (!self.idle).then_some(Load { pace, size: self.size, source }),
-            warmup_s: self.warmup,
-            duration_s: self.duration,
+            zipf: self.zipf.filter(|_| self.zipf_of != "connections" && !bare),
+            storm_at_s: self.storm_at.unwrap_or(warmup_s + duration_s / 3.0).max(0.0),
+            warmup_s,
+            duration_s,
+            to_the_last: self.messages.is_some(),
             server,
             core: self.core,
             admin: None,
@@ -345,6 +471,27 @@ impl Args {
             }
         })
     }
+}
+
+/// Of Zipf's law.
+fn exponent(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|s| (0.0..=10.0).contains(s)).ok_or_else(|| "it must be a number from 0 to 10".into())
+}
+
+/// `NAME: VALUE`.
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("it must have the form NAME: VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// Where a gateway with default paths serves `dialect`, whose gpush is at `gpush`.
+fn dialect_url(dialect: &Dialect, gpush: &str) -> Result<String, String> {
+    let (_, host, _) = parse_url(gpush)?;
+    Ok(match dialect {
+        Dialect::Centrifugo => format!("ws://{host}{}", centrifugo::PATH),
+        Dialect::Gopush => format!("ws://{host}/connect"),
+        _ => gpush.to_owned(),
+    })
 }
 
 /// Address, `Host` and path of a `ws://` URL.
@@ -388,6 +535,29 @@ mod tests {
     }
 
     #[test]
+    fn the_flags_say_what_is_spoken_and_how_it_is_published() {
+        use clap::Parser;
+        let args = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.args);
+        let nats = args("bench --url nats://127.0.0.1:4222").unwrap();
+        assert_eq!(nats.dialect(), Dialect::Nats);
+        let (interface, _) = nats.interface(&Dialect::Nats, None).unwrap();
+        assert!(matches!(interface, Interface::Nats { address } if address == "127.0.0.1:4222"));
+        let post = args("bench --publish post --post-url http://h/p?id={topic} --token t").unwrap();
+        let (interface, token) = post.interface(&post.dialect(), None).unwrap();
+        let Interface::Http { address, post: Post::Path(path) } = interface else { panic!("{interface:?}") };
+        assert_eq!((address.as_str(), path.as_str(), token.as_deref()), ("h:80", "/p?id={topic}", Some("t")));
+        assert!(args("bench --publish post").unwrap().interface(&Dialect::Gpush, None).is_err());
+        assert_eq!(header("X-A: b: c"), Ok(("X-A".into(), "b: c".into())));
+        assert!(args("bench --storm-at 1").is_err(), "of no storm");
+        assert!(args("bench --messages 5 --duration 1").is_err() && args("bench --zipf -1").is_err());
+
+        let room = |line: &str| args(line).unwrap().settings();
+        assert!(room("bench -c 10000").is_empty(), "the table's rows run as they always did");
+        assert_eq!(room("bench -c 20000 --storm 80000"), ["shards.connections_max=105000"]);
+        assert_eq!(room("bench -c 20000 --set a.b=1").last().unwrap(), "a.b=1", "the user has the last word");
+    }
+
+    #[test]
     fn slow_connections_and_publishers_follow_from_the_arguments() {
         use clap::Parser;
         let plan = |line: &str, interface: Interface| {
@@ -395,7 +565,10 @@ mod tests {
             let publish = PublishPlan { interface, token: None, batch_messages_max: 1 };
             args.plan("ws://127.0.0.1:1/ws", Source::Publisher(publish), None).unwrap()
         };
-        let (grpc, http) = (Interface::Grpc { address: String::new() }, Interface::Http { address: String::new() });
+        let (grpc, http) = (
+            Interface::Grpc { address: String::new() },
+            Interface::Http { address: String::new(), post: Post::PushData },
+        );
         assert_eq!(plan("bench -c 1000 --slow-percent 1", grpc.clone()).clients.slow, 10);
         assert_eq!(plan("bench --rate 0", grpc).clients.publishers, 1);
         let saturated = plan("bench --saturate 8", http.clone());
