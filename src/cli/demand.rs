@@ -5,7 +5,7 @@ use crate::host::{Demand, SLOW_PERCENT};
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct Flags {
     /// Connections at once [default: shards.connections_max of the configuration, or 1000000]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     connections: Option<u64>,
@@ -20,7 +20,7 @@ pub struct Args {
 /// Without anybody saying otherwise.
 const CONNECTIONS: u64 = 1_000_000;
 
-impl Args {
+impl Flags {
     /// The demand on a gateway of this configuration.
     pub fn of(&self, config: &Config) -> Demand {
         let configured = Some(config.shards.connections_max as u64).filter(|n| *n > 0);

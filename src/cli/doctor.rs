@@ -12,7 +12,7 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    demand: demand::Args,
+    demand: demand::Flags,
     /// Configuration file, as for `serve` [default: fanwire.toml of the working directory, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,

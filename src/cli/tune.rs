@@ -12,7 +12,7 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    demand: demand::Args,
+    demand: demand::Flags,
     #[command(flatten)]
     what: What,
     /// Write what is set into a file too, for the next boots

@@ -93,7 +93,7 @@ fn ring(machine: &Machine, gateway: &Gateway) -> Option<Finding> {
         Err(problem) => {
             let found = if filtered { "refused; a seccomp filter is on" } else { "refused" };
             let container = "\nin a container: allow io_uring_setup, io_uring_enter and io_uring_register in its seccomp profile (the \
-                             Dockerfile's first lines say how); in a systemd unit: SystemCallFilter=@io-uring (tuning/fanwire.service)";
+                             Dockerfile's first lines say how); in a systemd unit: SystemCallFilter= with the same three (tuning/fanwire.service)";
             let fix = if filtered { format!("{problem}{container}") } else { problem.clone() };
             Finding::ok(what, found, wanted, why).but(Verdict::Stops, fix)
         }
@@ -417,4 +417,194 @@ fn card(machine: &Machine, nic: &Nic) -> Finding {
     }
     Finding::ok(&what, found, "its interrupts over all cores, one each; RPS where it has fewer queues than cores", why)
         .but_if(!changes.is_empty() || machine.irqbalance, Verdict::Better, fix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::laid::{Laid, bare_metal};
+    use super::*;
+    use crate::config::Config;
+
+    const MILLION: u64 = 1_000_000;
+
+    fn gateway(shards: u64, slots: u64) -> Gateway {
+        Gateway {
+            layout: Ok(Layout { shards, slots, holds: shards * (slots - (slots / 20).min(2000)) }),
+            table: 336_358,
+            setting: None,
+            ring: Some(Ok("had one".into())),
+            drain_ms: 60_000,
+            handshakes_per_s_max: 0,
+        }
+    }
+
+    fn demand(machine: &Machine) -> Demand {
+        Demand { tracked: machine.tracked.is_some(), ..Demand::new(MILLION, &Config::default()) }
+    }
+
+    fn examined(laid: &Laid, gateway: &Gateway) -> Vec<Finding> {
+        let machine = Machine::read(&laid.root(), None);
+        examine(&laid.root(), &machine, gateway, &demand(&machine))
+    }
+
+    fn find<'a>(findings: &'a [Finding], what: &str) -> &'a Finding {
+        findings.iter().find(|finding| finding.what == what).unwrap_or_else(|| panic!("no {what} in {findings:#?}"))
+    }
+
+    fn of(findings: &[Finding], verdict: Verdict) -> Vec<&str> {
+        findings.iter().filter(|finding| finding.verdict == verdict).map(|finding| &*finding.what).collect()
+    }
+
+    #[test]
+    fn a_server_as_it_comes_carries_a_million_and_is_told_what_would_be_better() {
+        let laid = bare_metal("server");
+        let findings = examined(&laid, &gateway(3, 336_358));
+        assert_eq!(of(&findings, Verdict::Stops), Vec::<&str>::new(), "{findings:#?}");
+        assert_eq!(
+            of(&findings, Verdict::Better),
+            [
+                "net.core.somaxconn",
+                "net.ipv4.tcp_max_syn_backlog",
+                "net.ipv4.ip_local_port_range",
+                "net.ipv4.tcp_mem",
+                "net.ipv4.tcp_max_orphans",
+                "net.ipv4.tcp_max_tw_buckets",
+                "frequency governor",
+                "network card eno1",
+            ]
+        );
+        assert_eq!(of(&findings, Verdict::Unseen), Vec::<&str>::new());
+        assert_eq!(
+            find(&findings, "net.core.somaxconn").fix.as_deref(),
+            Some("sudo sysctl -w net.core.somaxconn='65535'")
+        );
+        assert!(find(&findings, "network card eno1").fix.as_ref().unwrap().contains("tune --nic eno1 --apply"));
+    }
+
+    #[test]
+    fn every_finding_says_why_and_every_bad_one_what_to_do() {
+        let laid = Laid::new("empty");
+        for findings in [examined(&laid, &gateway(1, 20_000)), examined(&bare_metal("why"), &gateway(53, 20_000))] {
+            for finding in findings {
+                let Finding { verdict, what, found, wanted, why, fix } = &finding;
+                assert!(!found.is_empty() && !wanted.is_empty() && why.len() > 20, "{what}: {finding:?}");
+                assert_eq!(fix.is_some(), *verdict != Verdict::Ok, "{what}: {finding:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn on_a_machine_where_nothing_can_be_seen_that_is_what_it_says() {
+        let laid = Laid::new("nothing");
+        let findings = examined(&laid, &gateway(3, 336_358));
+        let unseen = of(&findings, Verdict::Unseen);
+        for what in ["kernel", "open files", "fs.file-max", "net.ipv4.tcp_mem", "memory", "cores", "clock"] {
+            assert!(unseen.contains(&what), "{what}: {unseen:?}");
+        }
+        assert_eq!(of(&findings, Verdict::Stops), Vec::<&str>::new(), "what was not seen stops nobody");
+        assert!(find(&findings, "memory").fix.as_ref().unwrap().contains("mount /proc"));
+    }
+
+    #[test]
+    fn a_kernel_too_old_or_of_an_unknown_number_stops() {
+        for (release, verdict) in
+            [("6.1.0-13-amd64", Verdict::Ok), ("7.0", Verdict::Ok), ("5.15.0", Verdict::Stops), ("?", Verdict::Stops)]
+        {
+            let laid = bare_metal("kernel").file("/proc/sys/kernel/osrelease", release);
+            assert_eq!(find(&examined(&laid, &gateway(3, 336_358)), "kernel").verdict, verdict, "{release}");
+        }
+    }
+
+    #[test]
+    fn a_container_is_stopped_by_its_memory_its_threads_and_its_filter() {
+        let laid = bare_metal("container")
+            .file("/proc/self/cgroup", "0::/docker/1\n")
+            .file("/proc/self/status", "Seccomp:\t2\nCpus_allowed_list:\t0-3\n")
+            .file("/sys/fs/cgroup/docker/1/memory.max", "2147483648\n")
+            .file("/sys/fs/cgroup/docker/1/memory.current", "100000000\n")
+            .file("/sys/fs/cgroup/docker/1/cpu.max", "200000 100000\n")
+            .file("/sys/fs/cgroup/docker/1/pids.max", "50\n")
+            .file("/sys/fs/cgroup/docker/1/pids.current", "1\n");
+        let refused = Gateway { ring: Some(Err("io_uring is not available: EPERM".into())), ..gateway(53, 20_000) };
+        let findings = examined(&laid, &refused);
+        assert_eq!(of(&findings, Verdict::Stops), ["io_uring", "threads of the control group", "memory"]);
+        let fix = |what| find(&findings, what).fix.clone().unwrap();
+        assert!(fix("io_uring").contains("seccomp profile") && fix("io_uring").contains("SystemCallFilter="));
+        assert!(
+            fix("threads of the control group").contains("--pids-limit 70"),
+            "{}",
+            fix("threads of the control group")
+        );
+        assert!(fix("memory").contains("--memory"));
+        assert!(fix("CPU quota").contains("--cpuset-cpus"));
+        assert!(find(&findings, "memory").found.contains("/sys/fs/cgroup/docker/1/memory.max"));
+        assert!(fix("shards on cores").contains("LimitNOFILE"));
+    }
+
+    #[test]
+    fn connection_tracking_stops_only_where_it_tracks() {
+        let name = "net.netfilter.nf_conntrack_max";
+        let laid = bare_metal("untracked");
+        assert_eq!(find(&examined(&laid, &gateway(3, 336_358)), name).found, "connections are not tracked here");
+        for (count, verdict) in [("0", Verdict::Better), ("42", Verdict::Stops)] {
+            let laid = bare_metal("tracked")
+                .file("/proc/sys/net/netfilter/nf_conntrack_max", "262144\n")
+                .file("/proc/sys/net/netfilter/nf_conntrack_count", count);
+            let findings = examined(&laid, &gateway(3, 336_358));
+            assert_eq!(find(&findings, name).verdict, verdict);
+            assert_eq!(
+                find(&findings, name).fix.as_deref(),
+                Some("sudo sysctl -w net.netfilter.nf_conntrack_max='2500000'")
+            );
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_holds_fewer_is_told_which_setting() {
+        let setting = Some("[shards]\nconnections_max = 1000000".to_owned());
+        let findings = examined(&bare_metal("setting"), &Gateway { setting: setting.clone(), ..gateway(1, 20_000) });
+        let shards = find(&findings, "shards");
+        assert_eq!((shards.verdict, &shards.fix), (Verdict::Stops, &setting));
+        let findings = examined(&bare_metal("limit"), &gateway(1, 20_000));
+        assert!(find(&findings, "shards").fix.as_ref().unwrap().contains("LimitNOFILE= to 336358"));
+    }
+
+    #[test]
+    fn files_of_the_machine_and_a_value_of_another_shape() {
+        let laid =
+            bare_metal("files").file("/proc/sys/fs/file-max", "100000\n").file("/proc/sys/net/ipv4/tcp_mem", "many\n");
+        let findings = examined(&laid, &gateway(3, 336_358));
+        assert_eq!(find(&findings, "fs.file-max").verdict, Verdict::Stops);
+        assert_eq!(find(&findings, "net.ipv4.tcp_mem").verdict, Verdict::Unseen);
+        assert!(find(&findings, "net.ipv4.tcp_mem").fix.as_ref().unwrap().contains("\"many\""));
+    }
+
+    #[test]
+    fn two_memory_nodes_isolated_cores_and_a_slow_clock_are_seen() {
+        let laid = bare_metal("numa")
+            .file("/sys/devices/system/node/node0/cpulist", "0-1\n")
+            .file("/sys/devices/system/node/node1/cpulist", "2-3\n")
+            .file("/sys/devices/system/cpu/isolated", "4-7\n")
+            .file("/sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet\n")
+            .file("/proc/77/comm", "irqbalance\n");
+        let findings = examined(&laid, &gateway(3, 336_358));
+        for (what, part) in [
+            ("memory nodes", "CPUAffinity=2-3"),
+            ("isolated cores", "CPUAffinity=0,4-7"),
+            ("clock", "echo tsc"),
+            ("network card eno1", "disable --now irqbalance"),
+        ] {
+            let finding = find(&findings, what);
+            assert!(finding.fix.as_ref().is_some_and(|fix| fix.contains(part)), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_sysctl_that_is_gone_is_unseen_and_a_kernel_without_the_switch_has_io_uring() {
+        let laid =
+            bare_metal("gone").without("/proc/sys/net/core/somaxconn").without("/proc/sys/kernel/io_uring_disabled");
+        let findings = examined(&laid, &gateway(3, 336_358));
+        assert_eq!(find(&findings, "net.core.somaxconn").verdict, Verdict::Unseen);
+        assert_eq!(find(&findings, "kernel.io_uring_disabled").verdict, Verdict::Ok);
+    }
 }

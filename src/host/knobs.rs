@@ -300,21 +300,20 @@ pub fn drop_in(demand: &Demand, found: impl Fn(&Knob) -> Option<String>) -> Stri
             Some(here) if wanted.is_met(here) == Some(true) => here.clone(),
             _ => wanted.value(here.as_deref()).expect("what tune sets is a whole value"),
         };
+        let name = knob.name;
         text += &format!("\n{}", comment(knob.why));
-        let before = here.as_deref().map_or_else(|| format!("the kernel's default: {}", knob.default), str::to_owned);
-        text += &match here {
-            Some(_) => format!("# Undo: sysctl -w {}='{before}'\n", knob.name),
-            None => format!("# Undo: {before}\n"),
+        text += &match &here {
+            Some(before) => format!("# Undo: sysctl -w {name}='{before}'\n"),
+            None => format!("# Undo: the kernel's default is {}\n", knob.default),
         };
         text += &match knob.hand {
-            Hand::TuneHere if found(knob).is_none() => format!(
-                "# Not set here: where systemd runs it is far above already. Where `sysctl {0}` says less:\n# {0} = {value}\n",
-                knob.name
-            ),
-            Hand::TuneIfThere => {
-                format!("# With `-`: it is not there before the module is.\n-{} = {value}\n", knob.name)
+            Hand::TuneHere if here.is_none() => {
+                format!(
+                    "# Not set here: with systemd it is far above already. Where `sysctl {name}` says less:\n# {name} = {value}\n"
+                )
             }
-            _ => format!("{} = {value}\n", knob.name),
+            Hand::TuneIfThere => format!("# With `-`, for it is not there before the module is.\n-{name} = {value}\n"),
+            _ => format!("{name} = {value}\n"),
         };
     }
     text

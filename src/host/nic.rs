@@ -173,17 +173,55 @@ mod tests {
         assert!(Nic::read(&laid.root(), "eth0").is_some());
     }
 
-    #[test]
-    fn the_interrupts_of_a_virtio_card_are_those_of_its_device() {
-        let laid = Laid::new("virtio")
+    fn virtio(test: &str) -> Laid {
+        Laid::new(test)
+            .file("/sys/devices/system/cpu/online", "0-1\n")
             .file("/sys/class/net/eth0/queues/rx-0/rps_cpus", "0\n")
+            .file("/sys/class/net/eth0/queues/tx-0/traffic_class", "0\n")
+            .file("/proc/irq/38/smp_affinity_list", "1\n")
+            .file("/proc/irq/39/smp_affinity_list", "1\n")
             .link("/sys/class/net/eth0/device", "../../../devices/virtio2")
             .file(
                 "/proc/interrupts",
                 "      CPU0  CPU1\n 37:  0  0 PCI-MSIX  0-edge  virtio2-config\n 38:  0  5 PCI-MSIX  1-edge  virtio2-input.0\n \
                  39:  5  0 PCI-MSIX  2-edge  virtio2-output.0\n 40:  5  0 PCI-MSIX  2-edge  virtio20-input.0\nNMI:  0  0 Non-maskable\n",
-            );
-        let nic = Nic::read(&laid.root(), "eth0").unwrap();
+            )
+    }
+
+    #[test]
+    fn the_interrupts_of_a_virtio_card_are_those_of_its_device() {
+        let nic = Nic::read(&virtio("virtio").root(), "eth0").unwrap();
         assert_eq!(nic.interrupts.iter().map(|(irq, _)| *irq).collect::<Vec<_>>(), [38, 39]);
+    }
+
+    /// `tuning/nic` on a machine that was laid out: exit code and stdout.
+    fn script(laid: &Laid, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = std::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tuning/nic"));
+        let output = command.args(arguments).env("ROOT", laid.root().path("/")).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    }
+
+    #[test]
+    fn the_script_in_tuning_plans_the_same_and_puts_back_every_byte() {
+        for (laid, name, cpus) in
+            [(bare_metal("script"), "eno1", &[0, 1, 2, 3][..]), (virtio("script-virtio"), "eth0", &[0, 1])]
+        {
+            let before = laid.contents();
+            let changes = Nic::read(&laid.root(), name).unwrap().changes(cpus);
+            let planned: String = changes.iter().map(|c| format!("{} {}\n", c.path, c.after)).collect();
+            assert_eq!(script(&laid, &[name]), (Some(0), planned));
+            assert_eq!(laid.contents(), before, "showing changes nothing");
+            for _ in 0..2 {
+                assert_eq!(script(&laid, &[name, "--apply"]).0, Some(0));
+                assert!(Nic::read(&laid.root(), name).unwrap().changes(cpus).is_empty());
+            }
+            assert_eq!(script(&laid, &[name, "--undo"]).0, Some(0));
+            assert_eq!(laid.contents(), before);
+            assert_eq!(script(&laid, &[name, "--undo"]).0, Some(1), "nothing is left to undo");
+        }
+        let laid = virtio("script-wrong");
+        for wrong in [&[][..], &["eth9"], &["../eth0"], &["eth0", "--do"], &["eth0", "--apply", "x"]] {
+            assert_eq!(script(&laid, wrong).0, Some(64), "{wrong:?}");
+        }
     }
 }

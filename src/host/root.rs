@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn lists_of_cpus_are_read_and_written_as_the_kernel_does() {
         assert_eq!(list("0-3,8,10-11\n"), [0, 1, 2, 3, 8, 10, 11]);
-        assert_eq!(list("\n"), []);
+        assert!(list("\n").is_empty());
         assert_eq!(list("0-4000000000").len(), CPUS_MAX);
         assert_eq!(listed(&[0, 1, 2, 3, 8, 10, 11]), "0-3,8,10-11");
         assert_eq!(listed(&[]), "");

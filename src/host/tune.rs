@@ -457,3 +457,236 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     }
     renamed.and_then(|()| File::open(folder)?.sync_all())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::laid::{Laid, bare_metal};
+    use super::*;
+    use crate::config::Config;
+    use std::cell::Cell;
+
+    const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
+    const PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+    fn plan(laid: &Laid, connections: u64) -> Plan {
+        let nic = Nic::read(&laid.root(), "eno1");
+        Plan::new(&laid.root(), &Demand::new(connections, &Config::default()), nic.as_ref(), &[0, 1, 2, 3], None)
+    }
+
+    fn tuner(laid: &Laid) -> Tuner {
+        Tuner::new(laid.root(), laid.root().path("/var/lib/fanwire/tune.json"))
+    }
+
+    fn read(laid: &Laid, path: &str) -> String {
+        laid.root().read(path).unwrap()
+    }
+
+    #[test]
+    fn a_plan_changes_what_is_too_low_and_nothing_else() {
+        let laid = bare_metal("plan");
+        let before = laid.contents();
+        let plan = Plan::new(&laid.root(), &Demand::new(1_000_000, &Config::default()), None, &[], None);
+        let names: Vec<_> = plan.changes.iter().map(Change::name).collect();
+        assert_eq!(
+            names,
+            [
+                "net.core.somaxconn",
+                "net.ipv4.tcp_max_syn_backlog",
+                "net.ipv4.ip_local_port_range",
+                "net.ipv4.tcp_mem",
+                "net.ipv4.tcp_max_orphans",
+                "net.ipv4.tcp_max_tw_buckets",
+            ]
+        );
+        assert_eq!(laid.contents(), before, "a plan only reads");
+        assert!(
+            Plan::new(&laid.root(), &Demand::new(1000, &Config::default()), None, &[], None).changes.len()
+                < names.len()
+        );
+    }
+
+    #[test]
+    fn applied_and_reverted_every_byte_is_as_before() {
+        let laid = bare_metal("round");
+        let before = laid.contents();
+        let outcome = tuner(&laid).apply(&plan(&laid, 1_000_000)).unwrap();
+        assert!(outcome.done.contains(&"net.core.somaxconn: 4096 → 65535".to_owned()), "{outcome:?}");
+        assert_eq!(read(&laid, SOMAXCONN), "65535");
+        assert!(plan(&laid, 1_000_000).is_empty(), "what was applied is what was wanted");
+        let outcome = tuner(&laid).revert().unwrap();
+        assert!(outcome.done.contains(&"net.core.somaxconn: back to 4096".to_owned()), "{outcome:?}");
+        assert_eq!(laid.contents(), before);
+        let error = tuner(&laid).revert().unwrap_err().to_string();
+        assert!(error.contains("nothing was applied"), "{error}");
+    }
+
+    #[test]
+    fn applied_twice_the_first_state_is_kept() {
+        let laid = bare_metal("twice");
+        let before = laid.contents();
+        tuner(&laid).apply(&plan(&laid, 100_000)).unwrap();
+        tuner(&laid).apply(&plan(&laid, 1_000_000)).unwrap();
+        assert_eq!(read(&laid, SOMAXCONN), "65535");
+        tuner(&laid).revert().unwrap();
+        assert_eq!(laid.contents(), before);
+    }
+
+    #[test]
+    fn the_state_is_there_before_the_first_change() {
+        let laid = bare_metal("first");
+        let state = laid.root().path("/var/lib/fanwire/tune.json");
+        let seen = std::rc::Rc::new(Cell::new(false));
+        let look = seen.clone();
+        let write = move |root: &Root, path: &str, value: &str| {
+            look.set(fs::read_to_string(&state).is_ok_and(|text| text.contains(SOMAXCONN) && text.contains("4096\\n")));
+            root.write(path, value)
+        };
+        Tuner { write: Box::new(write), ..tuner(&laid) }.apply(&plan(&laid, 1_000_000)).unwrap();
+        assert!(seen.get());
+    }
+
+    /// Fails from the `n`th write on; `forgiving`: only that one.
+    fn failing(laid: &Laid, n: usize, forgiving: bool) -> Tuner {
+        let writes = Cell::new(0);
+        let write = move |root: &Root, path: &str, value: &str| {
+            writes.set(writes.get() + 1);
+            let fails = if forgiving { writes.get() == n } else { writes.get() >= n };
+            if fails { Err(io::Error::from_raw_os_error(libc::EINVAL)) } else { root.write(path, value) }
+        };
+        Tuner { write: Box::new(write), ..tuner(laid) }
+    }
+
+    #[test]
+    fn one_that_fails_puts_back_all_before_it() {
+        let laid = bare_metal("fails");
+        let before = laid.contents();
+        for n in 1..=plan(&laid, 1_000_000).changes.len() {
+            let error = failing(&laid, n, true).apply(&plan(&laid, 1_000_000)).unwrap_err();
+            assert!(matches!(error, TuneError::PutBack { undone, .. } if undone == n - 1), "{error}");
+            assert!(error.to_string().contains("everything is as it was before"), "{error}");
+            assert_eq!(laid.contents(), before);
+        }
+    }
+
+    #[test]
+    fn one_that_fails_in_a_second_run_leaves_the_first_and_its_state() {
+        let laid = bare_metal("second");
+        let before = laid.contents();
+        tuner(&laid).apply(&plan(&laid, 100_000)).unwrap();
+        let first = laid.contents();
+        failing(&laid, 2, true).apply(&plan(&laid, 1_000_000)).unwrap_err();
+        assert_eq!(laid.contents(), first);
+        tuner(&laid).revert().unwrap();
+        assert_eq!(laid.contents(), before);
+    }
+
+    #[test]
+    fn what_can_not_be_put_back_is_named_and_stays_in_the_state() {
+        let laid = bare_metal("left");
+        let before = laid.contents();
+        let error = failing(&laid, 3, false).apply(&plan(&laid, 1_000_000)).unwrap_err();
+        let TuneError::Left { left, .. } = &error else { panic!("{error}") };
+        assert_eq!(left.len(), 2, "{left:?}");
+        let text = error.to_string();
+        assert!(text.contains(SOMAXCONN) && text.contains("\"4096\"") && text.contains("--revert` again"), "{text}");
+        tuner(&laid).revert().unwrap();
+        assert_eq!(laid.contents(), before);
+    }
+
+    #[test]
+    fn a_revert_that_fails_half_way_can_be_repeated() {
+        let laid = bare_metal("half");
+        let before = laid.contents();
+        tuner(&laid).apply(&plan(&laid, 1_000_000)).unwrap();
+        let error = failing(&laid, 3, false).revert().unwrap_err().to_string();
+        assert!(error.starts_with("2 setting(s) were put back") && error.contains("NOT as before"), "{error}");
+        tuner(&laid).revert().unwrap();
+        assert_eq!(laid.contents(), before);
+    }
+
+    #[test]
+    fn a_value_that_the_kernel_makes_another_of_is_a_failure() {
+        let laid = bare_metal("other").without(SOMAXCONN).link(SOMAXCONN, "/dev/null");
+        let mut plan = plan(&laid, 1_000_000);
+        plan.changes.push(Change::new(SOMAXCONN.into(), "", "65535".into(), "for a test".into()));
+        let error = tuner(&laid).apply(&plan).unwrap_err().to_string();
+        assert!(
+            error.contains("net.core.somaxconn could not be set") && error.contains("the kernel made \"\" of it"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_for_the_next_boots_is_put_back_or_removed() {
+        let laid = bare_metal("file");
+        let path = laid.root().path("/etc/sysctl.d/90-fanwire.conf");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        for before in [None, Some("# by hand\n")] {
+            before.map(|text| fs::write(&path, text).unwrap());
+            let file = Path::new("/etc/sysctl.d/90-fanwire.conf");
+            let plan = Plan::new(&laid.root(), &Demand::new(1_000_000, &Config::default()), None, &[], Some(file));
+            tuner(&laid).apply(&plan).unwrap();
+            assert!(fs::read_to_string(&path).unwrap().contains("\nnet.core.somaxconn = 65535\n"));
+            tuner(&laid).revert().unwrap();
+            assert_eq!(fs::read_to_string(&path).ok().as_deref(), before);
+        }
+    }
+
+    #[test]
+    fn a_state_that_is_damaged_of_another_format_or_namespace_changes_nothing() {
+        let laid = bare_metal("damaged").link("/proc/self/ns/net", "net:[2]");
+        let state = |text: &str| {
+            fs::create_dir_all(laid.root().path("/var/lib/fanwire")).unwrap();
+            fs::write(laid.root().path("/var/lib/fanwire/tune.json"), text).unwrap();
+        };
+        let boot = "11111111-2222-3333-4444-555555555555";
+        for (text, part) in [
+            ("half a st".to_owned(), "move it away"),
+            (r#"{"format":9,"boot":"","namespace":"","saved":[]}"#.to_owned(), "format 9"),
+            (
+                format!(r#"{{"format":1,"boot":"{boot}","namespace":"net:[1]","saved":[]}}"#),
+                "another network namespace (net:[1]",
+            ),
+        ] {
+            state(&text);
+            for error in [tuner(&laid).apply(&plan(&laid, 1_000_000)).unwrap_err(), tuner(&laid).revert().unwrap_err()]
+            {
+                let error = error.to_string();
+                assert!(error.starts_with("nothing was changed: ") && error.contains(part), "{error}");
+            }
+            assert_eq!(read(&laid, SOMAXCONN), "4096\n");
+        }
+    }
+
+    #[test]
+    fn after_a_reboot_interrupts_are_not_touched_and_sysctls_are_put_back() {
+        let laid = bare_metal("reboot");
+        tuner(&laid).apply(&plan(&laid, 1_000_000)).unwrap();
+        let laid =
+            laid.file("/proc/sys/kernel/random/boot_id", "another\n").file("/proc/irq/40/smp_affinity_list", "2\n");
+        let outcome = tuner(&laid).revert().unwrap();
+        assert!(outcome.remarks.iter().any(|r| r.contains("/proc/irq/40") && r.contains("reboot")), "{outcome:?}");
+        assert_eq!(read(&laid, "/proc/irq/40/smp_affinity_list"), "2\n");
+        assert_eq!(read(&laid, PORTS), "32768\t60999\n");
+    }
+
+    #[test]
+    fn what_somebody_changed_meanwhile_is_said() {
+        let laid = bare_metal("meanwhile");
+        tuner(&laid).apply(&plan(&laid, 1_000_000)).unwrap();
+        let laid = laid.file(SOMAXCONN, "30000\n");
+        let outcome = tuner(&laid).revert().unwrap();
+        assert_eq!(outcome.remarks, ["net.core.somaxconn had been changed by somebody since"]);
+        assert_eq!(read(&laid, SOMAXCONN), "4096\n");
+    }
+
+    #[test]
+    fn two_at_once_do_not_mix() {
+        let laid = bare_metal("lock");
+        let tuner = tuner(&laid);
+        let _lock = tuner.lock().unwrap();
+        let error = tuner.apply(&plan(&laid, 1_000_000)).unwrap_err().to_string();
+        assert!(error.contains("another `fanwire tune`"), "{error}");
+        assert_eq!(read(&laid, SOMAXCONN), "4096\n");
+    }
+}
