@@ -125,13 +125,14 @@ impl Args {
         if plan.is_empty() {
             let _ = writeln!(text, "Nothing to change for {} connections.", plan.connections);
         } else {
-            let mut arguments: Vec<String> =
-                std::env::args().skip(1).filter(|argument| argument != "--dry-run").collect();
-            arguments.push("--apply".into());
+            // As this process was called: there may be no `fanwire` on the PATH.
+            let arguments: Vec<String> = std::env::args().filter(|argument| argument != "--dry-run").collect();
             let _ = writeln!(
                 text,
-                "\nNothing was changed. To change it: sudo fanwire {}\nTo take it back: sudo fanwire tune --revert, or a reboot.{}",
+                "\nNothing was changed. To change it: sudo {} --apply\nTo take it back: sudo {} tune --revert --state {}, or a reboot.{}",
                 arguments.join(" "),
+                arguments[0],
+                self.state.display(),
                 if self.drop_in.is_none() { " To keep it over reboots: --drop-in." } else { "" }
             );
         }

@@ -237,7 +237,9 @@ fn sysctl(root: &Root, machine: &Machine, knob: &Knob, demand: &Demand) -> Findi
         (true, None) => format!("{found}; none tracked now"),
         _ => found,
     };
-    Finding::ok(knob.name, shown, wanted.to_string(), knob.why).but_if(!is_met, verdict, knob.command(&value))
+    let host = if knob.is_settable(root) { "" } else { "on the host, for it is not this network namespace's: " };
+    let fix = format!("{host}{}", knob.command(&value));
+    Finding::ok(knob.name, shown, wanted.to_string(), knob.why).but_if(!is_met, verdict, fix)
 }
 
 fn memory(machine: &Machine, gateway: &Gateway, demand: &Demand) -> Finding {

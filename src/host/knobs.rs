@@ -28,8 +28,7 @@ pub struct Knob {
 pub enum Hand {
     /// `fanwire tune` sets it, and `tuning/sysctl.d` has it.
     Tune,
-    /// As above, but in the file it is a comment: systemd has raised it far beyond on most machines, and a file can only set, not
-    /// raise.
+    /// As above, but in the file for any machine it is a comment: many have far more, and a file can only set, not raise.
     TuneHere,
     /// As above, and in the file with a `-` in front: it may not be there yet when the file is read.
     TuneIfThere,
@@ -127,6 +126,11 @@ impl Knob {
         self.name.contains("nf_conntrack")
     }
 
+    /// Whether it can be changed from here at all: in a network namespace some are shown that only the host may set.
+    pub fn is_settable(&self, root: &Root) -> bool {
+        root.is_writable(&self.path())
+    }
+
     /// The command that sets it, to paste.
     pub fn command(&self, value: &str) -> String {
         format!("sudo sysctl -w {}='{value}'", self.name)
@@ -138,7 +142,8 @@ const PAGE_BYTES: u64 = 4096;
 
 /// Connections that the server closes first wait for a minute, or are orphans: a part of all at once.
 fn closing(demand: &Demand) -> u64 {
-    (demand.connections / 4).max(65_536)
+    // At a million as much as a kernel takes by itself on a large machine, so that the file lowers none.
+    (demand.connections / 4).next_power_of_two().max(65_536)
 }
 
 /// Clients that come at once after a restart stand in the queues of the listener.
@@ -218,7 +223,7 @@ pub const KNOBS: &[Knob] = &[
             Some(Wanted::AtLeastEach([high / 2, high * 2 / 3, high]))
         },
         needed: nothing,
-        hand: Hand::Tune,
+        hand: Hand::TuneHere,
     },
     Knob {
         name: "net.core.wmem_max",
@@ -227,7 +232,7 @@ pub const KNOBS: &[Knob] = &[
         default: "212992; 4 MiB since Linux 6.17",
         wanted: |d| Some(Wanted::AtLeast(d.send_buffer_bytes)),
         needed: nothing,
-        hand: Hand::Tune,
+        hand: Hand::TuneHere,
     },
     Knob {
         name: "net.ipv4.tcp_wmem",
@@ -309,7 +314,7 @@ pub fn drop_in(demand: &Demand, found: impl Fn(&Knob) -> Option<String>) -> Stri
         text += &match knob.hand {
             Hand::TuneHere if here.is_none() => {
                 format!(
-                    "# Not set here: with systemd it is far above already. Where `sysctl {name}` says less:\n# {name} = {value}\n"
+                    "# Not set here, for many machines have more. Where `sysctl {name}` says less:\n# {name} = {value}\n"
                 )
             }
             Hand::TuneIfThere => format!("# With `-`, for it is not there before the module is.\n-{name} = {value}\n"),

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Longest file that is read; `/proc/interrupts` of a large machine has about a megabyte.
@@ -101,6 +102,11 @@ impl Root {
     /// Whether it is there.
     pub fn has(&self, path: &str) -> bool {
         self.path(path).exists()
+    }
+
+    /// Whether anybody may write it; root, too, may not write what nobody may in `/proc`.
+    pub fn is_writable(&self, path: &str) -> bool {
+        fs::metadata(self.path(path)).is_ok_and(|metadata| metadata.permissions().mode() & 0o222 != 0)
     }
 
     /// The last part of what a link points at, such as a device's name.

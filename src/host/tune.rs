@@ -74,6 +74,9 @@ impl Plan {
             };
             match (wanted.is_met(&found), wanted.value(Some(&found))) {
                 (Some(true), _) => {}
+                (Some(false), Some(after)) if !knob.is_settable(root) => {
+                    left_alone.push(format!("{} is the host's: run there {}", knob.name, knob.command(&after)));
+                }
                 (Some(false), Some(after)) => {
                     changes.push(Change::new(knob.path(), &found, after, knob.why.to_owned()))
                 }
@@ -678,6 +681,19 @@ mod tests {
         let outcome = tuner(&laid).revert().unwrap();
         assert_eq!(outcome.remarks, ["net.core.somaxconn had been changed by somebody since"]);
         assert_eq!(read(&laid, SOMAXCONN), "4096\n");
+    }
+
+    #[test]
+    fn what_only_the_host_may_set_is_left_alone_and_said() {
+        let laid = bare_metal("host");
+        let file = laid.root().path(SOMAXCONN);
+        fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+        let plan = plan(&laid, 1_000_000);
+        assert!(!plan.changes.iter().any(|change| change.path == SOMAXCONN));
+        assert_eq!(
+            plan.left_alone,
+            ["net.core.somaxconn is the host's: run there sudo sysctl -w net.core.somaxconn='65535'"]
+        );
     }
 
     #[test]
