@@ -235,10 +235,8 @@ impl Tuner {
                 }
             });
         }
-        outcome.remarks.push(format!(
-            "what was there before is in {}; `fanwire tune --revert` puts it back",
-            self.state.display()
-        ));
+        let state = self.state.display();
+        outcome.remarks.push(format!("to put back what was there before: sudo fanwire tune --revert --state {state}"));
         Ok(outcome)
     }
 
