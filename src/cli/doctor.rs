@@ -84,7 +84,8 @@ const TABLE_MAX: u64 = 1 << 20;
 /// What a gateway of this configuration would be here.
 fn expected(config: &Config, machine: &Machine, demand: &Demand, may_try: bool) -> Gateway {
     let cores = machine.cpus.as_ref().map_or(1, Vec::len);
-    let nofile = machine.limits.as_ref().map_or(0, |limits| limits.files_hard);
+    // A limit that was not seen stops nobody here; the attempt to have a ring says what it is worth.
+    let nofile = machine.limits.as_ref().map_or(TABLE_MAX, |limits| limits.files_hard);
     let with = |count: usize, connections_max: u64, nofile: u64| {
         let mut config = config.clone();
         config.shards.count = count;

@@ -117,6 +117,25 @@ mod tests {
         }
     }
 
+    /// Growth of the kernel's slabs in the same runs, both ends of each connection on the machine.
+    const SLABS: [(u64, u64); 5] = [
+        (10_000, 90_354_000),
+        (19_000, 170_308_000),
+        (10_000, 87_470_000),
+        (19_000, 167_997_000),
+        (19_000, 170_463_000),
+    ];
+
+    #[test]
+    fn the_kernels_part_is_what_its_slabs_grew_by() {
+        for (connections, measured) in SLABS {
+            let demand = Demand { clients_here: true, ..Demand::new(connections, &Config::default()) };
+            let memory = Memory::of(&demand, 1, 20_000);
+            let ratio = (memory.kernel_bytes + memory.clients_bytes) as f64 / measured as f64;
+            assert!((0.97..1.03).contains(&ratio), "{connections} connections: {ratio}");
+        }
+    }
+
     #[test]
     fn smaller_queues_and_tables_cost_less() {
         // Measured without clients: 8 shards with queues of 1,024 and of 262,144 items; 4 shards for 1,000 connections in all.

@@ -275,9 +275,10 @@ fn what_the_whole_machine_has_once_is_raised_and_put_back() {
     // More than any machine that runs tests has by itself.
     let arguments = ["tune", "--connections", "30000000", "--apply", "--state", &state, &drop_in];
     let output = run(&arguments);
-    if !is_root() {
+    // An ordinary user may not, and root in a container that has it read-only. Opening alone changes nothing.
+    if fs::OpenOptions::new().write(true).open("/proc/sys/net/ipv4/tcp_mem").is_err() {
         assert_eq!(output.status.code(), Some(1));
-        assert!(text(&output.stderr).contains("run it as root"), "{output:?}");
+        assert!(text(&output.stderr).contains("run it "), "{output:?}");
         assert_eq!(see(), before);
         return;
     }
