@@ -136,6 +136,65 @@ impl Layout {
         })?;
         Ok(Layout { shards, slots: slots.max(SLOTS_MIN.min(table)) })
     }
+
+    /// Connections at which new ones are refused, under `shards.connections_max`.
+    fn holds(self, connections_max: usize) -> usize {
+        let held = self.shards * high_water(self.slots);
+        match connections_max {
+            0 => held,
+            n => n.min(held),
+        }
+    }
+}
+
+/// What a gateway would be on some machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// Threads with a ring.
+    pub shards: usize,
+    /// Places in the file table of each.
+    pub slots: usize,
+    /// Connections at which new ones would be refused.
+    pub connections_max: usize,
+}
+
+/// What [`serve`] would make of this configuration on `cores` under a hard RLIMIT_NOFILE of `nofile`.
+///
+/// # Errors
+/// One sentence: why it would not start, and what to change.
+pub fn forecast(config: &Config, cores: usize, nofile: u64) -> Result<Forecast, String> {
+    let layout =
+        Layout::new(config.shards.count, config.shards.connections_max, cores, nofile).map_err(|e| e.to_string())?;
+    Ok(Forecast {
+        shards: layout.shards,
+        slots: layout.slots,
+        connections_max: layout.holds(config.shards.connections_max),
+    })
+}
+
+/// Tries to have a shard's ring with a file table of `slots`, as [`serve`] will, and says what it can do. The ring is gone when this
+/// returns; the soft RLIMIT_NOFILE stays raised.
+///
+/// # Errors
+/// One sentence: why not, and what to change.
+pub fn try_ring(config: &Config, slots: usize) -> Result<String, String> {
+    crate::sys::raise_nofile_limit();
+    let features = ring_features(config);
+    let bell = Bell::new().map_err(|e| StartError::starved("an eventfd", &e).to_string())?;
+    UringParts::build(slots, features, bell).and_then(UringParts::start).map_err(|e| e.to_string())?;
+    let beyond = [(features.no_sqarray, "NO_SQARRAY (6.6)"), (features.send_vectorized, "vectored SEND (6.17)")];
+    let beyond: Vec<_> = beyond.into_iter().filter_map(|(has, name)| has.then_some(name)).collect();
+    Ok(match beyond[..] {
+        [] => format!("had one of {slots} places; nothing of it newer than Linux 6.1"),
+        _ => format!("had one of {slots} places; newer than Linux 6.1: {}", beyond.join(", ")),
+    })
+}
+
+fn ring_features(config: &Config) -> Features {
+    match config.shards.ring_features.as_str() {
+        "6.1" => Features::LINUX_6_1,
+        _ => Features::probe(),
+    }
 }
 
 struct Gateway {
@@ -157,10 +216,7 @@ impl Gateway {
         let nofile = crate::sys::raise_nofile_limit();
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let layout = Layout::new(config.shards.count, config.shards.connections_max, cores.len(), nofile)?;
-        let features = match config.shards.ring_features.as_str() {
-            "6.1" => Features::LINUX_6_1,
-            _ => Features::probe(),
-        };
+        let features = ring_features(&config);
         let tokens = load_tokens(&config).map_err(|e| text(&e))?;
         let login = Login::new(&config.auth).map_err(|e| text(&e))?;
         let mut server = Server::bind(&config.publish).map_err(|e| text(&e))?;
@@ -326,11 +382,7 @@ impl Gateway {
 
     /// Connections at which new ones are refused.
     fn connections_max(&self) -> usize {
-        let held = self.layout.shards * high_water(self.layout.slots);
-        match self.config.shards.connections_max {
-            0 => held,
-            n => n.min(held),
-        }
+        self.layout.holds(self.config.shards.connections_max)
     }
 
     /// Where it listens, and two lines to paste.
@@ -612,15 +664,26 @@ async fn drain(
         rate_per_s: settings.drain_rate_per_s,
         deadline_ms: settings.drain_deadline_ms,
     };
-    // As the shards reckon it, so that one that stands still can't keep the process.
     let connections = shards.iter().map(|m| m.connections.get()).max().unwrap_or(0);
-    let window_ms = order.window_ms.max((connections * 1000).div_ceil(u64::from(order.rate_per_s.max(1))));
-    // The order stands behind merge windows, which wait for room as long as a publication.
-    let flush_ms = config.publish.publish_wait_ms;
-    let patience = Duration::from_millis(flush_ms + window_ms + order.deadline_ms + DRAIN_GRACE_MS);
+    let patience = Duration::from_millis(shards_drain_ms(config, connections));
     if tokio::time::timeout(patience, control.drain_shards(order)).await.is_err() {
         tracing::warn!("a shard did not drain in time: what it still has is cut");
     }
+}
+
+/// How long the shards may take to drain, the fullest having `connections`: as they reckon it, so that one that stands still can't keep
+/// the process.
+fn shards_drain_ms(config: &Config, connections: u64) -> u64 {
+    let settings = &config.drain;
+    let window_ms =
+        settings.drain_window_ms.max((connections * 1000).div_ceil(u64::from(settings.drain_rate_per_s.max(1))));
+    // The order stands behind merge windows, which wait for room as long as a publication.
+    config.publish.publish_wait_ms + window_ms + settings.drain_deadline_ms + DRAIN_GRACE_MS
+}
+
+/// Longest time from the order to stop to the end, the fullest shard having `connections`.
+pub fn drain_ms_max(config: &Config, connections: u64) -> u64 {
+    config.drain.drain_delay_ms + config.limits.close_deadline_ms + 2000 + shards_drain_ms(config, connections)
 }
 
 /// Waits until `condition`, looking every 5 ms; `false` after `patience`.

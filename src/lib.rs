@@ -8,6 +8,7 @@
 //! 2  topics   encode   shard           decisions, pure, no I/O, no clock
 //! 1  dialect                           one client family each, over websocket
 //! 1  queue    socket   websocket       mechanisms, ignorant of one another
+//! 1  host                              the machine under the gateway: what it offers, what connections ask
 //! 0  frame ids clock config metrics sys demo
 //! ·  sim                               stands in for socket, queue pace and clock; tests only
 //! ```
@@ -24,6 +25,7 @@ pub mod dialect;
 pub mod encode;
 pub mod frame;
 pub mod gateway;
+pub mod host;
 pub mod ids;
 pub mod ingest;
 pub mod load;

@@ -18,6 +18,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("socket", 1),
     ("websocket", 1),
     ("dialect", 1),
+    ("host", 1),
     ("auth", 2),
     ("topics", 2),
     ("encode", 2),

@@ -2,6 +2,8 @@
 
 pub mod bench;
 pub mod config;
+mod demand;
+pub mod doctor;
 pub mod import;
 pub mod logging;
 mod market;
@@ -9,6 +11,7 @@ pub mod publish;
 pub mod serve;
 mod simulate;
 pub mod subscribe;
+pub mod tune;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -53,6 +56,12 @@ enum Command {
     Sub(subscribe::Args),
     /// Print, check, document or take over the settings
     Config(config::Args),
+    /// Say what on this machine stops or slows so many connections, and how to fix it
+    #[command(after_help = doctor::EXIT_CODES)]
+    Doctor(doctor::Args),
+    /// Show, set or put back the kernel's settings for so many connections
+    #[command(after_help = tune::EXIT_CODES)]
+    Tune(tune::Args),
 }
 
 /// Parses the arguments of this process and runs what they ask for. Wrong ones end it with [`EXIT_USAGE`].
@@ -64,6 +73,8 @@ pub fn main() -> ExitCode {
         Command::Pub(args) => publish::run(*args),
         Command::Sub(args) => subscribe::run(args),
         Command::Config(args) => config::run(args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Tune(args) => tune::run(&args),
     }
 }
 

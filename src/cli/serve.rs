@@ -74,7 +74,8 @@ pub fn run(args: Args) -> ExitCode {
     gateway::serve(config, std::sync::Arc::new(log), &loaded.warnings)
 }
 
-fn setting(text: &str) -> Result<(String, String), String> {
+/// One `--set`.
+pub(super) fn setting(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("it must have the form section.key=value")?;
     Ok((key.to_owned(), value.to_owned()))
 }

@@ -21,6 +21,8 @@ pub struct Registry {
     accept: Arc<AcceptMetrics>,
     control: Arc<ControlMetrics>,
     queues: Vec<Queue>,
+    /// Resident memory of the process before its first client.
+    base_bytes: u64,
 }
 
 #[derive(Clone)]
@@ -34,9 +36,11 @@ impl Registry {
     /// `Content-Type` of what [`Registry::render`] returns.
     pub const CONTENT_TYPE: &'static str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-    /// Of these cells; a shard's place in the list is its number.
+    /// Of these cells; a shard's place in the list is its number. Made when the shards are and no client is: what the process has then
+    /// is not the connections'.
     pub fn new(shards: Vec<Arc<ShardMetrics>>, accept: Arc<AcceptMetrics>, control: Arc<ControlMetrics>) -> Registry {
-        Registry { shards, accept, control, queues: Vec::new() }
+        let base_bytes = Process::read().map_or(0, |process| process.resident_bytes);
+        Registry { shards, accept, control, queues: Vec::new(), base_bytes }
     }
 
     /// Shows a queue to or from `shard`: `depth` says how many items and bytes are in it and is called once per render, on
@@ -69,6 +73,24 @@ impl Registry {
             .encode_gauge(&sum(|s| s.handshakes_ok.get()))?;
         counter(encoder, "websocket_bytes_sent", "Bytes of completed sends.", sum(|s| s.bytes_sent.get()))?;
         counter(encoder, "websocket_messages_sent", "Messages sent, per subscriber.", sum(|s| s.deliveries.get()))
+    }
+
+    /// What connections cost this process, all that was not there before the first of them divided by their number.
+    fn encode_memory(&self, encoder: &mut DescriptorEncoder<'_>, resident_bytes: u64) -> fmt::Result {
+        let connections = self.shards.iter().map(|s| s.connections.get()).sum();
+        gauge(
+            encoder,
+            "fanwire_base_memory_bytes",
+            "Resident memory at the start, before the first client.",
+            self.base_bytes,
+        )?;
+        gauge(
+            encoder,
+            "fanwire_bytes_per_connection",
+            "Resident memory beyond the base, divided by connections now: their state, topics, batches and backlog, and what the \
+             allocator keeps of those that are gone. Not the kernel's sockets. Means little below some thousand connections.",
+            bytes_per_connection(resident_bytes, self.base_bytes, connections),
+        )
     }
 
     fn encode_queues(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -117,7 +139,10 @@ impl Collector for Registry {
             .encode_descriptor("fanwire_build", "Version of this gateway.", None, MetricType::Info)?
             .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
         match Process::read() {
-            Some(process) => encode_process(&mut encoder, process),
+            Some(process) => {
+                self.encode_memory(&mut encoder, process.resident_bytes)?;
+                encode_process(&mut encoder, process)
+            }
             None => Ok(()),
         }
     }
@@ -177,6 +202,11 @@ fn encode_reading(metric: &mut MetricEncoder<'_>, reading: Reading<'_>) -> fmt::
             metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
         }
     }
+}
+
+/// 0 without connections.
+fn bytes_per_connection(resident_bytes: u64, base_bytes: u64, connections: u64) -> u64 {
+    resident_bytes.saturating_sub(base_bytes).checked_div(connections).unwrap_or(0)
 }
 
 /// By the names every Prometheus client library uses.
@@ -396,6 +426,21 @@ mod tests {
         assert_eq!(samples["fanwire_flush_round_seconds_sum{shard=\"0\"}"], 60.000006);
         let buckets = samples.keys().filter(|s| s.starts_with("fanwire_flush_round_seconds_bucket")).count();
         assert_eq!(buckets, Histogram::BUCKETS);
+    }
+
+    #[test]
+    fn memory_beyond_the_base_is_shared_by_the_connections() {
+        assert_eq!(bytes_per_connection(12_720_000, 10_000_000, 10_000), 272);
+        assert_eq!(bytes_per_connection(12_720_000, 10_000_000, 0), 0);
+        assert_eq!(bytes_per_connection(9_000_000, 10_000_000, 10), 0, "less than at the start");
+        let registry = registry(2);
+        let memory = std::hint::black_box(vec![1u8; 256 << 20]); // Other tests come and go with 64.
+        registry.shards.iter().for_each(|shard| shard.connections.set(1000));
+        let (samples, types) = parse(&registry.render()).unwrap();
+        drop(std::hint::black_box(memory));
+        assert_eq!(types["fanwire_bytes_per_connection"], "gauge");
+        assert!(samples["fanwire_base_memory_bytes"] > 1e6);
+        assert!((80_000.0..300_000.0).contains(&samples["fanwire_bytes_per_connection"]), "{samples:?}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ fn serve() -> Command {
 }
 
 /// Lets every call of `system_call` fail with `errno`, in the child alone.
-fn refusing(mut command: Command, system_call: libc::c_long, errno: libc::c_int) -> Command {
+pub fn refusing(mut command: Command, system_call: libc::c_long, errno: libc::c_int) -> Command {
     let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut filter = [
         // The number of the call is the first word of what the filter is shown.

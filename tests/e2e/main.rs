@@ -12,6 +12,7 @@ mod centrifugo;
 mod delivery;
 mod demo;
 mod denied;
+mod doctor;
 mod drain;
 mod edges;
 mod frames;

@@ -25,7 +25,9 @@ fn every_command_of_the_page_runs() {
             .replace("fanwire ", concat!(env!("CARGO_BIN_EXE_fanwire"), " "))
             .replace("http://127.0.0.1:10068", &format!("http://{}", gateway.http));
         let output = Command::new("sh").args(["-c", &here]).stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success() && !output.stdout.is_empty(), "{line}: {output:?}");
+        // A machine for tests need not carry a million: saying so is what the doctor is for.
+        let is_well = output.status.success() || line.starts_with("fanwire doctor ") && output.status.code() == Some(1);
+        assert!(is_well && !output.stdout.is_empty(), "{line}: {output:?}");
     }
 }
 
