@@ -23,6 +23,7 @@ COLUMNS = {
     "client_busy_percent": ("client CPU %", lambda v: f"{v:.0f}"),
     "publisher_busy_percent": ("publisher CPU %", lambda v: f"{v:.0f}"),
     "handshakes_per_s": ("handshakes/s", lambda v: f"{v:,.0f}"),
+    "handshakes_per_cpu_s": ("handshakes a CPU second", lambda v: f"{v:,.0f}"),
     "subscribed": ("connected", lambda v: f"{v:,.0f}"),
     "slow_ended": ("slow ones ended", lambda v: f"{v:,.0f}"),
     "drops": ("drops counted", lambda v: f"{v:,.0f}"),

@@ -169,12 +169,13 @@ class Bench:
 
 def derived(report, load, wrong):
     """What a report says between its lines."""
-    each = report["server_cpu_ns_per_delivery"]
+    each, handshake = report["server_cpu_ns_per_delivery"], report["server_cpu_ns_per_handshake"]
     due = report["received"] + report["lost"]
     return {
         **report, **report["metrics"], "wrong": wrong,
         "offered_per_s": load.get("rate"),
         "deliveries_per_cpu_s": 1e9 / each if each else None,
+        "handshakes_per_cpu_s": 1e9 / handshake if handshake else None,
         "lost_percent": 100 * report["lost"] / due if due else None,
     }
 

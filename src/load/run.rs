@@ -28,8 +28,8 @@ const START_LEAD_MS: u64 = 300;
 const PULSE_MS: u64 = 50;
 /// After the last acknowledgement: given up when nothing has come for this long,
 const DRAIN_QUIET_MS: u64 = 3_000;
-/// or after this in all.
-const DRAIN_MS_MAX: u64 = 120_000;
+/// or, unless the plan says otherwise, after this in all.
+pub const DRAIN_MS_MAX: u64 = 120_000;
 /// Readings are taken so often meanwhile.
 const DRAIN_SAMPLE_NS: u64 = 10_000_000;
 /// Connections that are there before idle ones are counted: what a process needs once is in their memory.
@@ -73,6 +73,8 @@ pub struct Plan {
     pub duration_s: f64,
     /// The measurement ends when the last message is with everybody, however long that takes, instead of at its time.
     pub to_the_last: bool,
+    /// What has not come so long after the last acknowledgement is lost.
+    pub drain_ms_max: u64,
     /// Whose CPU and memory counts.
     pub server: Option<Watched>,
     /// Where our threads run.
@@ -211,6 +213,7 @@ struct Outcome {
     readers: u32,
     slow_open: u32,
     ramp_s: f64,
+    ramp_cpu_ns: u64,     // Of the server, while all connected.
     base: Option<Sample>, // With `IDLE_BASE` connections.
     from: Sample,
     until: Sample,
@@ -290,6 +293,7 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
     let mut d =
         Driver { plan, clients, news, begun: now, second: now.plus_ms(1000), last: (now, 0, 0), rss_bytes_max: 0 };
     let all = plan.clients.connections;
+    let unconnected = d.sample()?;
     let mut base = None;
     let mut settle_ns = 0;
     if plan.load.is_none() && all > IDLE_BASE {
@@ -307,6 +311,8 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
     }
     news.send(News::Connected).ok();
     let (mut from, mut until) = (d.sample()?, Sample::default());
+    let cpu_ns = |sample: Sample| sample.usage.cpu_ns + sample.usage.softirqd_ns;
+    let ramp_cpu_ns = cpu_ns(from) - cpu_ns(unconnected);
     let mut lost = (0, 0);
     if plan.load.is_none() {
         let end = Time::now() + Duration::from_secs_f64(plan.duration_s);
@@ -328,7 +334,21 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
     let (readers, slow_open) = (d.clients.readers().count() as u32, d.clients.slow_open());
     let rss_bytes_max = d.rss_bytes_max;
     let (counts, tally) = d.clients.close();
-    Ok(Outcome { counts, tally, readers, slow_open, ramp_s, base, from, until, rss_bytes_max, lost, latency, metrics })
+    Ok(Outcome {
+        counts,
+        tally,
+        readers,
+        slow_open,
+        ramp_s,
+        ramp_cpu_ns,
+        base,
+        from,
+        until,
+        rss_bytes_max,
+        lost,
+        latency,
+        metrics,
+    })
 }
 
 impl Driver<'_> {
@@ -376,7 +396,7 @@ impl Driver<'_> {
         };
         let of_topic: Vec<u64> = (0..topics).map(of_topic).collect();
         let expected: u64 = self.clients.readers().map(|i| of_topic[(i % topics) as usize]).sum();
-        let end = Time::now().plus_ms(DRAIN_MS_MAX);
+        let end = Time::now().plus_ms(self.plan.drain_ms_max);
         let (mut received, mut quiet) = (self.clients.tally.received, Time::now().plus_ms(DRAIN_QUIET_MS));
         let mut last = self.sample()?;
         while received < expected && Time::now() < end.min(quiet) {
@@ -393,8 +413,8 @@ impl Driver<'_> {
 }
 
 fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published)>, before: Option<&str>) -> Report {
-    let Outcome { counts, tally, readers, slow_open, ramp_s, base, from, until, rss_bytes_max, lost, latency, metrics } =
-        outcome;
+    let Outcome { counts, tally, readers, slow_open, ramp_s, ramp_cpu_ns, base, .. } = outcome;
+    let Outcome { from, until, rss_bytes_max, lost, latency, metrics, .. } = outcome;
     let after = metrics.as_deref();
     let window_s = until.at_ns.saturating_sub(from.at_ns) as f64 / 1e9;
     let deliveries = until.received - from.received;
@@ -433,6 +453,7 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         failed: counts.failures.values().sum(),
         ramp_s,
         handshakes_per_s: f64::from(counts.subscribed) / ramp_s,
+        server_cpu_ns_per_handshake: ramp_cpu_ns as f64 / f64::from(counts.subscribed.max(1)),
         measured_s: window_s,
         spread: plan.clients.spread,
         messages: published.map_or(0, |(_, p)| p.messages),
