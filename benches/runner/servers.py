@@ -209,8 +209,7 @@ class Nats(Server):
         self.spawn(["nats-server", "-c", filled("nats.conf", directory, port=port)], directory)
         self.await_port(port, directory)
         where = f"127.0.0.1:{port}"
-        return ["--dialect", "nats", "--url", f"nats://{where}", "--publish", "nats", "--nats", where,
-                "--server-pid", self.process.pid]
+        return ["--dialect", "nats", "--url", f"nats://{where}", "--publish", "nats", "--nats", where, "--server-pid", self.process.pid]
 
 
 class Nchan(Server):
@@ -284,7 +283,7 @@ class Centrifugo(Server):
         self.await_port(port, directory)
         where = f"127.0.0.1:{port}"
         return ["--dialect", "centrifugo", "--url", f"ws://{where}/connection/websocket",
-                "--publish", "centrifugo", "--http", where, "--server-pid", self.process.pid]
+                "--publish", "centrifugo", "--centrifugo", where, "--server-pid", self.process.pid]
 
 
 def all_servers(cores, binary):

@@ -1,18 +1,21 @@
 //! `fanwire bench`: arguments → runs, and what they found.
 
-use crate::dialect::DialectId;
 use crate::load::clients::ClientsPlan;
+use crate::load::dialect::Dialect;
 use crate::load::host::{Machine, Watched};
-use crate::load::publisher::{Interface, PublishPlan};
+use crate::load::publisher::{Interface, Post, PublishPlan};
 use crate::load::report::{Condition, Live, Phase, Report};
 use crate::load::run::{self, Load, Plan, Source};
 use crate::load::schedule::Pace;
-use crate::load::server;
-use crate::load::{TOPICS_MAX, bare, centrifugo};
+use crate::load::server::{self, Addresses};
+use crate::load::{PUBLISHERS_MAX, TOPICS_MAX, bare, centrifugo};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
+
+/// Connections that a spawned gateway has room for without being told.
+const SPAWNED_CONNECTIONS_MAX: u32 = 10_000;
 
 const EXAMPLES: &str = "\
 Against a gateway that runs here with its defaults, no flag is needed. Messages go to topics bench-0, bench-1 …, and every one
@@ -39,12 +42,22 @@ Exit codes:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Subscribe here [default: where a gateway on this machine serves the dialect]
+    /// Subscribe here; {topic} in it is replaced [default: where a gateway on this machine serves the dialect]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// What the clients speak
-    #[arg(long, value_name = "DIALECT", default_value = "gpush", value_parser = ["gpush", "centrifugo"])]
-    dialect: String,
+    /// What the clients speak; raw: WebSocket of any server, whose --url or --hello names the topic; nats: its client
+    /// protocol over TCP [default: gpush; nats for a nats:// URL]
+    #[arg(long, value_name = "DIALECT", value_parser = ["gpush", "centrifugo", "go-push", "raw", "nats"])]
+    dialect: Option<String>,
+    /// raw: send this text after the handshake; {topic} in it is replaced
+    #[arg(long, value_name = "TEXT")]
+    hello: Option<String>,
+    /// raw: a client is subscribed once a message contains this [default: as soon as the handshake is done]
+    #[arg(long, value_name = "TEXT")]
+    subscribed: Option<String>,
+    /// A header for the handshake; repeatable
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    header: Vec<(String, String)>,
     /// WebSocket connections; connection i subscribes to topic i modulo --topics
     #[arg(short, long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
@@ -92,18 +105,32 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS")]
     source: Vec<IpAddr>,
 
-    /// How to publish
-    #[arg(long, value_name = "INTERFACE", default_value = "grpc", value_parser = ["grpc", "http"])]
-    publish: String,
+    /// How to publish: grpc and http to a gateway, centrifugo by its server API, nats by PUB, post to any URL
+    /// [default: grpc; nats with --dialect nats]
+    #[arg(long, value_name = "INTERFACE", value_parser = ["grpc", "http", "centrifugo", "nats", "post"])]
+    publish: Option<String>,
     /// gRPC interface: PublishStream
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10067")]
     grpc: String,
     /// HTTP interface: POST /v1/pushData
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10068")]
     http: String,
-    /// Kept-alive connections of --publish http; messages are in order on each [default: 16, or what --saturate says]
-    #[arg(long, value_name = "N")]
-    http_connections: Option<u32>,
+    /// Centrifugo's server API: POST /api/publish
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
+    centrifugo: String,
+    /// Its key
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// NATS server to publish to
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4222")]
+    nats: String,
+    /// --publish post: the message is the body, any 2xx its acknowledgement; {topic} in it is replaced
+    #[arg(long, value_name = "URL")]
+    post_url: Option<String>,
+    /// Publishers, each with a connection and an order of its own; those by HTTP have one request under way at a time
+    /// [default: 1; by HTTP 16, or what --saturate says]
+    #[arg(long, value_name = "N", alias = "http-connections", value_parser = clap::value_parser!(u32).range(1..=i64::from(PUBLISHERS_MAX)))]
+    publishers: Option<u32>,
     /// Messages of one batch at most
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
@@ -256,41 +283,72 @@ impl Args {
     }
 
     fn against_gateway(&self) -> Result<Report, String> {
-        let http = self.publish == "http";
-        let spawned = self.spawn.map(|core| server::start_gateway(Some(core), &self.set)).transpose()?;
-        let (url, interface, admin, pid) = match &spawned {
-            Some((server, at)) => (
-                self.dialect_url(&at.subscribers)?,
-                server::interface(at, http),
-                Some(at.http.clone()),
-                Some(server.pid()),
-            ),
-            None if http => {
-                (self.url()?, Interface::Http { address: self.http.clone() }, self.admin.clone(), self.server_pid)
-            }
-            None => (self.url()?, Interface::Grpc { address: self.grpc.clone() }, self.admin.clone(), self.server_pid),
+        let dialect = self.dialect();
+        if self.spawn.is_some() && dialect == Dialect::Nats {
+            return Err("--spawn starts a gateway, and that does not speak nats".into());
+        }
+        let spawned = self.spawn.map(|core| server::start_gateway(Some(core), &self.settings())).transpose()?;
+        let at = spawned.as_ref().map(|(_, at)| at);
+        let url = match (at, &self.url) {
+            (Some(at), _) => dialect_url(&dialect, &at.subscribers)?,
+            (None, Some(url)) => url.clone(),
+            (None, None) if dialect == Dialect::Nats => "nats://127.0.0.1:4222".into(),
+            (None, None) if dialect.is_ours() => dialect_url(&dialect, "ws://127.0.0.1:9992/ws")?,
+            (None, None) => return Err("--dialect raw needs --url".into()),
         };
-        let publish = PublishPlan { interface, token: self.token.clone(), batch_messages_max: self.batch as usize };
+        let pid = spawned.as_ref().map(|(server, _)| server.pid()).or(self.server_pid);
+        let admin = at.map(|at| at.http.clone()).or_else(|| self.admin.clone());
+        let (interface, token) = self.interface(&dialect, at)?;
+        let publish = PublishPlan { interface, token, batch_messages_max: self.batch as usize };
         let mut plan = self.plan(&url, Source::Publisher(publish), pid)?;
         plan.admin = admin.map(|a| a.trim_start_matches("http://").trim_end_matches('/').to_owned());
         run::run(&plan, None, &mut self.live()?)
     }
 
-    fn dialect(&self) -> DialectId {
-        if self.dialect == "centrifugo" { DialectId::Centrifugo } else { DialectId::Gpush }
+    /// Of a gateway started for the purpose: it has room for all clients unless the user says how many.
+    fn settings(&self) -> Vec<String> {
+        let mut settings = Vec::new();
+        if self.connections > SPAWNED_CONNECTIONS_MAX {
+            let room = u64::from(self.connections) * 21 / 20;
+            settings.push(format!("shards.connections_max={room}"));
+        }
+        settings.extend(self.set.iter().cloned());
+        settings
     }
 
-    fn url(&self) -> Result<String, String> {
-        self.url.clone().map_or_else(|| self.dialect_url("ws://127.0.0.1:9992/ws"), Ok)
-    }
-
-    /// Where a gateway with default paths serves the dialect, whose gpush is at `gpush`.
-    fn dialect_url(&self, gpush: &str) -> Result<String, String> {
-        let (_, host, _) = parse_url(gpush)?;
-        Ok(match self.dialect() {
-            DialectId::Centrifugo => format!("ws://{host}{}", centrifugo::PATH),
-            _ => gpush.to_owned(),
+    /// How messages get to the server, and the token or key for it.
+    fn interface(&self, dialect: &Dialect, at: Option<&Addresses>) -> Result<(Interface, Option<String>), String> {
+        let usual = if *dialect == Dialect::Nats { "nats" } else { "grpc" };
+        let http = |own: &str| at.map_or_else(|| own.to_owned(), |at| at.http.clone());
+        let post = |address: String, post: Post| Interface::Http { address, post };
+        Ok(match self.publish.as_deref().unwrap_or(usual) {
+            "http" => (post(http(&self.http), Post::PushData), self.token.clone()),
+            "centrifugo" => (post(http(&self.centrifugo), Post::Centrifugo), self.api_key.clone()),
+            "nats" => (Interface::Nats { address: self.nats.clone() }, None),
+            "post" => {
+                let url = self.post_url.as_deref().ok_or("--publish post needs --post-url")?;
+                let rest = url.strip_prefix("http://").ok_or_else(|| format!("{url}: only http:// is understood"))?;
+                let (host, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
+                let port = if host.rsplit(':').next().is_some_and(|p| p.parse::<u16>().is_ok()) { "" } else { ":80" };
+                (post(format!("{host}{port}"), Post::Path(path.to_owned())), self.token.clone())
+            }
+            _ => {
+                let address = at.map_or_else(|| self.grpc.clone(), |at| at.grpc.clone());
+                (Interface::Grpc { address }, self.token.clone())
+            }
         })
+    }
+
+    fn dialect(&self) -> Dialect {
+        let nats = self.url.as_ref().is_some_and(|url| url.starts_with("nats://"));
+        match self.dialect.as_deref() {
+            Some("centrifugo") => Dialect::Centrifugo,
+            Some("go-push") => Dialect::Gopush,
+            Some("raw") => Dialect::Raw { hello: self.hello.clone(), subscribed: self.subscribed.clone() },
+            Some("nats") => Dialect::Nats,
+            None if nats => Dialect::Nats,
+            _ => Dialect::Gpush,
+        }
     }
 
     fn against_bare(&self) -> Result<Report, String> {
@@ -310,13 +368,17 @@ impl Args {
             (None, per_s) if per_s > 0.0 => Pace::Rate { per_s },
             (None, per_s) => return Err(format!("--rate {per_s}: not a number of messages a second")),
         };
-        let http = matches!(&source, Source::Publisher(p) if matches!(p.interface, Interface::Http { .. }));
-        let publishers = match pace {
-            _ if !http => 1,
-            Pace::Saturate { in_flight } => self.http_connections.unwrap_or(in_flight as u32),
-            Pace::Rate { .. } => self.http_connections.unwrap_or(16),
+        let usual = match (&source, pace) {
+            (
+                Source::Publisher(PublishPlan { interface: Interface::Http { .. }, .. }),
+                Pace::Saturate { in_flight },
+            ) => in_flight as u32,
+            (Source::Publisher(PublishPlan { interface: Interface::Http { .. }, .. }), Pace::Rate { .. }) => 16,
+            _ => 1,
         };
-        let (target, host, path) = parse_url(url)?;
+        let bare = matches!(source, Source::Bare { .. });
+        let publishers = self.publishers.filter(|_| !bare).unwrap_or(usual);
+        let (target, host, path) = parse_url(&url.replacen("nats://", "ws://", 1))?;
         let core = self.server_core.or(self.spawn);
         let server = pid.map(|pid| Watched::new(pid, core)).transpose().map_err(|e| e.to_string())?;
         let (warmup_s, duration_s) = match (self.messages, pace) {
@@ -332,12 +394,13 @@ impl Args {
                 target,
                 host,
                 path,
-                dialect: self.dialect(),
+                headers: self.header.clone(),
+                dialect: if bare { Dialect::Gpush } else { self.dialect() },
                 spread: self.spread,
                 sources: self.source.clone(),
                 connections: self.connections,
                 topics: self.topics,
-                publishers: publishers.clamp(1, crate::load::PUBLISHERS_MAX),
+                publishers: publishers.clamp(1, PUBLISHERS_MAX),
                 slow: (f64::from(self.connections) * self.slow_percent.clamp(0.0, 100.0) / 100.0).round() as u32,
                 deflate: self.deflate,
                 ramp_per_s: self.ramp,
@@ -376,6 +439,22 @@ impl Args {
             }
         })
     }
+}
+
+/// `NAME: VALUE`.
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("it must have the form NAME: VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// Where a gateway with default paths serves `dialect`, whose gpush is at `gpush`.
+fn dialect_url(dialect: &Dialect, gpush: &str) -> Result<String, String> {
+    let (_, host, _) = parse_url(gpush)?;
+    Ok(match dialect {
+        Dialect::Centrifugo => format!("ws://{host}{}", centrifugo::PATH),
+        Dialect::Gopush => format!("ws://{host}/connect"),
+        _ => gpush.to_owned(),
+    })
 }
 
 /// Address, `Host` and path of a `ws://` URL.
@@ -426,7 +505,10 @@ mod tests {
             let publish = PublishPlan { interface, token: None, batch_messages_max: 1 };
             args.plan("ws://127.0.0.1:1/ws", Source::Publisher(publish), None).unwrap()
         };
-        let (grpc, http) = (Interface::Grpc { address: String::new() }, Interface::Http { address: String::new() });
+        let (grpc, http) = (
+            Interface::Grpc { address: String::new() },
+            Interface::Http { address: String::new(), post: Post::PushData },
+        );
         assert_eq!(plan("bench -c 1000 --slow-percent 1", grpc.clone()).clients.slow, 10);
         assert_eq!(plan("bench --rate 0", grpc).clients.publishers, 1);
         let saturated = plan("bench --saturate 8", http.clone());

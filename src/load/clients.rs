@@ -8,13 +8,14 @@
 //!
 //! One thread drives any number of rings; connection *i* lives in ring *i* / slots and listens to topic *i* % topics.
 
+use super::dialect::{Dialect, Shape, for_topic, names_topic};
+use super::nats::{self, Operation};
 use super::reader::{self, CLOSE, PING, TEXT, TEXT_DEFLATED, frames};
 use super::schedule::Schedule;
-use super::stamp::{Stamp, Stream};
+use super::stamp::{self, Stamp, Stream};
 use super::tally::Tally;
 use super::{centrifugo, gpush};
 use crate::clock::Time;
-use crate::dialect::DialectId;
 use crate::socket::{Buffer, ClientRing, ClientRingOptions, Event};
 use crate::sys::EventFd;
 use crate::websocket::deflate::Inflater;
@@ -54,10 +55,12 @@ pub struct ClientsPlan {
     pub target: SocketAddr,
     /// `Host` header.
     pub host: String,
-    /// Path of the dialect, with the query.
+    /// Path of the dialect, with the query; `{topic}` in it is replaced.
     pub path: String,
-    /// Which one: gpush or Centrifugo.
-    pub dialect: DialectId,
+    /// More headers of the handshake.
+    pub headers: Vec<(String, String)>,
+    /// What they speak.
+    pub dialect: Dialect,
     /// Connection i goes to address `target` + i % spread.
     pub spread: u32,
     /// Connection i comes from these in turn. None: from 127.0.0.1 and up if the target is a loopback address, else from
@@ -129,6 +132,7 @@ impl State {
 
 struct Connection {
     carry: Vec<u8>, // A partial frame or response head.
+    topic: u32,
     state: State,
     slow: bool,
     open: bool, // It has a slot of a ring.
@@ -167,8 +171,11 @@ pub(crate) struct Clients {
     connections: Vec<Connection>,
     inflater: Inflater,
     inflated: Vec<u8>,
-    request: Arc<[u8]>,
-    ping: Arc<[u8]>,
+    requests: Vec<Arc<[u8]>>, // One, or one for each topic.
+    ping: Option<Arc<[u8]>>,
+    pong: Arc<[u8]>,
+    servers_ping: Option<&'static [u8]>, // What a server of this dialect asks whether we are there by, and
+    greeting: &'static [u8],             // how it begins, if it speaks first.
     accept: Vec<u8>,
     next: u32,       // The first connection that has not been started.
     under_way: u32,  // Between connect and the subscribe's answer.
@@ -210,18 +217,41 @@ impl Clients {
         }
         let offer =
             ("Sec-WebSocket-Extensions", "permessage-deflate; server_no_context_takeover; client_no_context_takeover");
-        let extensions = if plan.deflate { &[offer][..] } else { &[] };
-        let mut request = Vec::new();
-        handshake::write_request(&mut request, &plan.host, &plan.path, KEY, extensions);
-        let connection =
-            |i| Connection { carry: Vec::new(), state: State::Waiting, slow: plan.is_slow(i), open: false };
+        let mut headers: Vec<(&str, &str)> = plan.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        headers.extend(plan.deflate.then_some(offer));
+        let request = |path: &str| -> Arc<[u8]> {
+            let mut request = Vec::new();
+            handshake::write_request(&mut request, &plan.host, path, KEY, &headers);
+            request.into()
+        };
+        let path_of = |topic| for_topic(&plan.path, &Schedule::topic_name(topic));
+        let requests = if names_topic(&plan.path) {
+            (0..plan.topics).map(|topic| request(&path_of(topic))).collect()
+        } else {
+            vec![request(&plan.path)]
+        };
+        let connection = |i| Connection {
+            carry: Vec::new(),
+            topic: i % plan.topics,
+            state: State::Waiting,
+            slow: plan.is_slow(i),
+            open: false,
+        };
+        let nats = plan.dialect == Dialect::Nats;
         Ok(Clients {
             rings,
             connections: (0..plan.connections).map(connection).collect(),
             inflater: Inflater::new(),
             inflated: Vec::new(),
-            request: request.into(),
-            ping: gpush::ping(),
+            requests,
+            ping: plan.dialect.heartbeat(),
+            pong: if nats { nats::PONG.into() } else { centrifugo::pong() },
+            servers_ping: match plan.dialect {
+                Dialect::Nats => Some(b"PING"),
+                Dialect::Centrifugo => Some(centrifugo::PING),
+                _ => None,
+            },
+            greeting: if nats { b"INFO " } else { gpush::GREETING },
             accept: handshake::accept_for(KEY).to_vec(),
             next: 0,
             under_way: 0,
@@ -234,7 +264,7 @@ impl Clients {
             heartbeats_from: Time::now(),
             leaving: false,
             odd: Vec::new(),
-            tally: Tally::new(plan.connections, plan.topics, plan.publishers),
+            tally: Tally::new(plan.connections, plan.publishers),
             counts: Counts::default(),
             plan,
         })
@@ -308,13 +338,19 @@ impl Clients {
         let sent = |stream| schedule.sent(stream, messages);
         let mut lost = (0, 0);
         for i in self.readers() {
-            let refused = |p| refused.get(&Stream::new(i % self.plan.topics, p).0).copied().unwrap_or(0);
+            let topic = self.topic(i);
+            let refused = |p| refused.get(&Stream::new(topic, p).0).copied().unwrap_or(0);
             let refused: u64 = (0..self.plan.publishers).map(|p| u64::from(refused(p))).sum();
-            let missing = self.tally.lost(i, sent).saturating_sub(refused);
+            let missing = self.tally.lost(i, topic, sent).saturating_sub(refused);
             lost.0 += missing;
             lost.1 += u32::from(missing > 0);
         }
         lost
+    }
+
+    /// What `connection` subscribes to.
+    pub(crate) fn topic(&self, connection: u32) -> u32 {
+        self.connections[connection as usize].topic
     }
 
     /// Connections that were live at some time: they should have everything.
@@ -371,12 +407,7 @@ impl Clients {
                 Event::Received(slot, buffer) => self.received(ring, slot, base + slot, buffer, now),
                 Event::Sent(_, 0) => {}
                 Event::Sent(slot, errno) => self.ended(base + slot, format!("send: {}", error(errno))),
-                Event::Connected(slot, Ok(())) => {
-                    let request = Arc::clone(&self.request);
-                    self.rings[ring].send(slot, request);
-                    self.read_on(ring, slot, base + slot);
-                    self.connections[(base + slot) as usize].state = State::Handshake;
-                }
+                Event::Connected(slot, Ok(())) => self.connected(ring, slot, base + slot),
                 Event::Connected(slot, Err(e)) => self.fail(base + slot, format!("connect: {e}")),
                 Event::Ended(slot, 0) => self.ended(base + slot, "end of stream".into()),
                 Event::Ended(slot, errno) => self.ended(base + slot, error(errno)),
@@ -387,6 +418,18 @@ impl Clients {
             }
         }
         any
+    }
+
+    fn connected(&mut self, ring: usize, slot: u32, i: u32) {
+        let connection = &mut self.connections[i as usize];
+        if self.plan.dialect == Dialect::Nats {
+            connection.state = State::Greeting;
+        } else {
+            connection.state = State::Handshake;
+            let which = if self.requests.len() > 1 { connection.topic as usize } else { 0 };
+            self.rings[ring].send(slot, Arc::clone(&self.requests[which]));
+        }
+        self.read_on(ring, slot, i);
     }
 
     fn read_on(&mut self, ring: usize, slot: u32, i: u32) {
@@ -408,9 +451,26 @@ impl Clients {
         let result = result.and_then(|rest| {
             let Some(rest) = rest else { return Ok(()) };
             let (odd, inflater, inflated) = (&mut self.odd, &mut self.inflater, &mut self.inflated);
-            let mut counting = self.tally.at(i, now.0);
+            let mut counting = self.tally.at(i, connection.topic, now.0);
             let (slow, slow_received) = (connection.slow, &mut self.counts.slow_received);
-            let joins = self.plan.dialect == DialectId::Centrifugo;
+            let mut message = |stamp: Stamp, length: usize| {
+                if slow {
+                    *slow_received += 1;
+                } else {
+                    counting.message(stamp, length);
+                }
+            };
+            if self.plan.dialect == Dialect::Nats {
+                let each = |operation: Operation<'_>| match operation {
+                    Operation::Message(payload) => match Stamp::read(payload) {
+                        Some(stamp) => message(stamp, payload.len()),
+                        None => odd.push((reader::BINARY, payload.to_vec())),
+                    },
+                    Operation::Line(line) => odd.push((TEXT, line.to_vec())),
+                };
+                return nats::operations(&mut connection.carry, rest, each).map_err(|broken| broken.to_string());
+            }
+            let shape = self.plan.dialect.shape();
             let cut = frames(&mut connection.carry, rest, |f| {
                 let (first, payload) = match f.first {
                     TEXT_DEFLATED => {
@@ -422,15 +482,27 @@ impl Clients {
                     }
                     first => (first, f.payload),
                 };
-                let mut take = |payload: &[u8], stamp: Option<Stamp>| match stamp {
-                    Some(stamp) if first == TEXT && !slow => counting.message(stamp, payload.len()),
-                    Some(_) if first == TEXT => *slow_received += 1,
-                    _ => odd.push((first, payload.to_vec())),
-                };
-                if joins && first == TEXT {
-                    payload.split(|b| *b == b'\n').for_each(|line| take(line, centrifugo::stamp(line)));
-                } else {
-                    take(payload, Stamp::read(payload));
+                match shape {
+                    Shape::Lines if first == TEXT => {
+                        for line in payload.split(|b| *b == b'\n') {
+                            match centrifugo::stamp(line) {
+                                Some(stamp) => message(stamp, line.len()),
+                                None => odd.push((TEXT, line.to_vec())),
+                            }
+                        }
+                    }
+                    Shape::Anywhere if reader::is_data(first) => {
+                        // The frame's bytes count with its first message.
+                        let mut length = payload.len();
+                        stamp::each(payload, |stamp| message(stamp, std::mem::take(&mut length)));
+                        if length > 0 {
+                            odd.push((TEXT, payload.to_vec()));
+                        }
+                    }
+                    _ => match Stamp::read(payload) {
+                        Some(stamp) if first == TEXT => message(stamp, payload.len()),
+                        _ => odd.push((first, payload.to_vec())),
+                    },
                 }
             });
             cut.map_err(|broken| broken.to_string())
@@ -439,12 +511,8 @@ impl Clients {
         if let Err(reason) = result {
             return self.ended(i, reason);
         }
-        let connection = &mut self.connections[i as usize];
-        if connection.state == State::Greeting && self.plan.dialect == DialectId::Centrifugo {
-            // There the client speaks first.
-            connection.state = State::Subscribing;
-            let topic = Schedule::topic_name(i % self.plan.topics);
-            self.rings[ring].send(slot, centrifugo::hello(&topic));
+        if self.connections[i as usize].state == State::Greeting {
+            self.introduce(ring, slot, i);
         }
         if !self.odd.is_empty() {
             let mut odd = std::mem::take(&mut self.odd);
@@ -455,6 +523,30 @@ impl Clients {
         if connection.slow && connection.state.is_under_way() {
             self.rings[ring].receive_once(slot);
         }
+    }
+
+    /// Where the client speaks first, it does.
+    fn introduce(&mut self, ring: usize, slot: u32, i: u32) {
+        if matches!(self.plan.dialect, Dialect::Gpush | Dialect::Nats) {
+            return;
+        }
+        let connection = &mut self.connections[i as usize];
+        connection.state = State::Subscribing;
+        if let Some(hello) = self.plan.dialect.hello(&Schedule::topic_name(connection.topic)) {
+            self.rings[ring].send(slot, hello);
+        }
+        if matches!(self.plan.dialect, Dialect::Raw { subscribed: None, .. }) {
+            self.subscribed(i);
+        }
+    }
+
+    fn subscribed(&mut self, i: u32) {
+        self.progress = Time::now();
+        self.under_way -= 1;
+        self.counts.subscribed += 1;
+        let connection = &mut self.connections[i as usize];
+        connection.state = if connection.slow { State::Slow } else { State::Live };
+        self.slow += u32::from(connection.slow);
     }
 
     /// A frame that is no message of ours: greeting, replies, control.
@@ -478,34 +570,26 @@ impl Clients {
                 }
             }
             (_, reader::PONG) => {}
-            (State::Subscribing, TEXT) if payload.starts_with(centrifugo::CONNECTED) => self.progress = Time::now(),
-            (_, TEXT) if payload == centrifugo::PING => {
+            (_, TEXT) if Some(payload) == self.servers_ping => {
                 // Left out while something else is in flight, which is its first message at most.
                 if !self.rings[ring].is_sending(slot) {
-                    self.rings[ring].send(slot, centrifugo::pong());
+                    self.rings[ring].send(slot, Arc::clone(&self.pong));
                 }
             }
-            (State::Greeting, TEXT) if payload.starts_with(gpush::GREETING) => {
+            (State::Greeting, TEXT) if payload.starts_with(self.greeting) => {
                 self.progress = Time::now();
-                let topic = Schedule::topic_name(i % self.plan.topics);
-                self.rings[ring].send(slot, gpush::subscribe(&topic));
+                let topic = Schedule::topic_name(self.topic(i));
+                let subscribe =
+                    if self.plan.dialect == Dialect::Nats { nats::subscribe(&topic) } else { gpush::subscribe(&topic) };
+                self.rings[ring].send(slot, subscribe);
                 self.connections[i as usize].state = State::Subscribing;
             }
-            (State::Subscribing, TEXT)
-                if payload.starts_with(gpush::SUBSCRIBED) || payload.starts_with(centrifugo::SUBSCRIBED) =>
-            {
-                self.progress = Time::now();
-                self.under_way -= 1;
-                self.counts.subscribed += 1;
-                let connection = &mut self.connections[i as usize];
-                connection.state = if connection.slow { State::Slow } else { State::Live };
-                self.slow += u32::from(connection.slow);
-            }
+            (State::Subscribing, TEXT) if self.plan.dialect.is_subscribed(payload) => self.subscribed(i),
+            (_, TEXT) if self.plan.dialect.is_protocol(payload) => {}
             (State::Greeting | State::Subscribing, _) => {
                 let text = String::from_utf8_lossy(payload);
                 self.fail(i, format!("unexpected answer while {state:?}: {text:.100}").to_lowercase());
             }
-            (_, TEXT) if payload == gpush::PONG => {}
             _ => {
                 self.counts.unexpected += 1;
                 let text = || format!("first byte {first:#04x}: {:.100}", String::from_utf8_lossy(payload));
@@ -545,9 +629,7 @@ impl Clients {
     }
 
     fn heartbeat(&mut self) {
-        if self.leaving || self.plan.dialect == DialectId::Centrifugo {
-            return; // There the gateway asks.
-        }
+        let Some(ping) = self.ping.clone().filter(|_| !self.leaving) else { return };
         let elapsed_ns = Time::now().since_ns(self.heartbeats_from);
         let due = (u128::from(elapsed_ns) * u128::from(self.plan.connections) / u128::from(HEARTBEAT_NS)) as u64;
         for _ in 0..due.saturating_sub(self.heartbeats).min(u64::from(HEARTBEATS_PER_TURN_MAX)) {
@@ -556,7 +638,7 @@ impl Clients {
             let (ring, slot) = self.place(i);
             let listening = matches!(self.connections[i as usize].state, State::Live | State::Slow);
             if listening && !self.rings[ring].is_sending(slot) {
-                self.rings[ring].send(slot, Arc::clone(&self.ping));
+                self.rings[ring].send(slot, Arc::clone(&ping));
             }
         }
     }
@@ -610,7 +692,8 @@ mod tests {
             target,
             host: target.to_string(),
             path: "/ws".into(),
-            dialect: DialectId::Gpush,
+            headers: Vec::new(),
+            dialect: Dialect::Gpush,
             spread: 1,
             sources: Vec::new(),
             connections,

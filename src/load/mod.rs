@@ -14,8 +14,10 @@
 pub mod bare;
 pub mod centrifugo;
 pub mod clients;
+pub mod dialect;
 pub(crate) mod gpush;
 pub mod host;
+mod nats;
 pub mod publisher;
 pub(crate) mod reader;
 pub mod report;

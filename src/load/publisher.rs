@@ -1,5 +1,5 @@
-//! Publishes on schedule. One thread keeps the time and makes the messages; another speaks gRPC or HTTP. What is due at a
-//! moment goes in one batch; a bounded number of batches is unacknowledged at a time, and what has to wait for that counts as
+//! Publishes on schedule. One thread keeps the time and makes the messages; another speaks gRPC, HTTP or NATS, for every
+//! publisher over a connection of its own. What is due at a moment goes in one batch for each publisher; a bounded number of batches is unacknowledged at a time, and what has to wait for that counts as
 //! late, never as less load.
 //!
 //! ```text
@@ -7,31 +7,30 @@
 //!      ◄──ack───             ◄──
 //! ```
 
+mod grpc;
+mod nats;
+mod post;
+
+pub use grpc::{grpc_client, with_token};
+pub use post::Post;
+
 use super::schedule::{Pace, Schedule};
 use super::stamp::MESSAGE_BYTES_MIN;
 use super::tally::histogram;
 use crate::clock::Time;
-use crate::proto::v1::publisher_client::PublisherClient;
-use crate::proto::v1::{PublishBatch, PublishRequest, PublishResult};
 use crate::sys;
-use crate::websocket::handshake;
-use base64::Engine;
 use bytes::{Bytes, BytesMut};
 use hdrhistogram::Histogram;
+use post::Poster;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tokio::task::JoinSet;
 
 /// Batches unacknowledged at a time in an open loop.
 const IN_FLIGHT_MAX: usize = 64;
@@ -39,8 +38,6 @@ const IN_FLIGHT_MAX: usize = 64;
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// A gateway that acknowledges nothing for this long has failed.
 const STALLED: Duration = Duration::from_secs(10);
-/// Response of the HTTP interface.
-const RESPONSE_BYTES_MAX: usize = 64 << 10;
 /// Different reasons of refusal kept apart.
 const REASONS_MAX: usize = 10;
 
@@ -52,8 +49,15 @@ pub enum Interface {
         /// `host:port`.
         address: String,
     },
-    /// `POST /v1/pushData`, connections kept alive, one request at a time on each; each is a publisher of its own.
+    /// A POST for each message, connections kept alive, one request at a time on each.
     Http {
+        /// `host:port`.
+        address: String,
+        /// What is posted where.
+        post: Post,
+    },
+    /// PUB, and a PING after each batch whose PONG is the acknowledgement.
+    Nats {
         /// `host:port`.
         address: String,
     },
@@ -64,17 +68,22 @@ pub enum Interface {
 pub struct PublishPlan {
     /// By what.
     pub interface: Interface,
-    /// Bearer token.
+    /// Bearer token; Centrifugo's key.
     pub token: Option<String>,
     /// Messages of a batch; HTTP has one a request.
     pub batch_messages_max: usize,
 }
 
-/// Messages on their way; the first is message `first` of the schedule.
+/// Messages of one publisher on their way.
 struct Batch {
-    first: u64,
     publisher: u32,
-    messages: Vec<(u32, Bytes)>, // Topic and payload.
+    messages: Vec<Message>,
+}
+
+struct Message {
+    number: u64, // In the schedule.
+    topic: u32,
+    data: Bytes,
 }
 
 /// The answer to a batch.
@@ -119,17 +128,11 @@ impl Publisher {
         let io_cpu_ns = Arc::new(AtomicU64::new(0));
         let report = Acks { to, cpu_ns: Arc::clone(&io_cpu_ns) };
         let names: Vec<String> = (0..topics).map(Schedule::topic_name).collect();
-        let PublishPlan { interface, token, batch_messages_max } = plan.clone();
-        let batch_messages_max = if matches!(interface, Interface::Http { .. }) { 1 } else { batch_messages_max };
+        let plan = plan.clone();
+        let batch_messages_max =
+            if matches!(plan.interface, Interface::Http { .. }) { 1 } else { plan.batch_messages_max };
         let io = thread::Builder::new().name("publisher-io".into()).spawn(move || {
-            let speak = async {
-                match interface {
-                    Interface::Grpc { address } => grpc(address, token, names, queue, &report, &ready).await,
-                    Interface::Http { address } => {
-                        http(address, token, names, publishers, queue, &report, &ready).await
-                    }
-                }
-            };
+            let speak = speak(plan, Arc::new(names), publishers, queue, &report, &ready);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let result = runtime.map_err(|e| e.to_string()).and_then(|runtime| runtime.block_on(speak));
             if let Err(e) = result {
@@ -191,16 +194,18 @@ impl Publisher {
                 };
                 let end =
                     (next + 1..next + batch_messages_max).take_while(|&i| is_due(i)).last().map_or(next + 1, |i| i + 1);
-                let batch = published.batch(schedule, next..end, size, now);
-                if self.batches.send(batch).is_err() {
-                    // Its reason comes as the last acknowledgement.
-                    return Err(self
-                        .acks
-                        .iter()
-                        .find_map(Result::err)
-                        .unwrap_or_else(|| "the publisher's thread ended".into()));
+                for batch in published.batches(schedule, next..end, size, now) {
+                    in_flight += 1;
+                    if self.batches.send(batch).is_err() {
+                        // Its reason comes as the last acknowledgement.
+                        return Err(self
+                            .acks
+                            .iter()
+                            .find_map(Result::err)
+                            .unwrap_or_else(|| "the publisher's thread ended".into()));
+                    }
                 }
-                (next, in_flight) = (end, in_flight + 1);
+                next = end;
                 continue;
             }
             let ack = self.acks.recv_timeout(STALLED).map_err(|_| "the gateway has acknowledged nothing for 10 s")?;
@@ -244,21 +249,26 @@ impl Default for Published {
 }
 
 impl Published {
-    fn batch(&mut self, schedule: &Schedule, range: Range<u64>, size: usize, now: Time) -> Batch {
+    /// The messages of `range`, a batch for each publisher that has any.
+    fn batches(&mut self, schedule: &Schedule, range: Range<u64>, size: usize, now: Time) -> Vec<Batch> {
         let mut bytes = BytesMut::zeroed(size * (range.end - range.start) as usize);
-        let first = range.start;
-        let publisher = schedule.stamp(first, 0).stream.publisher();
-        let message = |i: u64| {
-            let due_ns = if schedule.messages().is_some() { schedule.due_ns(i) } else { now.0 };
+        let mut batches: Vec<Batch> = Vec::new();
+        for number in range {
+            let due_ns = if schedule.messages().is_some() { schedule.due_ns(number) } else { now.0 };
             if due_ns >= schedule.from_ns {
                 self.late.saturating_record(now.0.saturating_sub(due_ns) / 1000);
             }
-            let mut message = bytes.split_to(size);
-            let stamp = schedule.stamp(i, due_ns);
-            stamp.write(&mut message);
-            (stamp.stream.topic(), message.freeze())
-        };
-        Batch { first, publisher, messages: range.map(message).collect() }
+            let mut data = bytes.split_to(size);
+            let stamp = schedule.stamp(number, due_ns);
+            stamp.write(&mut data);
+            let message = Message { number, topic: stamp.stream.topic(), data: data.freeze() };
+            let publisher = stamp.stream.publisher();
+            match batches.iter_mut().find(|batch| batch.publisher == publisher) {
+                Some(batch) => batch.messages.push(message),
+                None => batches.push(Batch { publisher, messages: vec![message] }),
+            }
+        }
+        batches
     }
 
     fn acknowledge(&mut self, ack: Ack, schedule: &Schedule) {
@@ -276,174 +286,55 @@ impl Published {
 /// Says once that the connection is there, or why not.
 type Ready = mpsc::SyncSender<Result<(), String>>;
 
-async fn grpc(
-    address: String,
-    token: Option<String>,
-    names: Vec<String>,
-    queue: UnboundedReceiver<Batch>,
-    acks: &Acks,
-    ready: &Ready,
-) -> Result<(), String> {
-    let mut client = grpc_client(&address).await?;
-    ready.send(Ok(())).ok();
-    let request = move |(topic, data): (u32, Bytes)| PublishRequest {
-        topic: names[topic as usize].clone(),
-        data,
-        ..Default::default()
-    };
-    let batches = UnboundedReceiverStream::new(queue).map(move |batch| PublishBatch {
-        id: batch.first,
-        messages: batch.messages.into_iter().map(&request).collect(),
-    });
-    let request = with_token(batches, token.as_deref())?;
-    let refused = |status: tonic::Status| format!("PublishStream: {} ({:?})", status.message(), status.code());
-    let mut answers = client.publish_stream(request).await.map_err(refused)?.into_inner();
-    let mut expected = 0; // Batches are answered in order, one result a message.
-    while let Some(answer) = answers.message().await.map_err(refused)? {
-        if answer.id != expected {
-            return Err(format!("PublishStream answered batch {} instead of {expected}", answer.id));
-        }
-        let messages = answer.results.len() as u64;
-        let refusal = |(i, result): (usize, PublishResult)| {
-            result.error.map(|e| (answer.id + i as u64, format!("{} ({:?})", e.message, tonic::Code::from(e.code))))
-        };
-        let refused = answer.results.into_iter().enumerate().filter_map(refusal).collect();
-        expected += messages;
-        acks.report(Ok(Ack { messages, refused, at: Time::now() }));
-    }
-    Ok(())
-}
-
-/// A connected client of `address`.
-///
-/// # Errors
-/// Not an address, or nobody is there.
-pub async fn grpc_client(address: &str) -> Result<PublisherClient<Channel>, String> {
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|e| format!("gRPC address {address}: {e}"))?;
-    let endpoint = endpoint.tcp_nodelay(true).connect_timeout(STALLED);
-    let channel = endpoint.connect().await.map_err(|e| format!("gRPC at {address}: {}", causes(&e)))?;
-    Ok(PublisherClient::new(channel))
-}
-
-/// Puts the bearer token where the gateway looks for it.
-///
-/// # Errors
-/// The token can't stand in a header.
-pub fn with_token<T>(message: T, token: Option<&str>) -> Result<tonic::Request<T>, String> {
-    let mut request = tonic::Request::new(message);
-    if let Some(token) = token {
-        let value =
-            format!("Bearer {token}").parse().map_err(|_| "the token has characters that no header may have")?;
-        request.metadata_mut().insert("authorization", value);
-    }
-    Ok(request)
-}
-
-/// An error with what is behind it: tonic's own text is only "transport error".
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-async fn http(
-    address: String,
-    token: Option<String>,
-    names: Vec<String>,
+/// Publishes what comes through `queue`, each publisher over a connection of its own, until the queue ends.
+async fn speak(
+    plan: PublishPlan,
+    names: Arc<Vec<String>>,
     publishers: u32,
     mut queue: UnboundedReceiver<Batch>,
     acks: &Acks,
     ready: &Ready,
 ) -> Result<(), String> {
+    let PublishPlan { interface, token, .. } = plan;
     let mut lines = Vec::new();
-    let mut workers = tokio::task::JoinSet::new();
-    let names = Arc::new(names);
-    let authorization = token.map_or_else(String::new, |t| format!("Authorization: Bearer {t}\r\n"));
-    let head = Arc::new(format!(
-        "POST /v1/pushData HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{authorization}Content-Length: "
-    ));
+    let mut workers = JoinSet::new();
     for _ in 0..publishers {
-        let failed = |e: std::io::Error| format!("HTTP at {address}: {e}");
-        let socket = TcpStream::connect(&address).await.map_err(failed)?;
-        socket.set_nodelay(true).map_err(failed)?;
-        let (line, mut waiting) = unbounded_channel::<Batch>();
+        let (line, waiting) = unbounded_channel();
         lines.push(line);
-        let (names, head, acks) = (Arc::clone(&names), Arc::clone(&head), acks.clone());
-        workers.spawn(async move {
-            let mut poster = Poster { socket, head, request: Vec::new(), response: Vec::new() };
-            while let Some(batch) = waiting.recv().await {
-                let mut refused = Vec::new();
-                let messages = batch.messages.len() as u64;
-                for (i, (topic, data)) in (batch.first..).zip(batch.messages) {
-                    refused.extend(poster.post(&names[topic as usize], &data).await?.map(|reason| (i, reason)));
-                }
-                acks.report(Ok(Ack { messages, refused, at: Time::now() }));
+        let (names, acks) = (Arc::clone(&names), acks.clone());
+        match &interface {
+            Interface::Grpc { address } => {
+                let client = grpc_client(address).await?;
+                workers.spawn(grpc::publish(client, token.clone(), names, waiting, acks));
             }
-            Ok::<(), String>(())
-        });
+            Interface::Http { address, post } => {
+                let poster = Poster::connect(address, post, token.as_deref()).await?;
+                workers.spawn(post::publish(poster, names, waiting, acks));
+            }
+            Interface::Nats { address } => {
+                let connection = nats::connect(address).await?;
+                workers.spawn(nats::publish(connection, names, waiting, acks));
+            }
+        }
     }
     ready.send(Ok(())).ok();
     loop {
         tokio::select! {
             batch = queue.recv() => match batch {
                 Some(batch) => drop(lines[batch.publisher as usize].send(batch)), // A worker that ended is seen below.
-                None => return Ok(()), // All is acknowledged: nothing is left in the lines.
+                None => break, // All is acknowledged: nothing is left in the lines.
             },
-            Some(ended) = workers.join_next() => ended.map_err(|e| e.to_string())??,
-        }
-    }
-}
-
-/// One kept-alive connection.
-struct Poster {
-    socket: TcpStream,
-    head: Arc<String>,
-    request: Vec<u8>,
-    response: Vec<u8>,
-}
-
-impl Poster {
-    /// Publishes one message; `Some(reason)` if it was refused.
-    async fn post(&mut self, topic: &str, data: &[u8]) -> Result<Option<String>, String> {
-        let data = base64::engine::general_purpose::STANDARD.encode(data);
-        let body = format!(r#"{{"topic":"{topic}","data":"{data}"}}"#);
-        self.request.clear();
-        write!(self.request, "{}{}\r\n\r\n{body}", self.head, body.len()).expect("a vector takes all");
-        let failed = |e: std::io::Error| format!("POST /v1/pushData: {e}");
-        self.socket.write_all(&self.request).await.map_err(failed)?;
-        self.response.clear();
-        loop {
-            if self.socket.read_buf(&mut self.response).await.map_err(failed)? == 0 {
-                return Err("POST /v1/pushData: the gateway closed a kept-alive connection".into());
-            }
-            if let Some((status, body)) = response(&self.response)? {
-                let reason = || format!("{} (HTTP {status})", String::from_utf8_lossy(body).trim());
-                return Ok((status != 200).then(reason));
+            Some(ended) = workers.join_next() => {
+                ended.map_err(|e| e.to_string())??;
+                return Err("the server ended a publisher's connection".into());
             }
         }
     }
-}
-
-/// Status and body of a response with a Content-Length, once it is all there.
-///
-/// # Errors
-/// It is none, or larger than [`RESPONSE_BYTES_MAX`].
-fn response(bytes: &[u8]) -> Result<Option<(u16, &[u8])>, String> {
-    let parsed = handshake::parse_response(bytes).map_err(|e| format!("not an HTTP response: {e}"))?;
-    if let Some((status, head, headers)) = parsed {
-        let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-        let length = length.and_then(|(_, value)| std::str::from_utf8(value).ok()?.trim().parse::<usize>().ok());
-        let length = length.ok_or("an HTTP response without Content-Length")?;
-        if let Some(body) = bytes[head..].get(..length) {
-            return Ok(Some((status, body)));
-        }
+    drop(lines);
+    while let Some(ended) = workers.join_next().await {
+        ended.map_err(|e| e.to_string())??;
     }
-    if bytes.len() > RESPONSE_BYTES_MAX { Err("an HTTP response of more than 64 KiB".into()) } else { Ok(None) }
+    Ok(())
 }
 
 /// A gateway's publishing side for tests: refuses messages that say so, and remembers what it was given.
@@ -519,18 +410,9 @@ pub(crate) mod pretend {
 mod tests {
     use super::super::stamp::Stamp;
     use super::*;
+    use crate::proto::v1::PublishRequest;
+    use base64::Engine;
     use std::net::TcpListener;
-
-    #[test]
-    fn a_response_is_taken_when_it_is_whole() {
-        let whole = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2\r\n\r\n{}";
-        for n in 0..whole.len() {
-            assert_eq!(response(&whole[..n]), Ok(None), "{n} bytes");
-        }
-        assert_eq!(response(whole), Ok(Some((429, &b"{}"[..]))));
-        assert!(response(b"SSH-2.0-x\r\n").is_err());
-        assert!(response(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
-    }
 
     #[test]
     fn http_messages_are_posted_in_order_of_their_stream_and_refusals_are_counted() {
@@ -573,7 +455,7 @@ mod tests {
                 .collect::<Vec<_>>()
         });
         let plan = PublishPlan {
-            interface: Interface::Http { address },
+            interface: Interface::Http { address, post: Post::PushData },
             token: Some("secret".into()),
             batch_messages_max: 100,
         };
@@ -631,7 +513,13 @@ mod tests {
     #[test]
     fn a_gateway_that_is_not_there_is_said_so() {
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        for interface in [Interface::Grpc { address: nobody.clone() }, Interface::Http { address: nobody.clone() }] {
+        let address = nobody.clone();
+        let interfaces = [
+            Interface::Grpc { address: address.clone() },
+            Interface::Http { address: address.clone(), post: Post::PushData },
+            Interface::Nats { address },
+        ];
+        for interface in interfaces {
             let plan = PublishPlan { interface, token: None, batch_messages_max: 1 };
             let error = Publisher::connect(&plan, 1, 1).err().expect("nobody listens");
             assert!(error.contains(&nobody) && error.contains("refused"), "{error}");

@@ -15,6 +15,8 @@ pub(crate) struct Frame<'a> {
 
 /// FIN and text: what a push is.
 pub(crate) const TEXT: u8 = 0x81;
+/// FIN and binary.
+pub(crate) const BINARY: u8 = 0x82;
 /// FIN, RSV1 and text: a compressed push.
 pub(crate) const TEXT_DEFLATED: u8 = 0xc1;
 /// FIN and close.
@@ -24,6 +26,11 @@ pub(crate) const PING: u8 = 0x89;
 /// FIN and pong.
 pub(crate) const PONG: u8 = 0x8a;
 
+/// Whether a frame that begins so, not compressed, is a message or a part of one.
+pub(crate) fn is_data(first: u8) -> bool {
+    matches!(first & 0x7f, 0..=2)
+}
+
 /// Longest frame taken: what one connection may hold in memory.
 pub(crate) const FRAME_BYTES_MAX: usize = 16 << 20;
 
@@ -32,13 +39,16 @@ pub(crate) const FRAME_BYTES_MAX: usize = 16 << 20;
 pub(crate) enum Broken {
     Masked,
     TooLong,
+    /// Not a line of the NATS protocol.
+    Line,
 }
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Broken::Masked => "the server sent a masked frame",
-            Broken::TooLong => "the server sent a frame of more than 16 MiB",
+            Broken::TooLong => "the server sent a message of more than 16 MiB",
+            Broken::Line => "the server sent a line that is none of the protocol",
         })
     }
 }

@@ -395,7 +395,7 @@ impl Driver<'_> {
             (0..publishers).map(|p| u64::from(schedule.sent(stream(p), messages) - refused(p))).sum()
         };
         let of_topic: Vec<u64> = (0..topics).map(of_topic).collect();
-        let expected: u64 = self.clients.readers().map(|i| of_topic[(i % topics) as usize]).sum();
+        let expected: u64 = self.clients.readers().map(|i| of_topic[self.clients.topic(i) as usize]).sum();
         let end = Time::now().plus_ms(self.plan.drain_ms_max);
         let (mut received, mut quiet) = (self.clients.tally.received, Time::now().plus_ms(DRAIN_QUIET_MS));
         let mut last = self.sample()?;

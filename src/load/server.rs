@@ -1,7 +1,6 @@
 //! Servers that the bench starts by itself, so that one command gives one figure: a gateway, or the bare send loop.
 
 use super::host;
-use super::publisher::Interface;
 use super::schedule::{Pace, Schedule};
 use crate::sys;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -204,15 +203,6 @@ pub fn metric(text: &str, name: &str) -> Option<f64> {
         value.strip_prefix(' ')?.split(' ').next()?.parse::<f64>().ok()
     };
     text.lines().filter_map(sample).reduce(|a, b| a + b)
-}
-
-/// How a gateway that was started is published to.
-pub fn interface(addresses: &Addresses, http: bool) -> Interface {
-    if http {
-        Interface::Http { address: addresses.http.clone() }
-    } else {
-        Interface::Grpc { address: addresses.grpc.clone() }
-    }
 }
 
 #[cfg(test)]

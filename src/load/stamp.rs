@@ -80,6 +80,20 @@ impl Stamp {
     }
 }
 
+/// Gives `found` every stamp in `text`, wherever it stands: in JSON, in a list, as a string in a string.
+pub(crate) fn each(text: &[u8], mut found: impl FnMut(Stamp)) {
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|b| *b == MAGIC[0]) {
+        match Stamp::read(&rest[at..]) {
+            Some(stamp) => {
+                found(stamp);
+                rest = &rest[at + STAMP_BYTES..];
+            }
+            None => rest = &rest[at + 1..],
+        }
+    }
+}
+
 fn spread(value: u32) -> [u8; 8] {
     std::array::from_fn(|i| b'@' | (value >> (28 - 4 * i)) as u8 & 0x0f)
 }
@@ -109,6 +123,22 @@ mod tests {
         }
         let s = Stream::new(4_000_000, 1023);
         assert_eq!((s.topic(), s.publisher()), (4_000_000, 1023));
+    }
+
+    #[test]
+    fn stamps_are_found_wherever_they_stand() {
+        let stamp = |sequence| Stamp { stream: Stream(5), sequence, due_ns: 9 };
+        let text = |sequence| {
+            let mut message = vec![0; 64];
+            stamp(sequence).write(&mut message);
+            String::from_utf8(message).unwrap()
+        };
+        let escaped = text(3).replace('"', "\\\"");
+        let whole = format!(r#"{{"items":[{},"",{}],"more":"{escaped}"}}"#, text(1), text(2));
+        let mut got = Vec::new();
+        each(whole.as_bytes(), |s| got.push(s));
+        assert_eq!(got, [stamp(1), stamp(2), stamp(3)]);
+        each(br#"{"a":"fwload","b":"fwload:"}"#, |s| panic!("{s:?}"));
     }
 
     #[test]

@@ -30,7 +30,6 @@ impl Track {
 /// Sums over all connections.
 #[derive(Debug)]
 pub(crate) struct Tally {
-    topics: u32,
     publishers: u32,
     tracks: Vec<Track>, // Of connection c and publisher p: at c * publishers + p.
     measure_from_ns: u64,
@@ -49,9 +48,8 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn new(connections: u32, topics: u32, publishers: u32) -> Tally {
+    pub(crate) fn new(connections: u32, publishers: u32) -> Tally {
         Tally {
-            topics,
             publishers,
             tracks: vec![Track::default(); connections as usize * publishers as usize],
             measure_from_ns: u64::MAX,
@@ -70,19 +68,18 @@ impl Tally {
         self.measure_from_ns = ns;
     }
 
-    /// Counts the messages that `connection` has at `now_ns`.
+    /// Counts the messages that `connection`, which listens to `topic`, has at `now_ns`.
     #[inline]
-    pub(crate) fn at(&mut self, connection: u32, now_ns: u64) -> Counting<'_> {
+    pub(crate) fn at(&mut self, connection: u32, topic: u32, now_ns: u64) -> Counting<'_> {
         let first = connection as usize * self.publishers as usize;
-        let topic = connection % self.topics;
         Counting { first, topic, now_ns, tally: self }
     }
 
     /// What `connection` lacks of what was sent to its topic.
-    pub(crate) fn lost(&self, connection: u32, sent: impl Fn(Stream) -> u32) -> u64 {
+    pub(crate) fn lost(&self, connection: u32, topic: u32, sent: impl Fn(Stream) -> u32) -> u64 {
         let first = connection as usize * self.publishers as usize;
         let tracks = &self.tracks[first..first + self.publishers as usize];
-        let stream = |p: usize| Stream::new(connection % self.topics, p as u32);
+        let stream = |p: usize| Stream::new(topic, p as u32);
         tracks.iter().enumerate().map(|(p, track)| track.lost(sent(stream(p)))).sum()
     }
 
@@ -164,12 +161,12 @@ mod tests {
     use super::*;
 
     fn after(sequence: &[u32], sent: u32) -> (u64, u64, u64, u64) {
-        let mut tally = Tally::new(3, 2, 1);
+        let mut tally = Tally::new(3, 1);
         tally.measure_from(0);
         for &s in sequence {
-            tally.at(1, 2005).message(Stamp { stream: Stream::new(1, 0), sequence: s, due_ns: 5 }, 128);
+            tally.at(1, 1, 2005).message(Stamp { stream: Stream::new(1, 0), sequence: s, due_ns: 5 }, 128);
         }
-        (tally.received, tally.lost(1, |_| sent), tally.duplicates, tally.disordered)
+        (tally.received, tally.lost(1, 1, |_| sent), tally.duplicates, tally.disordered)
     }
 
     #[test]
@@ -187,19 +184,19 @@ mod tests {
 
     #[test]
     fn messages_of_other_topics_and_publishers_are_foreign() {
-        let mut tally = Tally::new(2, 2, 1);
+        let mut tally = Tally::new(2, 1);
         for stream in [Stream::new(0, 0), Stream::new(3, 0), Stream::new(1, 1)] {
-            tally.at(1, 1).message(Stamp { stream, sequence: 0, due_ns: 0 }, 128);
+            tally.at(1, 1, 1).message(Stamp { stream, sequence: 0, due_ns: 0 }, 128);
         }
         assert_eq!((tally.foreign, tally.received), (3, 0));
     }
 
     #[test]
     fn latency_counts_from_the_intended_time_and_only_after_the_warm_up() {
-        let mut tally = Tally::new(1, 1, 1);
+        let mut tally = Tally::new(1, 1);
         tally.measure_from(1_000_000);
         for (sequence, due_ns) in [(0, 999_999), (1, 1_000_000), (2, 2_000_000)] {
-            tally.at(0, 3_000_000).message(Stamp { stream: Stream(0), sequence, due_ns }, 128);
+            tally.at(0, 0, 3_000_000).message(Stamp { stream: Stream(0), sequence, due_ns }, 128);
         }
         assert_eq!(tally.interval().len(), 2);
         assert_eq!(tally.interval().len(), 0);
