@@ -13,18 +13,21 @@ import time
 
 from .servers import WORK, Failed, Unavailable, spawn, stop
 
-# Fields of `fanwire bench --json` that tables, judges and charts may use, then what is derived from them below.
+# What tables, judges and charts may use: fields of `fanwire bench --json`, metrics of the gateway, and what is derived below.
 FIGURES = [
     "deliveries_per_s", "p50_us", "p90_us", "p99_us", "p999_us", "max_us", "published_per_s", "deliveries", "lost", "ended", "failed",
     "subscribed", "handshakes_per_s", "ramp_s", "server_cpu_percent", "server_cpu_ns_per_delivery", "server_rss_bytes",
     "server_rss_bytes_max", "server_rss_bytes_per_connection", "client_busy_percent", "publisher_busy_percent",
     "publisher_late_p99_us", "slow_ended", "drops", "fanwire_owed_bytes_peak", "offered_per_s",
     "deliveries_per_cpu_s", "lost_percent", "handshakes_per_cpu_s",
+    "churned", "returned", "return_p99_us", "storm_subscribed", "storm_failed", "storm_s", "storm_p99_us", "storm_before_p99_us",
+    "storm_during_p99_us", "storm_after_p99_us", "storm_client_busy_percent", "connected_p99_us",
 ]
 
 LADDER_S, LADDER_STEPS_MAX = 1.5, 3
 # What a run takes besides: a server's start, the first and last connection, looking at the slow ones.
 OVERHEAD_S = 1.5
+RAMP_PER_S_MAX = 30_000
 # Above its own time by so much a run hangs.
 PATIENCE_S = 180
 
@@ -89,7 +92,9 @@ class Bench:
         try:
             result = json.loads(said)
         except json.JSONDecodeError:
-            last = [line for line in complained.strip().splitlines() if " connected" not in line][-3:]
+            # Its seconds go the same way; a usage error is followed by the usage.
+            said = [line for line in complained.strip().splitlines() if " connected" not in line]
+            last = [line for line in said if line.startswith("error")] or said[-1:]
             raise Failed(f"{server.title}: {'; '.join(last) or f'the load client ended with {client.returncode}'}") from None
         report = result["median"]["bare" if name == "bare" else "gateway"]
         return derived(report, load, result["wrong"])
@@ -98,7 +103,9 @@ class Bench:
         """About what a run takes."""
         connections = load.get("connections", 10_000)
         published_s = load["messages"] / load["rate"] if "messages" in load else row.warmup_s + duration_s
-        return OVERHEAD_S + connections / min(load.get("ramp", 20_000), 40_000) + published_s
+        connecting_s = connections / min(load.get("ramp", 20_000), RAMP_PER_S_MAX)
+        # A storm comes within the run, but has to be over before it ends.
+        return OVERHEAD_S + connecting_s + max(published_s, row.warmup_s + load.get("storm", 0) / RAMP_PER_S_MAX)
 
     def estimate(self, scenario):
         """About what all of it takes, in seconds."""
@@ -176,6 +183,8 @@ def derived(report, load, wrong):
         "offered_per_s": load.get("rate"),
         "deliveries_per_cpu_s": 1e9 / each if each else None,
         "handshakes_per_cpu_s": 1e9 / handshake if handshake else None,
+        # Of those who were there already: while the storm lasted, if there was one.
+        "connected_p99_us": report.get("storm_during_p99_us") or report["p99_us"],
         "lost_percent": 100 * report["lost"] / due if due else None,
     }
 
