@@ -153,6 +153,9 @@ class Bench:
 
     def climb(self, row, name, rates, result):
         """The offered rate, of `rates` and beyond, at which this server delivers most: each once, briefly."""
+        if len(rates) == 1:
+            result.rate = rates[0]
+            return
         found = {}
 
         def at(rate):
@@ -163,7 +166,7 @@ class Bench:
 
         for rate in rates:
             at(rate)
-        for _ in range(LADDER_STEPS_MAX if len(rates) > 1 else 0):
+        for _ in range(LADDER_STEPS_MAX):
             best = max(found, key=found.get)
             if best == max(found):
                 at(best * 2)

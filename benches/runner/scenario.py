@@ -87,8 +87,8 @@ def build(kind, where, table, **more):
     return kind(**{**more, **table})
 
 
-def read(path, figures):
-    """The scenario in `path`. `figures`: names that a judge, a table or a chart may use."""
+def read(path, figures, columns):
+    """The scenario in `path`. `figures`: names that a judge or a chart may use, and `columns` those that a table can show."""
     name = path.stem
     try:
         table = tomllib.loads(path.read_text())
@@ -119,16 +119,18 @@ def read(path, figures):
         raise Wrong(f"{path}: {missing} is missing") from missing
     if table:
         raise Wrong(f"{path}: unknown: {', '.join(table)}")
-    check(scenario, path, figures)
+    check(scenario, path, figures, columns)
     return scenario
 
 
-def check(scenario, path, figures):
+def check(scenario, path, figures, columns):
     """Whatever one part of the file says of another is there."""
     names = [row.name for row in scenario.rows]
     if not names or len(set(names)) != len(names):
         raise Wrong(f"{path}: rows need names of their own")
-    for figure in [scenario.chart.get("figure"), *scenario.figures, *(judge.figure for judge in scenario.judges)]:
+    if unknown := sorted(set(scenario.figures) - set(columns)):
+        raise Wrong(f"{path}: no column of a table: {', '.join(unknown)}; there are {', '.join(columns)}")
+    for figure in [scenario.chart.get("figure"), *(judge.figure for judge in scenario.judges)]:
         if figure not in figures:
             raise Wrong(f"{path}: no figure {figure!r}; there are {', '.join(figures)}")
     for row in scenario.chart.get("rows", []):

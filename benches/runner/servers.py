@@ -127,17 +127,24 @@ class Server:
         said = (directory / "log").read_text().strip().splitlines()
         return Failed(f"{self.title}: {what}" + "".join(f"\n  {line}" for line in said[-5:]))
 
-    def await_port(self, port, directory):
-        """Until it listens."""
+    def await_true(self, there, directory, what):
+        """Until `there()`, or a complaint that the server still `what`."""
         end = time.monotonic() + START_S
-        while True:
+        while not there():
             if self.process.poll() is not None:
                 raise self.complain(directory, f"ended at once, exit code {self.process.returncode}")
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                return
             if time.monotonic() > end:
-                raise self.complain(directory, f"does not listen after {START_S} s")
+                raise self.complain(directory, f"{what} after {START_S} s")
             time.sleep(0.02)
+
+    def await_port(self, port, directory):
+        """Until it listens."""
+
+        def listens():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+
+        self.await_true(listens, directory, "does not listen")
 
     def lines(self, directory):
         """Lines of its stdout, until START_S have gone by without the caller having what it wants."""
@@ -226,13 +233,13 @@ class Nchan(Server):
         values = {"port": port, "run": directory, "nofile": files, "connections": files - 100}
         self.spawn(["nginx", "-e", "stderr", "-c", filled("nginx.conf", directory, **values)], directory)
         self.await_port(port, directory)
-        # The worker does the work; the master only watches it.
+        # The worker does the work; the master only listens before and watches it.
         pid = self.process.pid
-        workers = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if len(workers) != 1:
-            raise self.complain(directory, f"has {len(workers)} workers, not one")
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
+        self.await_true(lambda: children.read_text().split(), directory, "has no worker")
+        [worker] = children.read_text().split()
         return ["--dialect", "raw", "--url", f"ws://127.0.0.1:{port}/sub/{{topic}}",
-                "--publish", "post", "--post-url", f"http://127.0.0.1:{port}/pub?id={{topic}}", "--server-pid", workers[0]]
+                "--publish", "post", "--post-url", f"http://127.0.0.1:{port}/pub?id={{topic}}", "--server-pid", worker]
 
 
 class Ws(Server):

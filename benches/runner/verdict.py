@@ -38,7 +38,7 @@ def ratio(results, judge):
 
 def worst_step(scenario, results, judge):
     """Between neighbours of a series, towards the dearer: (ratio, which)."""
-    rows = [row for row in scenario.rows if row.series == judge.neighbours]
+    rows = [row for row in scenario.rows if row.series == judge.neighbours and judge.server in row.servers]
     values = [(row, results[row.name, judge.server].median(judge.figure)) for row in rows]
     if len(values) < 2 or not all(value for _, value in values):
         return None, ""
@@ -47,10 +47,20 @@ def worst_step(scenario, results, judge):
     return max(steps)
 
 
+def asked_for(scenario, judge, results):
+    """Whether all that it needs was to be measured: not if this run has only some of the rows or servers."""
+    if judge.neighbours:
+        return any(row.series == judge.neighbours and judge.server in row.servers for row in scenario.rows)
+    return {
+        (judge.row, judge.server), (judge.over_row or judge.row, judge.over or judge.server)} <= results.keys()
+
+
 def judge_all(scenario, results):
-    """A verdict for each judge."""
+    """A verdict for each judge that this run is for."""
     verdicts = []
     for judge in scenario.judges:
+        if not asked_for(scenario, judge, results):
+            continue
         detail, unit, value = "", judge.unit, None
         if judge.neighbours:
             (value, detail), unit = worst_step(scenario, results, judge), "×"

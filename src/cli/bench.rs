@@ -8,17 +8,19 @@ use crate::load::report::{Condition, Live, Phase, Report};
 use crate::load::run::{self, Load, Plan, Source};
 use crate::load::schedule::Pace;
 use crate::load::server::{self, Addresses};
-use crate::load::{PUBLISHERS_MAX, TOPICS_MAX, bare, centrifugo};
+use crate::load::{PUBLISHERS_MAX, TOPICS_MAX, bare, centrifugo, hgrm};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Connections that a spawned gateway has room for without being told.
-const SPAWNED_CONNECTIONS_MAX: u32 = 10_000;
+const SPAWNED_CONNECTIONS_MAX: u64 = 10_000;
 
 const EXAMPLES: &str = "\
-Against a gateway that runs here with its defaults, no flag is needed. Messages go to topics bench-0, bench-1 …, and every one
+Against a gateway that runs here with its defaults, no flag is needed; any other WebSocket server, NATS and Centrifugo are measured by the
+same client (--dialect, --publish). Messages go to topics bench-0, bench-1 …, and every one
 is checked at every connection. A LIMIT in the result says that clients or publisher were at their end: the latency is then
 theirs too. Clients and gateway each need a file descriptor a connection (`ulimit -n`), or more rings: each ring of
 clients has a table of its own with as many, so the clients need no more than that however many they are.
@@ -32,6 +34,12 @@ Throughput of publishing, 16 batches of 100 in flight, and a failure if it is be
 
 A million clients, and one message to all of them:
   fanwire bench --connections 1000000 --ramp 60000 --messages 1 --url ws://127.0.0.1:9992/ws
+
+100,000 clients that come back at once beside 10,000 that are measured, of which 50 a second leave and return:
+  fanwire bench --spawn 0 --core 1 --topics 1000 --rate 1000 --storm 100000 --churn 50
+nginx with nchan, and a NATS server:
+  fanwire bench --dialect raw --url 'ws://127.0.0.1:8080/sub/{topic}' --publish post --post-url 'http://127.0.0.1:8080/pub?id={topic}'
+  fanwire bench --url nats://127.0.0.1:4222
 
 Exit codes:
   0  all that was delivered is right, and no --fail-if is true
@@ -91,6 +99,22 @@ pub struct Args {
     /// Connections that subscribe and never read again, in percent; they are counted apart
     #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
     slow_percent: f64,
+    /// Topics by Zipf's law: the k-th of them has a share of 1/k^S [default: all alike]
+    #[arg(long, value_name = "S", value_parser = exponent)]
+    zipf: Option<f64>,
+    /// What follows it: which topics connections subscribe to, which messages go to, or both
+    #[arg(long, value_name = "WHAT", default_value = "both", requires = "zipf", value_parser = ["connections", "messages", "both"])]
+    zipf_of: String,
+    /// So many connections a second close and come back while messages flow; what they must get begins at their subscribe's
+    /// answer (raw, go-push: at their first message)
+    #[arg(long, value_name = "N/S", default_value_t = 0.0, conflicts_with_all = ["saturate", "idle", "bare", "compare_bare"])]
+    churn: f64,
+    /// So many further clients connect at once, beside the measured ones
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["saturate", "idle", "bare", "compare_bare"])]
+    storm: u32,
+    /// Seconds from the first message to the storm [default: a third of the measurement later than its beginning]
+    #[arg(long, value_name = "S", requires = "storm")]
+    storm_at: Option<f64>,
     /// Offer permessage-deflate
     #[arg(long)]
     deflate: bool,
@@ -172,6 +196,9 @@ pub struct Args {
     /// One JSON object on stdout instead of tables
     #[arg(long)]
     json: bool,
+    /// Write the latencies of all runs to this file, in ms, as HdrHistogram's percentile output
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
     /// One row of a Markdown table on stdout, with this label; an empty one prints the table's head and measures nothing
     #[arg(long, value_name = "LABEL", conflicts_with = "json")]
     markdown: Option<String>,
@@ -255,6 +282,9 @@ impl Args {
         for condition in &self.fail_if {
             wrong.extend(condition.check(judged)?);
         }
+        if let (Some(file), Some(latency)) = (&self.hgrm, &judged.latency) {
+            std::fs::write(file, hgrm::text(latency)).map_err(|e| format!("{}: {e}", file.display()))?;
+        }
         if self.json {
             let command: Vec<String> = std::env::args().collect();
             let result = serde_json::json!({
@@ -308,8 +338,9 @@ impl Args {
     /// Of a gateway started for the purpose: it has room for all clients unless the user says how many.
     fn settings(&self) -> Vec<String> {
         let mut settings = Vec::new();
-        if self.connections > SPAWNED_CONNECTIONS_MAX {
-            let room = u64::from(self.connections) * 21 / 20;
+        let all = u64::from(self.connections) + u64::from(self.storm);
+        if all > SPAWNED_CONNECTIONS_MAX {
+            let room = all * 21 / 20;
             settings.push(format!("shards.connections_max={room}"));
         }
         settings.extend(self.set.iter().cloned());
@@ -400,6 +431,9 @@ impl Args {
                 sources: self.source.clone(),
                 connections: self.connections,
                 topics: self.topics,
+                zipf: self.zipf.filter(|_| self.zipf_of != "messages" && !bare),
+                churn_per_s: self.churn.max(0.0),
+                storm: self.storm,
                 publishers: publishers.clamp(1, PUBLISHERS_MAX),
                 slow: (f64::from(self.connections) * self.slow_percent.clamp(0.0, 100.0) / 100.0).round() as u32,
                 deflate: self.deflate,
@@ -409,6 +443,8 @@ impl Args {
                 buffer_bytes: self.buffer_bytes,
             },
             load: (!self.idle).then_some(Load { pace, size: self.size, source }),
+            zipf: self.zipf.filter(|_| self.zipf_of != "connections" && !bare),
+            storm_at_s: self.storm_at.unwrap_or(warmup_s + duration_s / 3.0).max(0.0),
             warmup_s,
             duration_s,
             to_the_last: self.messages.is_some(),
@@ -439,6 +475,11 @@ impl Args {
             }
         })
     }
+}
+
+/// Of Zipf's law.
+fn exponent(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|s| (0.0..=10.0).contains(s)).ok_or_else(|| "it must be a number from 0 to 10".into())
 }
 
 /// `NAME: VALUE`.

@@ -6,21 +6,24 @@
 //!                └─────────────┴────────────┴───────────┴─► failed (why)
 //! ```
 //!
-//! One thread drives any number of rings; connection *i* lives in ring *i* / slots and listens to topic *i* % topics.
+//! One thread drives any number of rings; connection *i* lives in ring *i* / slots and listens to topic *i* % topics, or by Zipf's
+//! law. While messages flow, some may leave and come back (churn), and others come all at once (the storm); what they get is checked
+//! from their subscribe's answer on, and the latency that counts is of those who were there before.
 
 use super::dialect::{Dialect, Shape, for_topic, names_topic};
 use super::nats::{self, Operation};
 use super::reader::{self, CLOSE, PING, TEXT, TEXT_DEFLATED, frames};
 use super::schedule::Schedule;
 use super::stamp::{self, Stamp, Stream};
-use super::tally::Tally;
-use super::{centrifugo, gpush};
+use super::tally::{Tally, histogram};
+use super::{centrifugo, gpush, zipf};
 use crate::clock::Time;
 use crate::socket::{Buffer, ClientRing, ClientRingOptions, Event};
 use crate::sys::EventFd;
 use crate::websocket::deflate::Inflater;
 use crate::websocket::{Opcode, frame, handshake};
-use std::collections::BTreeMap;
+use hdrhistogram::Histogram;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -41,6 +44,14 @@ const HEARTBEAT_NS: u64 = 50_000_000_000;
 const HEARTBEATS_PER_TURN_MAX: u32 = 256;
 /// The handshakes are given up when none has got on for this long.
 const STALLED_MS: u64 = 10_000;
+/// Connections of the storm begun in one turn: those who are measured are read in between.
+const STORM_PER_TURN_MAX: u32 = 128;
+/// Connections that leave in one turn, to come back.
+const CHURN_PER_TURN_MAX: u64 = 64;
+/// Connections looked at for one that can leave.
+const CHURN_LOOKS_MAX: u32 = 32;
+/// From one who leaves to the next, in numbers of connections: a prime, so that all have their turn.
+const CHURN_STRIDE: u32 = 1_000_003;
 /// Response head of a handshake.
 const HEAD_BYTES_MAX: usize = 8192;
 /// Different reasons of failure kept apart.
@@ -72,6 +83,12 @@ pub struct ClientsPlan {
     pub topics: u32,
     /// Publishers whose messages will come.
     pub publishers: u32,
+    /// Connections follow Zipf's law with this exponent instead.
+    pub zipf: Option<f64>,
+    /// So many a second leave and come back while messages flow.
+    pub churn_per_s: f64,
+    /// So many more come at once while messages flow.
+    pub storm: u32,
     /// How many of them subscribe and never read again, evenly spread.
     pub slow: u32,
     /// Offer permessage-deflate.
@@ -87,7 +104,15 @@ pub struct ClientsPlan {
 }
 
 impl ClientsPlan {
+    /// Those of the storm too.
+    fn all(&self) -> u32 {
+        self.connections + self.storm
+    }
+
     fn is_slow(&self, connection: u32) -> bool {
+        if connection >= self.connections {
+            return false;
+        }
         let share = |n: u32| u64::from(n) * u64::from(self.slow) / u64::from(self.connections);
         share(connection + 1) > share(connection)
     }
@@ -120,6 +145,7 @@ enum State {
     Subscribing,
     Live,
     Slow,
+    Returning, // Closed by us, to come back.
     Ended,
     Failed,
 }
@@ -159,6 +185,15 @@ pub(crate) struct Counts {
     pub(crate) slow_ends: Reasons,
     /// Messages that slow ones got all the same.
     pub(crate) slow_received: u64,
+    /// Connections that left and came back, and how long that took from the new connect to the subscribe's answer, µs.
+    pub(crate) left: u64,
+    pub(crate) returns: Option<Histogram<u64>>,
+    /// Messages missing between others when a connection left.
+    pub(crate) left_lacking: u64,
+    /// Of the storm: subscribed, and how long that took from its beginning, µs.
+    pub(crate) storm: Option<Histogram<u64>>,
+    /// Of the storm: never got there, and why.
+    pub(crate) storm_failures: Reasons,
     /// Frames of live connections that are neither messages of ours nor protocol, and the first of them.
     pub(crate) unexpected: u64,
     pub(crate) unexpected_first: Option<String>,
@@ -187,7 +222,13 @@ pub(crate) struct Clients {
     heartbeats: u64, // Said so far, over all connections.
     heartbeats_from: Time,
     leaving: bool,
-    odd: Vec<(u8, Vec<u8>)>, // Frames of the connection at hand that are no messages of ours.
+    schedule: Option<Schedule>,    // Of the load that runs.
+    churn_from: Option<Time>,      // Since when connections leave and come back;
+    churn_at: u32,                 // the last that did.
+    returning: HashMap<u32, Time>, // Those under way again, since when.
+    storm: Option<Time>,           // When it began.
+    storm_next: u32,               // The first of it that has not been started.
+    odd: Vec<(u8, Vec<u8>)>,       // Frames of the connection at hand that are no messages of ours.
     pub(crate) tally: Tally,
     pub(crate) counts: Counts,
 }
@@ -199,8 +240,8 @@ impl Clients {
     /// What the kernel refuses, and what to do.
     pub(crate) fn new(plan: ClientsPlan) -> Result<Clients, String> {
         let limit = u32::try_from(crate::sys::raise_nofile_limit()).unwrap_or(u32::MAX).min(1 << 20);
-        let slots_max = limit.min(plan.ring_slots_max).min(plan.connections).max(1);
-        let rings = plan.connections.div_ceil(slots_max);
+        let slots_max = limit.min(plan.ring_slots_max).min(plan.all()).max(1);
+        let rings = plan.all().div_ceil(slots_max);
         let refused =
             |e: std::io::Error| format!("io_uring of the load client: {e} (needs Linux 6.1 and io_uring enabled)");
         let share = if rings > FULLY_BUFFERED_RINGS_MAX { 4 } else { 1 };
@@ -230,9 +271,10 @@ impl Clients {
         } else {
             vec![request(&plan.path)]
         };
+        let topics = plan.zipf.map(|exponent| zipf::deal(plan.topics, exponent, plan.all()));
         let connection = |i| Connection {
             carry: Vec::new(),
-            topic: i % plan.topics,
+            topic: topics.as_ref().map_or(i % plan.topics, |topics| topics[i as usize]),
             state: State::Waiting,
             slow: plan.is_slow(i),
             open: false,
@@ -240,7 +282,7 @@ impl Clients {
         let nats = plan.dialect == Dialect::Nats;
         Ok(Clients {
             rings,
-            connections: (0..plan.connections).map(connection).collect(),
+            connections: (0..plan.all()).map(connection).collect(),
             inflater: Inflater::new(),
             inflated: Vec::new(),
             requests,
@@ -263,8 +305,14 @@ impl Clients {
             heartbeats: 0,
             heartbeats_from: Time::now(),
             leaving: false,
+            schedule: None,
+            churn_from: None,
+            churn_at: 0,
+            returning: HashMap::new(),
+            storm: None,
+            storm_next: plan.connections,
             odd: Vec::new(),
-            tally: Tally::new(plan.connections, plan.publishers),
+            tally: Tally::new(plan.all(), plan.publishers),
             counts: Counts::default(),
             plan,
         })
@@ -284,21 +332,100 @@ impl Clients {
             self.start(self.next);
             self.next += 1;
         }
-        if self.under_way > 0 && now > self.progress.plus_ms(STALLED_MS) {
-            let stuck: Vec<u32> =
-                (0..self.next).filter(|&i| self.connections[i as usize].state.is_under_way()).collect();
-            for i in stuck {
-                let step = format!("no answer for 10 s, {:?}", self.connections[i as usize].state).to_lowercase();
-                self.fail(i, step);
+        self.give_up_stalled(now);
+        self.next >= until && self.under_way == 0
+    }
+
+    /// All that are under way have failed once none of them has got on for [`STALLED_MS`].
+    fn give_up_stalled(&mut self, now: Time) {
+        if self.under_way == 0 || now <= self.progress.plus_ms(STALLED_MS) {
+            return;
+        }
+        for i in 0..self.plan.all() {
+            let state = self.connections[i as usize].state;
+            if state.is_under_way() {
+                self.fail(i, format!("no answer for 10 s, {state:?}").to_lowercase());
             }
         }
-        self.next >= until && self.under_way == 0
+    }
+
+    /// Messages flow as in `schedule` from now on: latencies of those who are here count, connections begin to leave and come
+    /// back.
+    pub(crate) fn load_begins(&mut self, schedule: Schedule) {
+        self.tally.measure_only(self.plan.connections);
+        self.tally.measure_from(schedule.from_ns);
+        self.churn_from = (self.plan.churn_per_s > 0.0).then_some(Time(schedule.start_ns));
+        self.schedule = Some(schedule);
+    }
+
+    /// Nobody leaves any more.
+    pub(crate) fn churn_ends(&mut self) {
+        self.churn_from = None;
+    }
+
+    /// The storm begins.
+    pub(crate) fn storm_begins(&mut self) {
+        (self.storm, self.progress) = (Some(Time::now()), Time::now());
+        self.counts.storm = Some(histogram());
+    }
+
+    /// Whether all of the storm have subscribed or failed.
+    pub(crate) fn storm_is_over(&self) -> bool {
+        let subscribed = self.counts.storm.as_ref().map_or(0, Histogram::len);
+        self.storm.is_some()
+            && subscribed + self.counts.storm_failures.values().sum::<u64>() == u64::from(self.plan.storm)
+    }
+
+    /// Whether nobody is between connect and the subscribe's answer.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.under_way == 0 && self.returning.is_empty()
+    }
+
+    fn storm(&mut self) {
+        let until = self.plan.all().min(self.storm_next + STORM_PER_TURN_MAX);
+        while self.storm.is_some() && self.storm_next < until {
+            self.start(self.storm_next);
+            self.storm_next += 1;
+        }
+    }
+
+    /// Those whose time it is leave; they come back once their slot is free.
+    fn churn(&mut self, now: Time) {
+        let Some(from) = self.churn_from else { return };
+        let due = (now.since_ns(from) as f64 / 1e9 * self.plan.churn_per_s) as u64;
+        for _ in 0..due.saturating_sub(self.counts.left).min(CHURN_PER_TURN_MAX) {
+            for _ in 0..CHURN_LOOKS_MAX {
+                self.churn_at =
+                    ((u64::from(self.churn_at) + u64::from(CHURN_STRIDE)) % u64::from(self.plan.connections)) as u32;
+                if self.connections[self.churn_at as usize].state == State::Live {
+                    break;
+                }
+            }
+            let i = self.churn_at;
+            if self.connections[i as usize].state != State::Live {
+                return; // Nearly all are on their way: the rest of these come later.
+            }
+            self.counts.left += 1;
+            self.counts.left_lacking += self.tally.gaps(i);
+            self.counts.subscribed -= 1;
+            self.connections[i as usize].state = State::Returning;
+            self.connections[i as usize].carry = Vec::new();
+            self.returning.insert(i, now);
+            self.leave(i);
+        }
     }
 
     /// Lets the kernel work, waits until `until` for something to happen if nothing has, and handles it; says `ping` when due.
     pub(crate) fn turn(&mut self, until: Time) {
         self.heartbeat();
-        let mut busy = false;
+        let now = Time::now();
+        self.churn(now);
+        self.storm();
+        if self.schedule.is_some() {
+            self.give_up_stalled(now);
+        }
+        // While more of the storm is to come it does not wait.
+        let mut busy = self.storm.is_some() && self.storm_next < self.plan.all();
         for ring in 1..self.rings.len() {
             self.rings[ring].enter(None);
             busy |= self.reap(ring);
@@ -336,7 +463,7 @@ impl Clients {
     /// not accepted; and how many connections lack any.
     pub(crate) fn lost(&self, schedule: &Schedule, messages: u64, refused: &BTreeMap<u32, u32>) -> (u64, u32) {
         let sent = |stream| schedule.sent(stream, messages);
-        let mut lost = (0, 0);
+        let mut lost = (self.counts.left_lacking, 0);
         for i in self.readers() {
             let topic = self.topic(i);
             let refused = |p| refused.get(&Stream::new(topic, p).0).copied().unwrap_or(0);
@@ -356,19 +483,21 @@ impl Clients {
     /// Connections that were live at some time: they should have everything.
     pub(crate) fn readers(&self) -> impl Iterator<Item = u32> {
         let reader = |c: &Connection| !c.slow && matches!(c.state, State::Live | State::Ended);
-        (0..self.plan.connections).filter(move |&i| reader(&self.connections[i as usize]))
+        (0..self.plan.all()).filter(move |&i| reader(&self.connections[i as usize]))
     }
 
     /// Ends all connections, for ten seconds and more if there are many; what they leave behind.
     pub(crate) fn close(mut self) -> (Counts, Tally) {
         self.leaving = true;
+        (self.churn_from, self.storm) = (None, None);
         let end = Time::now().plus_ms(10_000 + u64::from(self.open) * 1000 / CLOSES_PER_S);
         let mut left = 0;
-        while (left < self.next || self.open > 0) && Time::now() < end {
-            let until = self.next.min(left + CLOSES_PER_TURN_MAX);
+        let all = self.plan.all();
+        while (left < all || self.open > 0) && Time::now() < end {
+            let until = all.min(left + CLOSES_PER_TURN_MAX);
             (left..until).for_each(|i| self.leave(i));
             left = until;
-            let wait_ms = if left < self.next { 0 } else { 100 };
+            let wait_ms = if left < all { 0 } else { 100 };
             self.turn(Time::now().plus_ms(wait_ms));
         }
         (self.counts, self.tally)
@@ -380,6 +509,9 @@ impl Clients {
     }
 
     fn start(&mut self, i: u32) {
+        if self.under_way == 0 {
+            self.progress = Time::now();
+        }
         let (source, target) = self.plan.addresses(i);
         let (ring, slot) = self.place(i);
         match self.rings[ring].connect(slot, source, target) {
@@ -390,8 +522,9 @@ impl Clients {
                 self.connections[i as usize].open = true;
             }
             Err(e) => {
-                self.connections[i as usize].state = State::Failed;
-                count(&mut self.counts.failures, format!("socket: {e}"));
+                self.under_way += 1; // Until it has failed, which is now.
+                self.connections[i as usize].state = State::Connecting;
+                self.fail(i, format!("socket: {e}"));
             }
         }
     }
@@ -412,8 +545,13 @@ impl Clients {
                 Event::Ended(slot, 0) => self.ended(base + slot, "end of stream".into()),
                 Event::Ended(slot, errno) => self.ended(base + slot, error(errno)),
                 Event::Closed(slot) => {
-                    self.connections[(base + slot) as usize].open = false;
+                    let connection = &mut self.connections[(base + slot) as usize];
+                    connection.open = false;
                     self.open -= 1;
+                    if connection.state == State::Returning && !self.leaving {
+                        self.returning.insert(base + slot, now);
+                        self.start(base + slot);
+                    }
                 }
             }
         }
@@ -543,10 +681,26 @@ impl Clients {
     fn subscribed(&mut self, i: u32) {
         self.progress = Time::now();
         self.under_way -= 1;
-        self.counts.subscribed += 1;
         let connection = &mut self.connections[i as usize];
         connection.state = if connection.slow { State::Slow } else { State::Live };
+        let topic = connection.topic;
         self.slow += u32::from(connection.slow);
+        let since_us = |t: Time| self.progress.since_ns(t) / 1000;
+        let returned = self.returning.remove(&i);
+        if let Some(since) = returned {
+            self.counts.returns.get_or_insert_with(histogram).saturating_record(since_us(since));
+        }
+        let stormed = i >= self.plan.connections;
+        if let (true, Some(began), Some(times)) = (stormed, self.storm, &mut self.counts.storm) {
+            times.saturating_record(since_us(began));
+        } else {
+            self.counts.subscribed += 1;
+        }
+        if let Some(schedule) = self.schedule.as_ref().filter(|_| stormed || returned.is_some()) {
+            // What is due from now on is published after the server has said yes.
+            let due = self.plan.dialect.acks().then(|| schedule.due_before(self.progress.0));
+            self.tally.begin(i, |publisher| Some(schedule.sent(Stream::new(topic, publisher), due?)));
+        }
     }
 
     /// A frame that is no message of ours: greeting, replies, control.
@@ -554,7 +708,7 @@ impl Clients {
     fn odd_frame(&mut self, ring: usize, slot: u32, i: u32, first: u8, payload: &[u8]) {
         let state = self.connections[i as usize].state;
         match (state, first) {
-            (State::Ended | State::Failed, _) => {}
+            (State::Ended | State::Failed | State::Returning, _) => {}
             (_, CLOSE) => {
                 let code =
                     payload.first_chunk().map_or_else(|| "no code".into(), |c| u16::from_be_bytes(*c).to_string());
@@ -602,7 +756,9 @@ impl Clients {
         self.under_way -= 1;
         self.progress = Time::now();
         self.connections[i as usize].state = State::Failed;
-        count(&mut self.counts.failures, reason);
+        self.returning.remove(&i);
+        let stormed = i >= self.plan.connections;
+        count(if stormed { &mut self.counts.storm_failures } else { &mut self.counts.failures }, reason);
         self.leave(i);
     }
 
@@ -616,7 +772,7 @@ impl Clients {
                 count(if state == State::Slow { &mut self.counts.slow_ends } else { &mut self.counts.ends }, reason);
                 self.leave(i);
             }
-            State::Ended | State::Failed => {} // A close frame, and then the end of the stream.
+            State::Ended | State::Failed | State::Returning => {} // A close frame, and then the end of the stream.
             state => unreachable!("connection {i} ended while {state:?}"),
         }
     }
@@ -631,9 +787,10 @@ impl Clients {
     fn heartbeat(&mut self) {
         let Some(ping) = self.ping.clone().filter(|_| !self.leaving) else { return };
         let elapsed_ns = Time::now().since_ns(self.heartbeats_from);
-        let due = (u128::from(elapsed_ns) * u128::from(self.plan.connections) / u128::from(HEARTBEAT_NS)) as u64;
+        let all = self.plan.all();
+        let due = (u128::from(elapsed_ns) * u128::from(all) / u128::from(HEARTBEAT_NS)) as u64;
         for _ in 0..due.saturating_sub(self.heartbeats).min(u64::from(HEARTBEATS_PER_TURN_MAX)) {
-            let i = (self.heartbeats % u64::from(self.plan.connections)) as u32;
+            let i = (self.heartbeats % u64::from(all)) as u32;
             self.heartbeats += 1;
             let (ring, slot) = self.place(i);
             let listening = matches!(self.connections[i as usize].state, State::Live | State::Slow);
@@ -699,6 +856,9 @@ mod tests {
             connections,
             topics: 1,
             publishers: 1,
+            zipf: None,
+            churn_per_s: 0.0,
+            storm: 0,
             slow: 0,
             deflate: false,
             ramp_per_s: 100_000,
@@ -786,6 +946,34 @@ mod tests {
         assert_eq!(u64::from(clients.slow_open()) + clients.counts.slow_ends.values().sum::<u64>(), 4);
         assert_eq!(clients.counts.ends.values().sum::<u64>() + clients.counts.slow_ends.values().sum::<u64>(), 1);
         assert_eq!(clients.close().0.subscribed, 40);
+    }
+
+    #[test]
+    fn connections_that_leave_come_back_and_a_storm_comes_beside_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plan = ClientsPlan { churn_per_s: 1000.0, storm: 30, ..plan(listener.local_addr().unwrap(), 20) };
+        // The thread ends with the test's process.
+        thread::spawn(move || {
+            let mut peers = Vec::new();
+            while let Ok((stream, _)) = listener.accept() {
+                peers.extend(bare::welcome(stream));
+            }
+        });
+        let mut clients = connected(plan);
+        clients.load_begins(schedule(1));
+        turn_until(&mut clients, |c| c.counts.returns.as_ref().is_some_and(|times| times.len() >= 40));
+        clients.churn_ends();
+        assert!(!clients.storm_is_over());
+        clients.storm_begins();
+        turn_until(&mut clients, |c| c.storm_is_over() && c.is_settled());
+        let counts = &clients.counts;
+        assert_eq!((counts.subscribed, counts.failures.len(), counts.storm_failures.len()), (20, 0, 0));
+        assert_eq!(counts.left, counts.returns.as_ref().unwrap().len());
+        assert_eq!((counts.storm.as_ref().unwrap().len(), clients.readers().count()), (30, 50));
+        // Whoever came later is held to less than whoever was there from the start, if to anything: nothing was published.
+        let lacks = clients.lost(clients.schedule.as_ref().unwrap(), 200, &BTreeMap::new());
+        assert!(lacks.0 < 50 * 200 && lacks.0 >= 1, "{lacks:?}");
+        clients.close();
     }
 
     #[test]

@@ -84,7 +84,6 @@ impl Dialect {
 
     /// Whether who has the subscribe's answer must get all that is published from then on. go-push never answers, and of a raw
     /// server nobody knows: there a client's checks begin at its first message.
-    #[allow(dead_code)]
     pub(crate) fn acks(&self) -> bool {
         !matches!(self, Dialect::Gopush | Dialect::Raw { .. })
     }

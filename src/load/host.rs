@@ -106,6 +106,43 @@ impl Watched {
     }
 }
 
+/// What the kernel holds for everybody on this machine: both ends of a connection on loopback.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelMemory {
+    /// All slabs: sockets, files, dentries, what io_uring has armed. `None`: /proc/slabinfo is for root.
+    pub slab_bytes: Option<u64>,
+    /// What waits in TCP's buffers, `mem` of /proc/net/sockstat.
+    pub tcp_bytes: Option<u64>,
+}
+
+impl KernelMemory {
+    /// Now; about a millisecond.
+    pub fn now() -> KernelMemory {
+        let (_, page_bytes) = crate::sys::ticks_and_page();
+        KernelMemory {
+            slab_bytes: fs::read_to_string("/proc/slabinfo").ok().map(|text| slab_bytes(&text, page_bytes)),
+            tcp_bytes: fs::read_to_string("/proc/net/sockstat").ok().and_then(|text| tcp_bytes(&text, page_bytes)),
+        }
+    }
+}
+
+/// Slabs times pages of each cache of slabinfo(5): `name … objperslab pagesperslab : tunables … : slabdata active slabs shared`.
+fn slab_bytes(text: &str, page_bytes: u64) -> u64 {
+    let cache = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let data = fields.iter().position(|f| *f == "slabdata")?;
+        let (pages, slabs) = (fields.get(5)?.parse::<u64>().ok()?, fields.get(data + 2)?.parse::<u64>().ok()?);
+        Some(pages * slabs * page_bytes)
+    };
+    text.lines().filter_map(cache).sum()
+}
+
+fn tcp_bytes(text: &str, page_bytes: u64) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with("TCP:"))?;
+    let pages = line.split_ascii_whitespace().skip_while(|word| *word != "mem").nth(1)?;
+    Some(pages.parse::<u64>().ok()? * page_bytes)
+}
+
 /// utime + stime, fields 14 and 15 of proc_pid_stat(5). The name before them may hold anything, blanks and brackets too.
 fn cpu_ticks(stat: &str) -> Option<u64> {
     let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().skip(11);
@@ -140,6 +177,17 @@ mod tests {
         let stat = "7 (a) b) 1 2) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 1 0 100 0 0";
         assert_eq!(cpu_ticks(stat), Some(300));
         assert_eq!(cpu_ticks("nonsense"), None);
+    }
+
+    #[test]
+    fn the_kernel_s_memory_is_read_from_its_own_tables() {
+        let slabs = "slabinfo - version: 2.1\n# name  <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables …\n\
+                     TCP  100 112 2560 12 8 : tunables 0 0 0 : slabdata 10 11 0\n\
+                     dentry  5 21 192 21 1 : tunables 0 0 0 : slabdata 1 2 0\n";
+        assert_eq!(slab_bytes(slabs, 4096), (8 * 11 + 2) * 4096);
+        let sockets = "sockets: used 10\nTCP: inuse 5 orphan 0 tw 0 alloc 7 mem 3\nUDP: inuse 1 mem 9\n";
+        assert_eq!(tcp_bytes(sockets, 4096), Some(3 * 4096));
+        assert!(KernelMemory::now().tcp_bytes.is_some());
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! publisher threads                                     client thread (one, any number of rings)
-//! schedule ─► batches ─► gRPC / HTTP ─► server ─► sockets ─► reader ─► stamp ─► tally
-//!    │            acks ◄────┘             │                                      │
-//!    └── what was sent and refused        └── /proc: CPU, memory ──► run ◄───────┘ latency, gaps, duplicates, order
+//! schedule ─► batches ─► gRPC, HTTP, NATS ─► server ─► sockets ─► reader ─► stamp ─► tally
+//!    │            acks ◄────┘               │                                     │
+//!    └── what was sent and refused          └── /proc: CPU, memory ──► run ◄──────┘ latency, gaps, duplicates, order
 //! ```
 //!
 //! Open loop: message *i* is due at a time fixed before the run, carries that time, and its latency counts from it, so that a
@@ -16,6 +16,7 @@ pub mod centrifugo;
 pub mod clients;
 pub mod dialect;
 pub(crate) mod gpush;
+pub mod hgrm;
 pub mod host;
 mod nats;
 pub mod publisher;
@@ -26,6 +27,7 @@ pub mod schedule;
 pub mod server;
 mod stamp;
 mod tally;
+mod zipf;
 
 /// Most topics of one load.
 pub const TOPICS_MAX: i64 = stamp::Stream::TOPICS_MAX as i64;

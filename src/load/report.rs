@@ -1,6 +1,7 @@
 //! What a run found, for people and for programs.
 
 use super::host::Machine;
+use hdrhistogram::Histogram;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -88,7 +89,51 @@ pub struct Report {
     pub handshakes_per_s: f64,
     pub server_cpu_ns_per_handshake: f64,
     pub measured_s: f64,
+    #[serde(default)]
     pub spread: u32,
+    #[serde(default)]
+    pub dialect: String,
+    #[serde(default)]
+    pub publishers: u32,
+    /// Connections that left, to come back; and those that did, from the new connect to the subscribe's answer.
+    #[serde(default)]
+    pub churned: u64,
+    #[serde(default)]
+    pub returned: u64,
+    #[serde(default)]
+    pub return_p50_us: u64,
+    #[serde(default)]
+    pub return_p99_us: u64,
+    #[serde(default)]
+    pub return_max_us: u64,
+    /// Connections that came at once; until all of them had subscribed or failed; latency of the others' messages meanwhile.
+    #[serde(default)]
+    pub storm: u32,
+    #[serde(default)]
+    pub storm_subscribed: u64,
+    #[serde(default)]
+    pub storm_failed: u64,
+    #[serde(default)]
+    pub storm_s: f64,
+    #[serde(default)]
+    pub storm_p50_us: u64,
+    #[serde(default)]
+    pub storm_p99_us: u64,
+    #[serde(default)]
+    pub storm_before_p99_us: u64,
+    #[serde(default)]
+    pub storm_during_p99_us: u64,
+    #[serde(default)]
+    pub storm_after_p99_us: u64,
+    #[serde(default)]
+    pub storm_client_busy_percent: f64,
+    /// What the machine's kernel memory has grown by since before the first connection: both ends, if both are here.
+    #[serde(default)]
+    pub kernel_slab_bytes: Option<f64>,
+    #[serde(default)]
+    pub kernel_tcp_bytes: Option<f64>,
+    #[serde(default)]
+    pub kernel_bytes_per_connection: Option<f64>,
     pub messages: u64,
     pub refused: u64,
     pub published_per_s: f64,
@@ -129,6 +174,9 @@ pub struct Report {
     pub publisher_busy_percent: f64,
     pub publisher_late_p99_us: u64,
     pub publisher_late_max_us: u64,
+    /// The latencies themselves.
+    #[serde(skip)]
+    pub latency: Option<Histogram<u64>>,
     /// Metrics asked for by name, after the run.
     pub metrics: BTreeMap<String, f64>,
     /// Why connections failed or ended, why messages were refused, and how often.
@@ -149,6 +197,10 @@ impl Report {
             let (c, p) = (client, publisher);
             self.limits.push(format!("client-bound: its core is busy, clients {c:.0} % and publisher {p:.0} %"));
         }
+        if self.storm_client_busy_percent >= BUSY_PERCENT_MAX {
+            let busy = self.storm_client_busy_percent;
+            self.limits.push(format!("client-bound in the storm: its thread was {busy:.0} % busy"));
+        }
         if self.publisher_late_p99_us > LATE_US_MAX && self.rate_per_s > 0.0 {
             let late = milliseconds(self.publisher_late_p99_us);
             self.limits.push(format!("the publisher is late: p99 {late} ms behind its schedule"));
@@ -162,6 +214,8 @@ impl Report {
             }
         };
         problem(self.failed, "connections failed");
+        problem(self.storm_failed, "connections of the storm failed");
+        problem(self.churned - self.returned, "connections that left did not come back");
         problem(self.ended, "reading connections were ended by the server");
         problem(self.duplicates, "messages came twice");
         problem(self.disordered, "messages came out of order");
@@ -191,6 +245,10 @@ impl Report {
             all.dedup();
             all
         };
+        median.latency = reports.iter().filter_map(|r| r.latency.clone()).reduce(|mut all, more| {
+            all.add(more).expect("the same bounds");
+            all
+        });
         (median.limits, median.problems) = (gathered(|r| &r.limits), gathered(|r| &r.problems));
         Some(median)
     }
@@ -236,7 +294,11 @@ published/s | client + publisher CPU % | remarks |
         let mut t = String::new();
         let mut row = |name: &str, value: String| writeln!(t, "  {name:<12} {value}").expect("a string takes all");
         let Machine { kernel, cores, commit, .. } = &self.machine;
-        let what = if self.bare { "bare send loop" } else { "gateway" };
+        let what = match self.dialect.as_str() {
+            _ if self.bare => "bare send loop",
+            "raw" | "nats" => "server",
+            _ => "gateway",
+        };
         row("measured", format!("{what}, Linux {kernel}, {cores} cores, commit {commit}, {:.1} s", self.measured_s));
         let (connections, subscribed, topics) = (self.connections, self.subscribed, self.topics);
         let speed = format!("in {:.2} s, {}/s", self.ramp_s, quantity(self.handshakes_per_s));
@@ -260,6 +322,28 @@ published/s | client + publisher CPU % | remarks |
                 format!("lost {lost} ({lost_connections} readers), twice {duplicates}, disordered {disordered}{drops}"),
             );
         }
+        if self.churned > 0 {
+            let [p50, p99, max] = [self.return_p50_us, self.return_p99_us, self.return_max_us].map(milliseconds);
+            let (left, back) = (self.churned, self.returned);
+            row(
+                "churn",
+                format!("{left} left, {back} came back; ms to the subscribe's answer: p50 {p50} p99 {p99} max {max}"),
+            );
+        }
+        if self.storm > 0 {
+            let Report { storm, storm_subscribed, storm_failed, storm_s, storm_client_busy_percent: busy, .. } = self;
+            let times = [self.storm_p50_us, self.storm_p99_us];
+            let parts = [self.storm_before_p99_us, self.storm_during_p99_us, self.storm_after_p99_us];
+            let ([p50, p99], [before, during, after]) = (times.map(milliseconds), parts.map(milliseconds));
+            row(
+                "storm",
+                format!(
+                    "{storm_subscribed} of {storm} subscribed and {storm_failed} failed within {storm_s:.2} s, ms: p50 {p50} p99 {p99}; \
+                     client {busy:.0} % busy"
+                ),
+            );
+            row("", format!("p99 ms of the others' messages: before {before}, meanwhile {during}, afterwards {after}"));
+        }
         if self.slow > 0 {
             let Report { slow, slow_ended, slow_open, slow_received, .. } = self;
             row(
@@ -280,6 +364,19 @@ published/s | client + publisher CPU % | remarks |
                 format!("CPU {cpu:.1} % (ksoftirqd {softirqd:.1}){each}; RSS {rss:.1} MB, at most {most:.1} MB"),
             );
         }
+        let tcp = self.kernel_tcp_bytes.map_or("unknown".into(), |bytes| format!("{:+.1} MB", bytes / 1e6));
+        row(
+            "kernel",
+            match (self.kernel_slab_bytes, self.kernel_bytes_per_connection) {
+                (Some(slab), Some(each)) => {
+                    format!(
+                        "slabs {:+.1} MB ({each:.0} B a connection, all ends on this machine), TCP buffers {tcp}",
+                        slab / 1e6
+                    )
+                }
+                _ => format!("slabs unknown: /proc/slabinfo is for root; TCP buffers {tcp}"),
+            },
+        );
         if let Some(bytes) = self.server_rss_bytes_per_connection {
             row("idle", format!("{bytes:.0} B of server RSS a connection beyond the first thousand"));
         }
@@ -391,7 +488,8 @@ mod tests {
     fn report() -> Report {
         let fields = r#"{
             "machine": {"kernel": "6.1", "cores": 2, "commit": "abc", "release": true}, "bare": false, "connections": 10, "topics": 1, "rate_per_s": 10.0, "size_bytes": 128,
-            "deflate": false, "subscribed": 10, "failed": 0, "ramp_s": 0.5, "handshakes_per_s": 20.0, "server_cpu_ns_per_handshake": 9000.0, "measured_s": 5.0, "spread": 1,
+            "deflate": false, "subscribed": 10, "failed": 0, "ramp_s": 0.5, "handshakes_per_s": 20.0,
+            "server_cpu_ns_per_handshake": 9000.0, "measured_s": 5.0,
             "messages": 50, "refused": 0, "published_per_s": 10.0, "deliveries": 500, "deliveries_per_s": 100.0,
             "megabytes_per_s": 0.1, "p50_us": 300, "p90_us": 500, "p99_us": 40000, "p999_us": 50000, "max_us": 60000,
             "mean_us": 400.5, "received": 500, "lost": 0, "lost_connections": 0, "duplicates": 0, "disordered": 0,

@@ -7,13 +7,13 @@
 //! ```
 
 use super::clients::{Clients, ClientsPlan, Counts};
-use super::host::{Machine, Usage, Watched};
+use super::host::{KernelMemory, Machine, Usage, Watched};
 use super::publisher::{PublishPlan, Published, Publisher};
 use super::report::{Live, Phase, Report};
 use super::schedule::{Pace, Schedule};
 use super::server::{self, Server};
 use super::stamp::{MESSAGE_BYTES_MIN, Stream};
-use super::tally::Tally;
+use super::tally::{Tally, histogram};
 use crate::clock::Time;
 use crate::sys;
 use hdrhistogram::Histogram;
@@ -67,6 +67,10 @@ pub struct Plan {
     pub clients: ClientsPlan,
     /// To what; `None` just holds the connections.
     pub load: Option<Load>,
+    /// Topics of messages by Zipf's law with this exponent, not one after the other.
+    pub zipf: Option<f64>,
+    /// When the storm begins, from the first message on.
+    pub storm_at_s: f64,
     /// Before measurement.
     pub warmup_s: f64,
     /// Of measurement.
@@ -104,7 +108,7 @@ pub fn run(plan: &Plan, bare: Option<&mut Server>, live: &mut (dyn FnMut(&Live) 
 
 /// What the clients are told.
 enum Order {
-    Measure { from_ns: u64, until_ns: u64 },
+    Measure { schedule: Schedule },
     Published { schedule: Schedule, messages: u64, refused: BTreeMap<u32, u32> },
     Abort,
 }
@@ -170,7 +174,8 @@ fn publish(
     };
     let start_ns = Time::now().plus_ms(START_LEAD_MS).0;
     let schedule = Schedule::new(load.pace, topics, publishers, load.size, start_ns, plan.warmup_s, plan.duration_s);
-    order.send(Order::Measure { from_ns: schedule.from_ns, until_ns: schedule.until_ns }).ok();
+    let schedule = plan.zipf.map_or(schedule.clone(), |exponent| schedule.with_zipf(exponent));
+    order.send(Order::Measure { schedule: schedule.clone() }).ok();
     thread::scope(|scope| {
         let schedule_ = &schedule;
         let publishing = scope.spawn(move || match (publisher, bare, &load.source) {
@@ -206,8 +211,19 @@ struct Sample {
     bytes: u64,
 }
 
+/// What became of the storm.
+#[derive(Debug)]
+struct Storm {
+    began_ns: u64,
+    over_ns: u64,               // 0: not over yet.
+    client_cpu_ns: u64,         // At its beginning; once it is over, what it took.
+    parts: [Histogram<u64>; 3], // Latencies before, meanwhile and afterwards.
+}
+
 /// What the clients bring home.
 struct Outcome {
+    storm: Option<Storm>,
+    kernel: [KernelMemory; 2], // Before the first connection, and at the end of the measurement.
     counts: Counts,
     tally: Tally,
     readers: u32,
@@ -231,6 +247,7 @@ struct Driver<'a> {
     second: Time,           // When the next live line is due.
     last: (Time, u64, u64), // Time, messages and bytes of the last one.
     rss_bytes_max: u64,
+    storm: Option<Storm>,
 }
 
 impl Driver<'_> {
@@ -246,6 +263,13 @@ impl Driver<'_> {
     fn turn(&mut self, phase: Phase, until: Time) -> Result<(), String> {
         self.clients.turn(until.min(Time::now().plus_ms(PULSE_MS)).min(self.second));
         let now = Time::now();
+        if let Some(storm) = self.storm.as_mut().filter(|storm| storm.over_ns == 0)
+            && self.clients.storm_is_over()
+        {
+            storm.over_ns = now.0;
+            storm.client_cpu_ns = sys::thread_cpu_ns() - storm.client_cpu_ns;
+            storm.parts[1] = self.clients.tally.next_part();
+        }
         if now >= self.second {
             let usage = self.sample()?.usage;
             let (received, bytes) = (self.clients.tally.received, self.clients.tally.bytes);
@@ -289,9 +313,10 @@ impl Driver<'_> {
 
 fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>) -> Result<Outcome, String> {
     let now = Time::now();
+    let kernel_before = KernelMemory::now();
     let clients = Clients::new(plan.clients.clone())?;
-    let mut d =
-        Driver { plan, clients, news, begun: now, second: now.plus_ms(1000), last: (now, 0, 0), rss_bytes_max: 0 };
+    let (second, last) = (now.plus_ms(1000), (now, 0, 0));
+    let mut d = Driver { plan, clients, news, begun: now, second, last, rss_bytes_max: 0, storm: None };
     let all = plan.clients.connections;
     let unconnected = d.sample()?;
     let mut base = None;
@@ -326,9 +351,15 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
         }
         lost = d.clients.lost(&schedule, messages, &refused);
     }
+    let kernel = [kernel_before, KernelMemory::now()];
     let metrics = plan.admin.as_deref().map(server::scrape).transpose()?;
     if plan.clients.slow > 0 {
         d.clients.look_at_slow();
+    }
+    let mut storm = d.storm.take();
+    if let Some(storm) = &mut storm {
+        let after = if storm.over_ns > 0 { 2 } else { 1 };
+        storm.parts[after] = d.clients.tally.next_part();
     }
     let latency = d.clients.tally.total().clone();
     let (readers, slow_open) = (d.clients.readers().count() as u32, d.clients.slow_open());
@@ -348,6 +379,8 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
         lost,
         latency,
         metrics,
+        storm,
+        kernel,
     })
 }
 
@@ -359,13 +392,16 @@ impl Driver<'_> {
         from: &mut Sample,
         until: &mut Sample,
     ) -> Result<(Schedule, u64, BTreeMap<u32, u32>), String> {
-        let (mut from_at, mut until_at) = (Time::NEVER, Time::NEVER);
+        let (mut from_at, mut until_at, mut storm_at) = (Time::NEVER, Time::NEVER, Time::NEVER);
         let mut published = None;
         loop {
             match orders.try_recv() {
-                Ok(Order::Measure { from_ns, until_ns }) => {
-                    (from_at, until_at) = (Time(from_ns), Time(until_ns));
-                    self.clients.tally.measure_from(from_ns);
+                Ok(Order::Measure { schedule }) => {
+                    (from_at, until_at) = (Time(schedule.from_ns), Time(schedule.until_ns));
+                    if self.plan.clients.storm > 0 {
+                        storm_at = Time(schedule.start_ns) + Duration::from_secs_f64(self.plan.storm_at_s);
+                    }
+                    self.clients.load_begins(schedule);
                 }
                 Ok(Order::Published { schedule, messages, refused }) => published = Some((schedule, messages, refused)),
                 Ok(Order::Abort) => return Err("the load was not published".into()),
@@ -374,7 +410,15 @@ impl Driver<'_> {
             if Time::now() >= from_at {
                 (*from, from_at) = (self.sample()?, Time::NEVER);
             }
+            if Time::now() >= storm_at {
+                storm_at = Time::NEVER;
+                let parts = [self.clients.tally.next_part(), histogram(), histogram()];
+                let client_cpu_ns = sys::thread_cpu_ns();
+                self.storm = Some(Storm { began_ns: Time::now().0, over_ns: 0, client_cpu_ns, parts });
+                self.clients.storm_begins();
+            }
             if Time::now() >= until_at {
+                self.clients.churn_ends();
                 (*until, until_at) = (self.sample()?, Time::NEVER);
             }
             if until.at_ns > 0
@@ -382,7 +426,7 @@ impl Driver<'_> {
             {
                 return Ok(published);
             }
-            self.turn(Phase::Run, from_at.min(until_at))?;
+            self.turn(Phase::Run, from_at.min(until_at).min(storm_at))?;
         }
     }
 
@@ -395,8 +439,14 @@ impl Driver<'_> {
             (0..publishers).map(|p| u64::from(schedule.sent(stream(p), messages) - refused(p))).sum()
         };
         let of_topic: Vec<u64> = (0..topics).map(of_topic).collect();
-        let expected: u64 = self.clients.readers().map(|i| of_topic[self.clients.topic(i) as usize]).sum();
         let end = Time::now().plus_ms(self.plan.drain_ms_max);
+        while !self.clients.is_settled() && Time::now() < end {
+            self.turn(Phase::Drain, end)?; // What gets on no more has failed by then.
+        }
+        let expected: u64 = self.clients.readers().map(|i| of_topic[self.clients.topic(i) as usize]).sum();
+        // Who came later lacks what was before, so only quiet says that nothing is to come.
+        let later = self.plan.clients.churn_per_s > 0.0 || self.plan.clients.storm > 0;
+        let expected = if later { u64::MAX } else { expected };
         let (mut received, mut quiet) = (self.clients.tally.received, Time::now().plus_ms(DRAIN_QUIET_MS));
         let mut last = self.sample()?;
         while received < expected && Time::now() < end.min(quiet) {
@@ -414,7 +464,7 @@ impl Driver<'_> {
 
 fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published)>, before: Option<&str>) -> Report {
     let Outcome { counts, tally, readers, slow_open, ramp_s, ramp_cpu_ns, base, .. } = outcome;
-    let Outcome { from, until, rss_bytes_max, lost, latency, metrics, .. } = outcome;
+    let Outcome { from, until, rss_bytes_max, lost, latency, metrics, storm, kernel, .. } = outcome;
     let after = metrics.as_deref();
     let window_s = until.at_ns.saturating_sub(from.at_ns) as f64 / 1e9;
     let deliveries = until.received - from.received;
@@ -436,6 +486,13 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         Some(Load { size, .. }) => (0.0, *size),
         None => (0.0, 0),
     };
+    let grown = |of: fn(&KernelMemory) -> Option<u64>| Some(of(&kernel[1])? as f64 - of(&kernel[0])? as f64);
+    let (kernel_slab_bytes, kernel_tcp_bytes) = (grown(|k| k.slab_bytes), grown(|k| k.tcp_bytes));
+    let there = f64::from(counts.subscribed) + counts.storm.as_ref().map_or(0, Histogram::len) as f64;
+    let of = |times: Option<&Histogram<u64>>, q| times.map_or(0, |times| times.value_at_quantile(q));
+    let part = |i: usize| of(storm.as_ref().map(|storm| &storm.parts[i]), 0.99);
+    let storm_ns = storm.as_ref().map_or(0, |storm| storm.over_ns.saturating_sub(storm.began_ns));
+    let storm_cpu_ns = storm.as_ref().filter(|storm| storm.over_ns > 0).map_or(0, |storm| storm.client_cpu_ns);
     let quantile = |q| latency.value_at_quantile(q);
     let late = published.map(|(_, p)| &p.late);
     let publisher_cpu_ns = published.map_or(0, |(_, p)| p.cpu_ns);
@@ -456,6 +513,26 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         server_cpu_ns_per_handshake: ramp_cpu_ns as f64 / f64::from(counts.subscribed.max(1)),
         measured_s: window_s,
         spread: plan.clients.spread,
+        dialect: plan.clients.dialect.name().to_owned(),
+        publishers: plan.clients.publishers,
+        churned: counts.left,
+        returned: counts.returns.as_ref().map_or(0, Histogram::len),
+        return_p50_us: of(counts.returns.as_ref(), 0.5),
+        return_p99_us: of(counts.returns.as_ref(), 0.99),
+        return_max_us: counts.returns.as_ref().map_or(0, Histogram::max),
+        storm: plan.clients.storm,
+        storm_subscribed: counts.storm.as_ref().map_or(0, Histogram::len),
+        storm_failed: counts.storm_failures.values().sum(),
+        storm_s: storm_ns as f64 / 1e9,
+        storm_p50_us: of(counts.storm.as_ref(), 0.5),
+        storm_p99_us: of(counts.storm.as_ref(), 0.99),
+        storm_before_p99_us: part(0),
+        storm_during_p99_us: part(1),
+        storm_after_p99_us: part(2),
+        storm_client_busy_percent: if storm_ns > 0 { storm_cpu_ns as f64 / storm_ns as f64 * 100.0 } else { 0.0 },
+        kernel_slab_bytes,
+        kernel_tcp_bytes,
+        kernel_bytes_per_connection: kernel_slab_bytes.map(|bytes| bytes / there.max(1.0)),
         messages: published.map_or(0, |(_, p)| p.messages),
         refused: published.map_or(0, |(_, p)| p.refused.values().map(|n| u64::from(*n)).sum()),
         published_per_s: published.map_or(0.0, |(s, p)| p.acknowledged as f64 / s.measured_s()),
@@ -495,12 +572,18 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         publisher_busy_percent,
         publisher_late_p99_us: late.map_or(0, |h| h.value_at_quantile(0.99)),
         publisher_late_max_us: late.map_or(0, Histogram::max),
+        latency: Some(latency),
         metrics: plan.metrics.iter().filter_map(|m| Some((m.clone(), server::metric(after?, m)?))).collect(),
         reasons: BTreeMap::new(),
         limits: Vec::new(),
         problems: Vec::new(),
     };
-    let kinds = [("failed", &counts.failures), ("ended", &counts.ends), ("slow, ended", &counts.slow_ends)];
+    let kinds = [
+        ("failed", &counts.failures),
+        ("ended", &counts.ends),
+        ("slow, ended", &counts.slow_ends),
+        ("storm", &counts.storm_failures),
+    ];
     let published_reasons = published.map(|(_, p)| ("publishing", &p.reasons));
     for (kind, reasons) in kinds.into_iter().chain(published_reasons) {
         report.reasons.extend(reasons.iter().map(|(reason, n)| (format!("{kind}: {reason}"), *n)));

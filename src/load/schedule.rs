@@ -2,10 +2,13 @@
 //! the bare server agree without a word.
 //!
 //! ```text
-//! message   0 1 2 3 4 5 …        topic = i % topics, publisher = i / topics % publishers, sequence = i / (topics · publishers)
+//! message   0 1 2 3 4 5 …        topic = i % topics, or by Zipf's law; of the messages of one topic the k-th:
+//!                                publisher = k % publishers, sequence = k / publishers
 //! ```
 
 use super::stamp::{Stamp, Stream};
+use super::zipf::Pattern;
+use std::sync::Arc;
 
 /// When messages are published.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +42,7 @@ pub struct Schedule {
     pub from_ns: u64,
     /// And up to here: nothing is published any more.
     pub until_ns: u64,
+    zipf: Option<Arc<Pattern>>, // The order of topics, if not one after the other.
 }
 
 impl Schedule {
@@ -53,7 +57,7 @@ impl Schedule {
         warmup_s: f64,
         s: f64,
     ) -> Schedule {
-        let mut schedule = Schedule { pace, topics, publishers, size, start_ns, from_ns: 0, until_ns: 0 };
+        let mut schedule = Schedule { pace, topics, publishers, size, start_ns, from_ns: 0, until_ns: 0, zipf: None };
         let (from_ns, until_ns) = match pace {
             Pace::Rate { per_s } => {
                 let first = (warmup_s * per_s).ceil() as u64;
@@ -90,15 +94,36 @@ impl Schedule {
 
     /// What message `i` says of itself; `due_ns` is its own time in an open loop.
     pub(crate) fn stamp(&self, i: u64, due_ns: u64) -> Stamp {
-        let (topics, publishers) = (u64::from(self.topics), u64::from(self.publishers));
-        let stream = Stream::new((i % topics) as u32, (i / topics % publishers) as u32);
-        Stamp { stream, sequence: (i / (topics * publishers)) as u32, due_ns }
+        let publishers = u64::from(self.publishers);
+        let (topic, rank) = match &self.zipf {
+            None => ((i % u64::from(self.topics)) as u32, i / u64::from(self.topics)),
+            Some(pattern) => pattern.place(i),
+        };
+        let stream = Stream::new(topic, (rank % publishers) as u32);
+        Stamp { stream, sequence: (rank / publishers) as u32, due_ns }
     }
 
     /// How many of the first `messages` messages are in `stream`.
     pub(crate) fn sent(&self, stream: Stream, messages: u64) -> u32 {
-        let first = u64::from(stream.topic()) + u64::from(self.topics) * u64::from(stream.publisher());
-        messages.saturating_sub(first).div_ceil(u64::from(self.topics) * u64::from(self.publishers)) as u32
+        let topic = stream.topic();
+        let of_topic = match &self.zipf {
+            None => messages.saturating_sub(u64::from(topic)).div_ceil(u64::from(self.topics)),
+            Some(pattern) => pattern.count(topic, messages),
+        };
+        of_topic.saturating_sub(u64::from(stream.publisher())).div_ceil(u64::from(self.publishers)) as u32
+    }
+
+    /// How many messages of an open loop are due before `ns`.
+    pub(crate) fn due_before(&self, ns: u64) -> u64 {
+        let Pace::Rate { per_s } = self.pace else { return 0 };
+        let near = (ns.saturating_sub(self.start_ns) as f64 * per_s / 1e9) as u64;
+        (near.saturating_sub(1)..).find(|&i| self.due_ns(i) >= ns).expect("time goes on")
+    }
+
+    /// The same with topics by Zipf's law.
+    pub(crate) fn with_zipf(mut self, exponent: f64) -> Schedule {
+        self.zipf = Some(Arc::new(Pattern::new(self.topics, exponent)));
+        self
     }
 
     /// The name of topic `topic`.
@@ -115,6 +140,21 @@ mod tests {
     #[test]
     fn streams_are_numbered_without_gaps_and_counted_right() {
         let s = Schedule::new(Pace::Rate { per_s: 100.0 }, 3, 4, 128, 1_000_000, 0.5, 2.0);
+        numbered_without_gaps(&s);
+        assert_eq!(s.sent(Stream::new(2, 3), 11), 0);
+        numbered_without_gaps(&s.with_zipf(1.0));
+    }
+
+    #[test]
+    fn messages_due_before_a_time_are_counted() {
+        let s = Schedule::new(Pace::Rate { per_s: 300.0 }, 1, 1, 128, 1_000_000, 0.0, 2.0);
+        for i in [0, 1, 299, 300] {
+            assert_eq!((s.due_before(s.due_ns(i)), s.due_before(s.due_ns(i) + 1)), (i, i + 1));
+        }
+        assert_eq!(s.due_before(0), 0);
+    }
+
+    fn numbered_without_gaps(s: &Schedule) {
         let mut counts: HashMap<u32, u32> = HashMap::new();
         for i in 0..200 {
             let stamp = s.stamp(i, s.due_ns(i));
@@ -126,7 +166,6 @@ mod tests {
             }
         }
         assert_eq!(counts.len(), 12);
-        assert_eq!(s.sent(Stream::new(2, 3), 11), 0);
     }
 
     #[test]

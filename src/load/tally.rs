@@ -23,18 +23,23 @@ pub(crate) struct Track {
 impl Track {
     /// Messages of the stream's first `sent` that this connection does not have.
     pub(crate) fn lost(&self, sent: u32) -> u64 {
-        u64::from(self.missing) + u64::from(sent.wrapping_sub(self.next))
+        u64::from(self.missing) + u64::from(sent.saturating_sub(self.next))
     }
 }
+
+/// The first message expected of a stream of which any may be the first: above every sequence number that a run gets to.
+const ANY_FIRST: u32 = 1 << 30;
 
 /// Sums over all connections.
 #[derive(Debug)]
 pub(crate) struct Tally {
     publishers: u32,
     tracks: Vec<Track>, // Of connection c and publisher p: at c * publishers + p.
+    measured: u32,      // Connections whose latency counts: those below.
     measure_from_ns: u64,
     interval: Histogram<u64>,
     total: Histogram<u64>,
+    part: Histogram<u64>, // Of the total, what has come since `next_part`.
     /// Messages received, each once: duplicates not counted.
     pub(crate) received: u64,
     /// Their payload bytes.
@@ -52,15 +57,44 @@ impl Tally {
         Tally {
             publishers,
             tracks: vec![Track::default(); connections as usize * publishers as usize],
+            measured: connections,
             measure_from_ns: u64::MAX,
             interval: histogram(),
             total: histogram(),
+            part: histogram(),
             received: 0,
             bytes: 0,
             duplicates: 0,
             disordered: 0,
             foreign: 0,
         }
+    }
+
+    /// Only latencies at the first `connections` connections count from now on.
+    pub(crate) fn measure_only(&mut self, connections: u32) {
+        self.measured = connections;
+    }
+
+    /// `connection` listens anew: of each publisher's stream it must get what comes from number `first` on, of `None` from
+    /// whatever is its first message on. It may get earlier ones.
+    pub(crate) fn begin(&mut self, connection: u32, first: impl Fn(u32) -> Option<u32>) {
+        let at = connection as usize * self.publishers as usize;
+        for p in 0..self.publishers {
+            let next = first(p).unwrap_or(ANY_FIRST);
+            self.tracks[at + p as usize] = Track { next, missing: 0, seen: 0 };
+        }
+    }
+
+    /// Messages that `connection` lacks between those it has.
+    pub(crate) fn gaps(&self, connection: u32) -> u64 {
+        let at = connection as usize * self.publishers as usize;
+        self.tracks[at..at + self.publishers as usize].iter().map(|track| u64::from(track.missing)).sum()
+    }
+
+    /// Latencies since the last call, or since the beginning.
+    pub(crate) fn next_part(&mut self) -> Histogram<u64> {
+        self.interval();
+        std::mem::replace(&mut self.part, histogram())
     }
 
     /// Latencies of messages due from then on are recorded.
@@ -72,7 +106,8 @@ impl Tally {
     #[inline]
     pub(crate) fn at(&mut self, connection: u32, topic: u32, now_ns: u64) -> Counting<'_> {
         let first = connection as usize * self.publishers as usize;
-        Counting { first, topic, now_ns, tally: self }
+        let measure_from_ns = if connection < self.measured { self.measure_from_ns } else { u64::MAX };
+        Counting { first, topic, now_ns, measure_from_ns, tally: self }
     }
 
     /// What `connection` lacks of what was sent to its topic.
@@ -89,6 +124,7 @@ impl Tally {
         empty.reset();
         let interval = std::mem::replace(&mut self.interval, empty);
         self.total.add(&interval).expect("the same bounds");
+        self.part.add(&interval).expect("the same bounds");
         interval
     }
 
@@ -105,6 +141,7 @@ pub(crate) struct Counting<'a> {
     first: usize,
     topic: u32,
     now_ns: u64,
+    measure_from_ns: u64,
 }
 
 impl Counting<'_> {
@@ -126,7 +163,7 @@ impl Counting<'_> {
         }
         self.tally.received += 1;
         self.tally.bytes += length as u64;
-        if stamp.due_ns >= self.tally.measure_from_ns {
+        if stamp.due_ns >= self.measure_from_ns {
             self.tally.interval.saturating_record(self.now_ns.saturating_sub(stamp.due_ns) / 1000);
         }
     }
@@ -139,6 +176,12 @@ fn out_of_turn(track: &mut Track, ahead: u32, duplicates: &mut u64, disordered: 
         track.missing = track.missing.wrapping_add(ahead);
         track.next = track.next.wrapping_add(ahead).wrapping_add(1);
         track.seen = track.seen.checked_shl(ahead + 1).unwrap_or(0) | 1;
+        return true;
+    }
+    if track.seen == 0 {
+        // Published before it had to be here, or nobody knows which is the first: from here on none may be missing.
+        track.next = track.next.wrapping_add(ahead).wrapping_add(1);
+        track.seen = 1;
         return true;
     }
     let behind = ahead.wrapping_neg(); // 1: the number before `next`.
@@ -180,6 +223,43 @@ mod tests {
         assert_eq!(after(&[200, 0], 201), (2, 199, 0, 1), "far behind, with something missing");
         assert_eq!(after(&(0..100).chain([0]).collect::<Vec<_>>(), 100), (100, 0, 1, 0), "far behind, nothing missing");
         assert_eq!(after(&[63, 0, 0], 64), (2, 62, 1, 1), "at the edge of what is remembered");
+    }
+
+    #[test]
+    fn who_comes_in_the_middle_is_held_to_what_is_published_from_then_on() {
+        let after = |first: Option<u32>, sequence: &[u32], sent: u32| {
+            let mut tally = Tally::new(2, 1);
+            tally.begin(1, |_| first);
+            for &sequence in sequence {
+                tally.at(1, 0, 0).message(Stamp { stream: Stream::new(0, 0), sequence, due_ns: 0 }, 128);
+            }
+            (tally.received, tally.lost(1, 0, |_| sent), tally.gaps(1), tally.duplicates, tally.disordered)
+        };
+        assert_eq!(after(Some(5), &[5, 6], 7), (2, 0, 0, 0, 0));
+        assert_eq!(after(Some(5), &[3, 4, 5, 6], 7), (4, 0, 0, 0, 0), "earlier ones may come");
+        assert_eq!(after(Some(5), &[3, 5, 6], 7), (3, 1, 1, 0, 0), "but then in a row");
+        assert_eq!(after(Some(5), &[7], 8), (1, 2, 2, 0, 0), "the head is missing");
+        assert_eq!(after(Some(5), &[], 7), (0, 2, 0, 0, 0), "everything is");
+        assert_eq!(after(Some(5), &[], 4), (0, 0, 0, 0, 0), "nothing was sent since");
+        assert_eq!(after(Some(5), &[4, 4, 5], 6), (2, 0, 0, 1, 0), "twice");
+        assert_eq!(after(None, &[9, 10, 12], 13), (3, 1, 1, 0, 0), "from whatever comes first");
+        assert_eq!(after(None, &[], 13), (0, 0, 0, 0, 0));
+    }
+
+    #[test]
+    fn latency_is_taken_in_parts_and_of_the_measured_only() {
+        let mut tally = Tally::new(2, 1);
+        tally.measure_only(1);
+        tally.measure_from(0);
+        let message = |tally: &mut Tally, connection, sequence| {
+            tally.at(connection, 0, 5000).message(Stamp { stream: Stream(0), sequence, due_ns: 0 }, 128);
+        };
+        message(&mut tally, 0, 0);
+        message(&mut tally, 1, 0);
+        assert_eq!(tally.next_part().len(), 1);
+        message(&mut tally, 0, 1);
+        message(&mut tally, 0, 2);
+        assert_eq!((tally.next_part().len(), tally.next_part().len(), tally.total().len()), (2, 0, 3));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod gpush;
 mod handshake;
 mod hostile;
 mod limits;
+mod load;
 mod login;
 mod operating;
 mod proxies;
