@@ -53,7 +53,7 @@ class Judge:
     server: str = "fanwire"
     over: str = ""  # Another server in the same row,
     over_row: str = ""  # or another row.
-    neighbours: str = ""  # A series: the worst step between neighbours, always written as ≥ 1 if more is better.
+    neighbours: str = ""  # A series: the worst step from one row to the next. Of this figure more must be better.
     must_at_most: float | None = None
     must_at_least: float | None = None
     aim_at_most: float | None = None

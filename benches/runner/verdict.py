@@ -37,13 +37,12 @@ def ratio(results, judge):
 
 
 def worst_step(scenario, results, judge):
-    """Between neighbours of a series, towards the dearer: (ratio, which)."""
+    """Between neighbours of a series, by a figure of which more is better: how many times less there is, and from where to where."""
     rows = [row for row in scenario.rows if row.series == judge.neighbours and judge.server in row.servers]
     values = [(row, results[row.name, judge.server].median(judge.figure)) for row in rows]
     if len(values) < 2 or not all(value for _, value in values):
         return None, ""
-    steps = [(max(a, b) / min(a, b) if judge.figure != "deliveries_per_cpu_s" else a / b, f" from {first.x:g} to {then.x:g}")
-             for (first, a), (then, b) in zip(values, values[1:])]
+    steps = [(a / b, f" from {first.x:g} to {then.x:g}") for (first, a), (then, b) in zip(values, values[1:])]
     return max(steps)
 
 
