@@ -90,6 +90,9 @@ pub struct Args {
     /// Seconds before
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     warmup: f64,
+    /// Seconds after the last acknowledgement at most until what has not come is lost; it is anyway once nothing comes for 3 s
+    #[arg(long, value_name = "S", default_value_t = run::DRAIN_MS_MAX as f64 / 1e3)]
+    drain: f64,
     /// Only hold the connections
     #[arg(long)]
     idle: bool,
@@ -445,6 +448,7 @@ impl Args {
             warmup_s,
             duration_s,
             to_the_last: self.messages.is_some(),
+            drain_ms_max: (self.drain * 1e3) as u64,
             server,
             core: self.core,
             admin: None,

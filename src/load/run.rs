@@ -28,8 +28,8 @@ const START_LEAD_MS: u64 = 300;
 const PULSE_MS: u64 = 50;
 /// After the last acknowledgement: given up when nothing has come for this long,
 const DRAIN_QUIET_MS: u64 = 3_000;
-/// or after this in all.
-const DRAIN_MS_MAX: u64 = 120_000;
+/// or, unless the plan says otherwise, after this in all.
+pub const DRAIN_MS_MAX: u64 = 120_000;
 /// Readings are taken so often meanwhile.
 const DRAIN_SAMPLE_NS: u64 = 10_000_000;
 /// Connections that are there before idle ones are counted: what a process needs once is in their memory.
@@ -77,6 +77,8 @@ pub struct Plan {
     pub duration_s: f64,
     /// The measurement ends when the last message is with everybody, however long that takes, instead of at its time.
     pub to_the_last: bool,
+    /// What has not come so long after the last acknowledgement is lost.
+    pub drain_ms_max: u64,
     /// Whose CPU and memory counts.
     pub server: Option<Watched>,
     /// Where our threads run.
@@ -227,6 +229,7 @@ struct Outcome {
     readers: u32,
     slow_open: u32,
     ramp_s: f64,
+    ramp_cpu_ns: u64,     // Of the server, while all connected.
     base: Option<Sample>, // With `IDLE_BASE` connections.
     from: Sample,
     until: Sample,
@@ -315,6 +318,7 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
     let (second, last) = (now.plus_ms(1000), (now, 0, 0));
     let mut d = Driver { plan, clients, news, begun: now, second, last, rss_bytes_max: 0, storm: None };
     let all = plan.clients.connections;
+    let unconnected = d.sample()?;
     let mut base = None;
     let mut settle_ns = 0;
     if plan.load.is_none() && all > IDLE_BASE {
@@ -332,6 +336,8 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
     }
     news.send(News::Connected).ok();
     let (mut from, mut until) = (d.sample()?, Sample::default());
+    let cpu_ns = |sample: Sample| sample.usage.cpu_ns + sample.usage.softirqd_ns;
+    let ramp_cpu_ns = cpu_ns(from) - cpu_ns(unconnected);
     let mut lost = (0, 0);
     if plan.load.is_none() {
         let end = Time::now() + Duration::from_secs_f64(plan.duration_s);
@@ -365,6 +371,7 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
         readers,
         slow_open,
         ramp_s,
+        ramp_cpu_ns,
         base,
         from,
         until,
@@ -432,7 +439,7 @@ impl Driver<'_> {
             (0..publishers).map(|p| u64::from(schedule.sent(stream(p), messages) - refused(p))).sum()
         };
         let of_topic: Vec<u64> = (0..topics).map(of_topic).collect();
-        let end = Time::now().plus_ms(DRAIN_MS_MAX);
+        let end = Time::now().plus_ms(self.plan.drain_ms_max);
         while !self.clients.is_settled() && Time::now() < end {
             self.turn(Phase::Drain, end)?; // What gets on no more has failed by then.
         }
@@ -456,8 +463,8 @@ impl Driver<'_> {
 }
 
 fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published)>, before: Option<&str>) -> Report {
-    let Outcome { counts, tally, readers, slow_open, ramp_s, base, from, until, rss_bytes_max, .. } = outcome;
-    let Outcome { lost, latency, metrics, storm, kernel, .. } = outcome;
+    let Outcome { counts, tally, readers, slow_open, ramp_s, ramp_cpu_ns, base, .. } = outcome;
+    let Outcome { from, until, rss_bytes_max, lost, latency, metrics, storm, kernel, .. } = outcome;
     let after = metrics.as_deref();
     let window_s = until.at_ns.saturating_sub(from.at_ns) as f64 / 1e9;
     let deliveries = until.received - from.received;
@@ -503,6 +510,7 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         failed: counts.failures.values().sum(),
         ramp_s,
         handshakes_per_s: f64::from(counts.subscribed) / ramp_s,
+        server_cpu_ns_per_handshake: ramp_cpu_ns as f64 / f64::from(counts.subscribed.max(1)),
         measured_s: window_s,
         spread: plan.clients.spread,
         dialect: plan.clients.dialect.name().to_owned(),

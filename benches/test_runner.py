@@ -1,0 +1,102 @@
+"""What scripts/bench concludes from figures, and what it refuses to read. `python3 -m unittest discover benches`"""
+
+import pathlib
+import tempfile
+import unittest
+
+from runner import pages, rounds, scenario, verdict
+
+FILE = """
+title = "t"
+about = "a"
+rounds = 3
+duration_s = 1
+servers = ["fanwire", "nats"]
+[chart]
+figure = "p99_us"
+[[row]]
+name = "one"
+series = "n"
+x = 1
+[[row]]
+name = "two"
+series = "n"
+x = 2
+"""
+
+
+def read(text):
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "t.toml"
+        path.write_text(text)
+        return scenario.read(path, rounds.FIGURES, pages.COLUMNS)
+
+
+def results(**figures):
+    """`one_fanwire=[…]`: what each round of a row and server had as p99 and as deliveries a CPU second."""
+    found = {}
+    for name, values in figures.items():
+        result = found[tuple(name.split("_"))] = rounds.Result()
+        result.reports = [{"p99_us": value, "deliveries_per_cpu_s": value} for value in values]
+    return found
+
+
+def judged(judge, **figures):
+    [one] = verdict.judge_all(read(FILE + "[[judge]]\nwhat = 'w'\n" + judge), results(**figures))
+    return one
+
+
+class Verdicts(unittest.TestCase):
+    def test_a_ratio_is_the_median_of_the_rounds_own(self):
+        # The machine was ten times slower in the second round: the ratio of the medians would be 5.
+        ratio = judged("row = 'one'\nfigure = 'p99_us'\nover = 'nats'\nmust_at_most = 0.5", one_fanwire=[1, 10, 5], one_nats=[2, 20, 1])
+        self.assertEqual((ratio.value, ratio.must), (0.5, True))
+
+    def test_must_and_aim_are_told_apart(self):
+        bounds = "row = 'one'\nfigure = 'p99_us'\nmust_at_most = 4\naim_at_most = 2"
+        words = [(v.must, v.aim) for v in (judged(bounds, one_fanwire=[p99]) for p99 in (1, 3, 5))]
+        self.assertEqual(words, [(True, True), (True, False), (False, False)])
+
+    def test_what_was_not_measured_is_missed(self):
+        missing = judged("row = 'one'\nfigure = 'p99_us'\nover = 'nats'\nmust_at_most = 9", one_fanwire=[1], one_nats=[])
+        self.assertEqual((missing.value, missing.must), (None, False))
+        self.assertIn("not measured", str(missing))
+
+    def test_what_was_not_asked_for_is_not_judged(self):
+        one = read(FILE + "[[judge]]\nwhat = 'w'\nrow = 'one'\nfigure = 'p99_us'\nover = 'nats'\nmust_at_most = 9")
+        self.assertEqual(verdict.judge_all(one, results(one_fanwire=[1])), [])
+
+    def test_a_step_is_judged_towards_the_dearer(self):
+        judge = "neighbours = 'n'\nfigure = 'deliveries_per_cpu_s'\nmust_at_most = 1.5"
+        self.assertEqual(judged(judge, one_fanwire=[100], two_fanwire=[50]).value, 2)
+        self.assertTrue(judged(judge, one_fanwire=[50], two_fanwire=[100]).must, "cheaper is no step")
+        self.assertFalse(judged(judge, one_fanwire=[50], two_fanwire=[]).must)
+
+
+class Files(unittest.TestCase):
+    def test_nothing_in_a_file_is_ignored(self):
+        wrong = [
+            ("duration_s = 1", "duration_s = 1\ndruation = 2", "druation"),
+            ('name = "one"', 'name = "one"\nload = { conections = 1 }', "conections"),
+            ('name = "one"', 'name = "one"\nservers = ["natz"]', "natz"),
+            ('name = "two"', 'name = "one"', "names of their own"),
+            ('figure = "p99_us"', 'figure = "p98_us"', "p98_us"),
+            ("x = 2", "x = 2\n[[judge]]\nwhat = 'w'\nrow = 'three'\nfigure = 'p99_us'\nmust_at_most = 1", "three"),
+            ("x = 2", "x = 2\n[[judge]]\nwhat = 'w'\nrow = 'one'\nfigure = 'p99_us'\naim_at_most = 1", "needs must"),
+            ("x = 2", "x = 2\n[[judge]]\nwhat = 'w'\nrow = 'one'\nfigure = 'p99_us'\nover = 'ws'\nmust_at_most = 1", "not measured with"),
+            ("x = 2", "x = 2\nladder = { fanwire = [1] }", "ladder"),
+        ]
+        for before, after, complaint in wrong:
+            with self.subTest(after), self.assertRaisesRegex(scenario.Wrong, complaint):
+                read(FILE.replace(before, after, 1))
+
+    def test_quick_keeps_each_row_and_makes_it_small(self):
+        text = FILE.replace("x = 1", "x = 1\nload = { connections = 10_000, topics = 1000, rate = 5000, storm = 100_000 }")
+        one = scenario.quick(read(text))
+        load = one.rows[0].load
+        self.assertEqual((load["connections"], load["topics"], load["rate"], load["storm"]), (200, 50, 100, 100))
+        self.assertEqual([row.rounds for row in one.rows], [1, 1])
+
+
+if __name__ == "__main__":
+    unittest.main()
