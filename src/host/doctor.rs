@@ -135,8 +135,7 @@ fn shards(machine: &Machine, gateway: &Gateway, demand: &Demand) -> Vec<Finding>
         format!("TimeoutStopSec={} or more in the systemd unit", seconds + 15),
         "A stop closes connections at that rate and waits for slow ones; who waits less for it cuts the rest without a close frame.",
     ));
-    if gateway.handshakes_per_s_max > 0 {
-        let seconds = connections / gateway.handshakes_per_s_max;
+    if let Some(seconds) = connections.checked_div(gateway.handshakes_per_s_max) {
         findings.push(
             Finding::ok(
                 "handshakes",

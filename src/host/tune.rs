@@ -167,11 +167,14 @@ pub enum TuneError {
     },
 }
 
+/// Writes a value into a setting's file; a test's may fail.
+type Write = dyn Fn(&Root, &str, &str) -> io::Result<()>;
+
 /// Applies and reverts.
 pub struct Tuner {
     root: Root,
     state: PathBuf,
-    write: Box<dyn Fn(&Root, &str, &str) -> io::Result<()>>,
+    write: Box<Write>,
 }
 
 impl Tuner {
@@ -623,7 +626,9 @@ mod tests {
         let path = laid.root().path("/etc/sysctl.d/90-fanwire.conf");
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         for before in [None, Some("# by hand\n")] {
-            before.map(|text| fs::write(&path, text).unwrap());
+            if let Some(text) = before {
+                fs::write(&path, text).unwrap();
+            }
             let file = Path::new("/etc/sysctl.d/90-fanwire.conf");
             let plan = Plan::new(&laid.root(), &Demand::new(1_000_000, &Config::default()), None, &[], Some(file));
             tuner(&laid).apply(&plan).unwrap();
