@@ -24,7 +24,9 @@ FIGURES = [
     "storm_during_p99_us", "storm_after_p99_us", "storm_client_busy_percent", "connected_p99_us",
 ]
 
-LADDER_S, LADDER_STEPS_MAX = 1.5, 3
+LADDER_S, LADDER_STEPS_MAX = 2, 3
+# Worth a step beyond the ladder; as good as the best.
+LADDER_GAIN_MIN, LADDER_AS_GOOD = 1.1, 0.97
 # What a run takes besides: a server's start, the first and last connection, looking at the slow ones.
 OVERHEAD_S = 1.5
 RAMP_PER_S_MAX = 30_000
@@ -152,29 +154,29 @@ class Bench:
         self.say(f"{row.name}, {self.servers[name].title}, round {turn + 1} of {row.rounds}: {brief(report)}")
 
     def climb(self, row, name, rates, result):
-        """The offered rate, of `rates` and beyond, at which this server delivers most: each once, briefly."""
+        """The offered rate, of `rates` and beyond, at which this server delivers most: each once, briefly. Of several that are as good, the
+        least: what is offered beyond only queues."""
         if len(rates) == 1:
             result.rate = rates[0]
             return
         found = {}
 
         def at(rate):
-            if rate not in found:
-                report = self.once(row, name, rate, LADDER_S)
-                found[rate] = report["deliveries_per_s"]
-                self.say(f"{row.name}, {self.servers[name].title}, {rate:g}/s offered: {brief(report)}")
+            report = self.once(row, name, rate, LADDER_S)
+            found[rate] = report["deliveries_per_s"]
+            self.say(f"{row.name}, {self.servers[name].title}, {rate:g}/s offered: {brief(report)}")
 
         for rate in rates:
             at(rate)
         for _ in range(LADDER_STEPS_MAX):
-            best = max(found, key=found.get)
-            if best == max(found):
-                at(best * 2)
-            elif best == min(found):
-                at(best / 2)
+            others = max(delivered for rate, delivered in found.items() if rate < max(found))
+            if found[max(found)] > others * LADDER_GAIN_MIN:
+                at(max(found) * 2)
+            elif max(found, key=found.get) == min(found):
+                at(min(found) / 2)
             else:
                 break
-        result.rate = max(found, key=found.get)
+        result.rate = min(rate for rate, delivered in found.items() if delivered >= max(found.values()) * LADDER_AS_GOOD)
 
 
 def derived(report, load, wrong):
