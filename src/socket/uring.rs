@@ -164,7 +164,7 @@ impl UringParts {
         let UringParts { ring, bell, slots, features } = self;
         let lacks = |feature| move |cause| RingError::Lacks { feature, cause };
         ring.submitter().register_enable_rings().map_err(lacks("disabled rings (5.10)"))?;
-        // Slots ÷ 64, so that small shards are cheap; no buffer left is no error, only a repeated receive.
+        // At most slots ÷ 64, so that small shards are cheap; no buffer left is no error, only a repeated receive.
         let count = (slots / 64).next_power_of_two().clamp(16, 1024) as u16;
         let buffers = BufferRing::new(&ring.submitter(), count).map_err(lacks("provided-buffer rings (5.19)"))?;
         let mut ring = UringRing {
@@ -397,6 +397,9 @@ impl Ring for UringRing {
                     self.arm_bell();
                 }
                 continue;
+            }
+            if kind == Kind::Recv && result == -libc::ENOBUFS {
+                self.buffers.grow();
             }
             let returned = (kind == Kind::Send).then(|| self.inflight.finish(token.slot()));
             return Some(Completion {
