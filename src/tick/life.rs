@@ -316,7 +316,7 @@ impl<R: Ring> Reactor<R> {
         self.withdraw(slot);
         let subscriptions = std::mem::take(&mut self.connections[slot.0 as usize].subscriptions);
         let mut missed = self.round.pending(slot);
-        for id in subscriptions {
+        for id in subscriptions.iter() {
             missed += self.interests.collected(id, slot);
             self.leave(slot, id);
         }
