@@ -11,18 +11,24 @@ use crate::load::server;
 use crate::load::{TOPICS_MAX, bare, centrifugo};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Against a gateway that runs here with its defaults, no flag is needed. Messages go to topics bench-0, bench-1 …, and every one
 is checked at every connection. A LIMIT in the result says that clients or publisher were at their end: the latency is then
-theirs too. Clients and gateway each need a file descriptor a connection (`ulimit -n`).
+theirs too. Clients and gateway each need a file descriptor a connection (`ulimit -n`), or more rings: each ring of
+clients has a table of its own with as many, so the clients need no more than that however many they are.
+A pair of addresses has 28,000 connections at most (its ports). Towards a loopback address the clients spread themselves;
+elsewhere give them addresses of this machine (--source), or the server several in a row (--spread).
 
 A gateway, started for the purpose on core 0, beside the plainest server there can be:
   fanwire bench --spawn 0 --core 1 --connections 10000 --rate 10 --compare-bare 5
 Throughput of publishing, 16 batches of 100 in flight, and a failure if it is below 200,000 messages/s:
   fanwire bench --spawn 0 --core 1 --connections 2 --saturate 16 --fail-if 'published_per_s<200k'
+
+A million clients, and one message to all of them:
+  fanwire bench --connections 1000000 --ramp 60000 --messages 1 --url ws://127.0.0.1:9992/ws
 
 Exit codes:
   0  all that was delivered is right, and no --fail-if is true
@@ -57,6 +63,9 @@ pub struct Args {
     /// Seconds of measurement
     #[arg(long, value_name = "S", default_value_t = 10.0)]
     duration: f64,
+    /// Publish so many messages at --rate, none before, and measure until the last one is with everybody
+    #[arg(long, value_name = "N", conflicts_with_all = ["duration", "warmup", "saturate", "idle"], value_parser = clap::value_parser!(u64).range(1..))]
+    messages: Option<u64>,
     /// Seconds before
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     warmup: f64,
@@ -72,6 +81,13 @@ pub struct Args {
     /// New connections a second at most
     #[arg(long, value_name = "N/S", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     ramp: u32,
+    /// Connect to so many addresses in a row, from that of the URL on: a server that listens on 0.0.0.0 has them all
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=0xffff))]
+    spread: u32,
+    /// Connect from this address of ours; repeatable, they take turns [default: for a loopback URL 127.0.0.1 and up, a new one
+    /// for each 10,000 connections]
+    #[arg(long, value_name = "ADDRESS")]
+    source: Vec<IpAddr>,
 
     /// How to publish
     #[arg(long, value_name = "INTERFACE", default_value = "grpc", value_parser = ["grpc", "http"])]
@@ -300,12 +316,22 @@ impl Args {
         let (target, host, path) = parse_url(url)?;
         let core = self.server_core.or(self.spawn);
         let server = pid.map(|pid| Watched::new(pid, core)).transpose().map_err(|e| e.to_string())?;
+        let (warmup_s, duration_s) = match (self.messages, pace) {
+            (Some(_), Pace::Saturate { .. }) => return Err("--messages needs a --rate above 0".into()),
+            (Some(messages), Pace::Rate { per_s }) => (0.0, messages as f64 / per_s),
+            (None, _) => (self.warmup, self.duration),
+        };
+        if self.spread > 1 && !target.is_ipv4() {
+            return Err("--spread needs an IPv4 address".into());
+        }
         Ok(Plan {
             clients: ClientsPlan {
                 target,
                 host,
                 path,
                 dialect: self.dialect(),
+                spread: self.spread,
+                sources: self.source.clone(),
                 connections: self.connections,
                 topics: self.topics,
                 publishers: publishers.clamp(1, crate::load::PUBLISHERS_MAX),
@@ -317,8 +343,9 @@ impl Args {
                 buffer_bytes: self.buffer_bytes,
             },
             load: (!self.idle).then_some(Load { pace, size: self.size, source }),
-            warmup_s: self.warmup,
-            duration_s: self.duration,
+            warmup_s,
+            duration_s,
+            to_the_last: self.messages.is_some(),
             server,
             core: self.core,
             admin: None,

@@ -25,8 +25,15 @@ use std::sync::Arc;
 
 /// Connections that are between connect and the subscribe's answer at a time: well below any listen backlog.
 const UNDER_WAY_MAX: u32 = 128;
-/// Connections of one source address: ephemeral ports are searched in halves, and the second half is slow to find.
-const PER_SOURCE_ADDRESS: u32 = 10_000;
+/// Connections of one pair of addresses: ephemeral ports are searched in halves, and the second half is slow to find.
+const PER_ADDRESS_PAIR: u32 = 10_000;
+/// Rings up to here have all the receive buffers that were asked for; with more of them, a million connections, each has a
+/// quarter: a ring is looked at more rarely then, but gives no more than some twenty completions at a time.
+const FULLY_BUFFERED_RINGS_MAX: u32 = 4;
+/// Closed in one turn: two entries each, and the queues hold 1,024 and more.
+const CLOSES_PER_TURN_MAX: u32 = 4096;
+/// A second more for the closing for each so many.
+const CLOSES_PER_S: u64 = 20_000;
 /// Every client says `ping` once in this time; the gateway waits 120 s.
 const HEARTBEAT_NS: u64 = 50_000_000_000;
 /// Pings of one turn.
@@ -51,6 +58,11 @@ pub struct ClientsPlan {
     pub path: String,
     /// Which one: gpush or Centrifugo.
     pub dialect: DialectId,
+    /// Connection i goes to address `target` + i % spread.
+    pub spread: u32,
+    /// Connection i comes from these in turn. None: from 127.0.0.1 and up if the target is a loopback address, else from
+    /// where the kernel says.
+    pub sources: Vec<IpAddr>,
     /// How many.
     pub connections: u32,
     /// Connection i subscribes to topic i % topics.
@@ -75,6 +87,24 @@ impl ClientsPlan {
     fn is_slow(&self, connection: u32) -> bool {
         let share = |n: u32| u64::from(n) * u64::from(self.slow) / u64::from(self.connections);
         share(connection + 1) > share(connection)
+    }
+
+    /// Where `connection` comes from, if that is not the kernel's choice, and where it goes: so that no pair of addresses runs
+    /// out of ports.
+    fn addresses(&self, connection: u32) -> (Option<SocketAddr>, SocketAddr) {
+        let IpAddr::V4(first) = self.target.ip() else {
+            return (self.source(connection), self.target);
+        };
+        let to = Ipv4Addr::from(u32::from(first).wrapping_add(connection % self.spread));
+        let target = SocketAddr::from((to, self.target.port()));
+        let own = first.is_loopback() && self.sources.is_empty();
+        let from = u32::from(Ipv4Addr::LOCALHOST) + connection / self.spread / PER_ADDRESS_PAIR % 0xff_fff0;
+        (if own { Some(SocketAddr::from((Ipv4Addr::from(from), 0))) } else { self.source(connection) }, target)
+    }
+
+    fn source(&self, connection: u32) -> Option<SocketAddr> {
+        let sources = &self.sources;
+        (!sources.is_empty()).then(|| SocketAddr::from((sources[connection as usize % sources.len()], 0)))
     }
 }
 
@@ -142,6 +172,8 @@ pub(crate) struct Clients {
     accept: Vec<u8>,
     next: u32,       // The first connection that has not been started.
     under_way: u32,  // Between connect and the subscribe's answer.
+    open: u32,       // With a slot of a ring.
+    slow: u32,       // In the state of that name.
     ramp_from: Time, // Since when `ramp_per_s` counts, and
     ramp_base: u32,  // from which connection.
     progress: Time,  // A handshake got on.
@@ -164,7 +196,9 @@ impl Clients {
         let rings = plan.connections.div_ceil(slots_max);
         let refused =
             |e: std::io::Error| format!("io_uring of the load client: {e} (needs Linux 6.1 and io_uring enabled)");
-        let options = ClientRingOptions { slots: slots_max, buffers: plan.buffers, buffer_bytes: plan.buffer_bytes };
+        let share = if rings > FULLY_BUFFERED_RINGS_MAX { 4 } else { 1 };
+        let buffers = (plan.buffers / share).max(1);
+        let options = ClientRingOptions { slots: slots_max, buffers, buffer_bytes: plan.buffer_bytes };
         let mut rings: Vec<ClientRing> =
             (0..rings).map(|_| ClientRing::new(options)).collect::<Result<_, _>>().map_err(refused)?;
         if let [first, others @ ..] = &mut rings[..]
@@ -191,6 +225,8 @@ impl Clients {
             accept: handshake::accept_for(KEY).to_vec(),
             next: 0,
             under_way: 0,
+            open: 0,
+            slow: 0,
             ramp_from: Time::now(),
             ramp_base: 0,
             progress: Time::now(),
@@ -244,16 +280,15 @@ impl Clients {
     /// Reads what slow connections were sent, to see which of them the server has ended; up to ten seconds, or until nothing
     /// has come for one.
     pub(crate) fn look_at_slow(&mut self) {
-        let slow = |c: &Connection| c.state == State::Slow;
         for i in 0..self.plan.connections {
-            if slow(&self.connections[i as usize]) {
+            if self.connections[i as usize].state == State::Slow {
                 let (ring, slot) = self.place(i);
                 self.rings[ring].receive(slot);
             }
         }
         let end = Time::now().plus_ms(10_000);
         let (mut seen, mut quiet) = (u64::MAX, Time::NEVER);
-        while self.connections.iter().any(slow) && Time::now() < end.min(quiet) {
+        while self.slow > 0 && Time::now() < end.min(quiet) {
             self.turn(Time::now().plus_ms(100));
             let now_seen = self.counts.slow_received + self.counts.slow_ends.values().sum::<u64>();
             if now_seen != seen {
@@ -264,7 +299,7 @@ impl Clients {
 
     /// How many slow ones the server has not ended.
     pub(crate) fn slow_open(&self) -> u32 {
-        self.connections.iter().filter(|c| c.state == State::Slow).count() as u32
+        self.slow
     }
 
     /// Messages that reading connections lack of the first `messages` of `schedule`, given that of some streams `refused` were
@@ -288,15 +323,17 @@ impl Clients {
         (0..self.plan.connections).filter(move |&i| reader(&self.connections[i as usize]))
     }
 
-    /// Ends all connections, up to ten seconds; what they leave behind.
+    /// Ends all connections, for ten seconds and more if there are many; what they leave behind.
     pub(crate) fn close(mut self) -> (Counts, Tally) {
         self.leaving = true;
-        for i in 0..self.next {
-            self.leave(i);
-        }
-        let end = Time::now().plus_ms(10_000);
-        while self.connections.iter().any(|c| c.open) && Time::now() < end {
-            self.turn(Time::now().plus_ms(100));
+        let end = Time::now().plus_ms(10_000 + u64::from(self.open) * 1000 / CLOSES_PER_S);
+        let mut left = 0;
+        while (left < self.next || self.open > 0) && Time::now() < end {
+            let until = self.next.min(left + CLOSES_PER_TURN_MAX);
+            (left..until).for_each(|i| self.leave(i));
+            left = until;
+            let wait_ms = if left < self.next { 0 } else { 100 };
+            self.turn(Time::now().plus_ms(wait_ms));
         }
         (self.counts, self.tally)
     }
@@ -307,17 +344,12 @@ impl Clients {
     }
 
     fn start(&mut self, i: u32) {
-        let source = match self.plan.target.ip() {
-            IpAddr::V4(ip) if ip.is_loopback() => {
-                let address = u32::from(Ipv4Addr::LOCALHOST) + i / PER_SOURCE_ADDRESS % 0xff_fff0;
-                Some(SocketAddr::from((Ipv4Addr::from(address), 0)))
-            }
-            _ => None,
-        };
+        let (source, target) = self.plan.addresses(i);
         let (ring, slot) = self.place(i);
-        match self.rings[ring].connect(slot, source, self.plan.target) {
+        match self.rings[ring].connect(slot, source, target) {
             Ok(()) => {
                 self.under_way += 1;
+                self.open += 1;
                 self.connections[i as usize].state = State::Connecting;
                 self.connections[i as usize].open = true;
             }
@@ -348,7 +380,10 @@ impl Clients {
                 Event::Connected(slot, Err(e)) => self.fail(base + slot, format!("connect: {e}")),
                 Event::Ended(slot, 0) => self.ended(base + slot, "end of stream".into()),
                 Event::Ended(slot, errno) => self.ended(base + slot, error(errno)),
-                Event::Closed(slot) => self.connections[(base + slot) as usize].open = false,
+                Event::Closed(slot) => {
+                    self.connections[(base + slot) as usize].open = false;
+                    self.open -= 1;
+                }
             }
         }
         any
@@ -464,6 +499,7 @@ impl Clients {
                 self.counts.subscribed += 1;
                 let connection = &mut self.connections[i as usize];
                 connection.state = if connection.slow { State::Slow } else { State::Live };
+                self.slow += u32::from(connection.slow);
             }
             (State::Greeting | State::Subscribing, _) => {
                 let text = String::from_utf8_lossy(payload);
@@ -492,6 +528,7 @@ impl Clients {
             state if state.is_under_way() => self.fail(i, format!("{state:?}: {reason}").to_lowercase()),
             state @ (State::Live | State::Slow) => {
                 self.connections[i as usize].state = State::Ended;
+                self.slow -= u32::from(state == State::Slow);
                 count(if state == State::Slow { &mut self.counts.slow_ends } else { &mut self.counts.ends }, reason);
                 self.leave(i);
             }
@@ -574,6 +611,8 @@ mod tests {
             host: target.to_string(),
             path: "/ws".into(),
             dialect: DialectId::Gpush,
+            spread: 1,
+            sources: Vec::new(),
             connections,
             topics: 1,
             publishers: 1,
@@ -605,6 +644,26 @@ mod tests {
 
     fn schedule(topics: u32) -> Schedule {
         Schedule::new(Pace::Rate { per_s: 2000.0 }, topics, 1, 128, Time::now().0, 0.0, 0.1)
+    }
+
+    #[test]
+    fn no_pair_of_addresses_has_more_connections_than_ports_are_quickly_found_for() {
+        let million = ClientsPlan { connections: 1_000_000, ..plan("127.0.0.1:9".parse().unwrap(), 1) };
+        for spread in [1, 50] {
+            let plan = ClientsPlan { spread, ..million.clone() };
+            let mut pairs = std::collections::HashMap::new();
+            for i in 0..plan.connections {
+                let (from, to) = plan.addresses(i);
+                assert!(from.unwrap().ip().is_loopback() && to.ip().is_loopback() && to.port() == 9);
+                *pairs.entry((from, to)).or_insert(0) += 1;
+            }
+            assert_eq!((pairs.len(), pairs.values().max()), (100, Some(&PER_ADDRESS_PAIR)), "spread {spread}");
+        }
+        let elsewhere = ClientsPlan { target: "10.0.0.1:9".parse().unwrap(), ..million };
+        assert_eq!(elsewhere.addresses(70_000), (None, elsewhere.target));
+        let sources = vec!["10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap()];
+        let from = ClientsPlan { sources, ..elsewhere }.addresses(3).0.unwrap();
+        assert_eq!(from.to_string(), "10.0.0.3:0");
     }
 
     #[test]

@@ -95,7 +95,11 @@ pub(crate) fn frames(carry: &mut Vec<u8>, chunk: &[u8], mut each: impl FnMut(Fra
         each(Frame { first: frame[0], payload: &frame[header..] });
         rest = tail;
     }
-    carry.extend_from_slice(rest);
+    if !rest.is_empty() {
+        carry.extend_from_slice(rest);
+    } else if carry.capacity() > 0 {
+        *carry = Vec::new(); // A million connections keep nothing that they don't need.
+    }
     Ok(())
 }
 

@@ -87,6 +87,7 @@ pub struct Report {
     pub ramp_s: f64,
     pub handshakes_per_s: f64,
     pub measured_s: f64,
+    pub spread: u32,
     pub messages: u64,
     pub refused: u64,
     pub published_per_s: f64,
@@ -389,7 +390,7 @@ mod tests {
     fn report() -> Report {
         let fields = r#"{
             "machine": {"kernel": "6.1", "cores": 2, "commit": "abc", "release": true}, "bare": false, "connections": 10, "topics": 1, "rate_per_s": 10.0, "size_bytes": 128,
-            "deflate": false, "subscribed": 10, "failed": 0, "ramp_s": 0.5, "handshakes_per_s": 20.0, "measured_s": 5.0,
+            "deflate": false, "subscribed": 10, "failed": 0, "ramp_s": 0.5, "handshakes_per_s": 20.0, "measured_s": 5.0, "spread": 1,
             "messages": 50, "refused": 0, "published_per_s": 10.0, "deliveries": 500, "deliveries_per_s": 100.0,
             "megabytes_per_s": 0.1, "p50_us": 300, "p90_us": 500, "p99_us": 40000, "p999_us": 50000, "max_us": 60000,
             "mean_us": 400.5, "received": 500, "lost": 0, "lost_connections": 0, "duplicates": 0, "disordered": 0,

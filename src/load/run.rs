@@ -30,6 +30,8 @@ const PULSE_MS: u64 = 50;
 const DRAIN_QUIET_MS: u64 = 3_000;
 /// or after this in all.
 const DRAIN_MS_MAX: u64 = 120_000;
+/// Readings are taken so often meanwhile.
+const DRAIN_SAMPLE_NS: u64 = 10_000_000;
 /// Connections that are there before idle ones are counted: what a process needs once is in their memory.
 const IDLE_BASE: u32 = 1_000;
 /// Memory is looked at when nothing has been connected for this long.
@@ -69,6 +71,8 @@ pub struct Plan {
     pub warmup_s: f64,
     /// Of measurement.
     pub duration_s: f64,
+    /// The measurement ends when the last message is with everybody, however long that takes, instead of at its time.
+    pub to_the_last: bool,
     /// Whose CPU and memory counts.
     pub server: Option<Watched>,
     /// Where our threads run.
@@ -310,7 +314,10 @@ fn drive(plan: &Plan, orders: &mpsc::Receiver<Order>, news: &mpsc::Sender<News>)
         until = d.sample()?;
     } else {
         let (schedule, messages, refused) = d.measure(orders, &mut from, &mut until)?;
-        d.drain(&schedule, messages, &refused)?;
+        let last = d.drain(&schedule, messages, &refused)?;
+        if plan.to_the_last {
+            until = last;
+        }
         lost = d.clients.lost(&schedule, messages, &refused);
     }
     let metrics = plan.admin.as_deref().map(server::scrape).transpose()?;
@@ -359,8 +366,8 @@ impl Driver<'_> {
         }
     }
 
-    /// Reads until all readers have everything, or nothing comes any more.
-    fn drain(&mut self, schedule: &Schedule, messages: u64, refused: &BTreeMap<u32, u32>) -> Result<(), String> {
+    /// Reads until all readers have everything, or nothing comes any more. Readings when the last one came.
+    fn drain(&mut self, schedule: &Schedule, messages: u64, refused: &BTreeMap<u32, u32>) -> Result<Sample, String> {
         let ClientsPlan { topics, publishers, .. } = self.plan.clients;
         let of_topic = |topic: u32| -> u64 {
             let stream = |p| Stream::new(topic, p);
@@ -371,13 +378,17 @@ impl Driver<'_> {
         let expected: u64 = self.clients.readers().map(|i| of_topic[(i % topics) as usize]).sum();
         let end = Time::now().plus_ms(DRAIN_MS_MAX);
         let (mut received, mut quiet) = (self.clients.tally.received, Time::now().plus_ms(DRAIN_QUIET_MS));
+        let mut last = self.sample()?;
         while received < expected && Time::now() < end.min(quiet) {
             self.turn(Phase::Drain, quiet)?;
             if self.clients.tally.received > received {
                 (received, quiet) = (self.clients.tally.received, Time::now().plus_ms(DRAIN_QUIET_MS));
+                if Time::now().since_ns(Time(last.at_ns)) >= DRAIN_SAMPLE_NS || received >= expected {
+                    last = self.sample()?;
+                }
             }
         }
-        Ok(())
+        Ok(last)
     }
 }
 
@@ -423,6 +434,7 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         ramp_s,
         handshakes_per_s: f64::from(counts.subscribed) / ramp_s,
         measured_s: window_s,
+        spread: plan.clients.spread,
         messages: published.map_or(0, |(_, p)| p.messages),
         refused: published.map_or(0, |(_, p)| p.refused.values().map(|n| u64::from(*n)).sum()),
         published_per_s: published.map_or(0.0, |(s, p)| p.acknowledged as f64 / s.measured_s()),
