@@ -197,6 +197,6 @@ mod tests {
 
     #[test]
     fn an_idle_connection_costs_little_memory() {
-        assert!(size_of::<Connection>() <= 160, "{}", size_of::<Connection>());
+        assert!(size_of::<Connection>() <= 136, "{}", size_of::<Connection>());
     }
 }
