@@ -50,6 +50,9 @@ const DRAIN_GRACE_MS: u64 = 5000;
 /// one rendering.
 const PAGE_AGE_MS_MAX: u64 = 1000;
 
+/// Sockets on their way to one shard, with those that it has not looked at: at the rate it takes them while it is busiest a tenth of a second.
+const ARRIVALS_WAITING_MAX: usize = 1024;
+
 /// A ring's completion queue and the kernel's own bound (IORING_MAX_FIXED_FILES) make larger tables useless.
 const SLOTS_MAX: usize = 1 << 20;
 
@@ -285,7 +288,7 @@ impl Gateway {
             let ring_fd = parts.fd();
             let (inbox_in, inbox) = queue::channel(items_max, bytes_max, shard_bell.clone());
             let (outbox, outbox_out) = queue::channel(items_max, 0, control_bell.clone());
-            let (arrivals_in, arrivals) = queue::channel(slots + 1024, 0, shard_bell.clone());
+            let (arrivals_in, arrivals) = queue::channel(ARRIVALS_WAITING_MAX, 0, shard_bell.clone());
             let (departures, departures_out) = queue::channel(2 * slots, 0, accept_bell.clone());
             let (claims, claims_heard) = queue::claims(shard_bell.clone(), accept_bell.clone());
             let ends = Endpoints { inbox, outbox, arrivals, departures, claims, bell: shard_bell };

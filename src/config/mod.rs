@@ -271,7 +271,7 @@ section! { "shards"
         /// Pin control, accepting and shard threads to cores, within the CPU mask the process was started with.
         pin: bool = true => Allowed::Bool,
         /// Least time between two flush rounds of a shard. Not a delay: the first message after a quiet spell leaves at once.
-        tick_interval_us: u64 = 1000 => Allowed::Integer(&[1..=1_000_000]),
+        tick_interval_us: u64 = 1000 => Allowed::Integer(&[0..=1_000_000]),
         /// `auto` uses what the kernel has; `6.1` uses only what Linux 6.1 has.
         ring_features: String = "auto".into() => Allowed::OneOf(&["auto", "6.1"]),
         /// Items in each queue between two cores.

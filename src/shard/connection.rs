@@ -14,9 +14,10 @@
 //! proxy's until it may come in, and then in Handshake once more.
 
 use super::egress::Egress;
+use super::subscriptions::Subscriptions;
 use super::wheel::Tick;
 use crate::dialect::{Command, DialectId, Session};
-use crate::ids::{Encoding, Generation, InterestId};
+use crate::ids::{Encoding, Generation};
 use crate::websocket::decoder::Decoder;
 use crate::websocket::deflate::DeflateParams;
 use std::collections::VecDeque;
@@ -113,7 +114,7 @@ pub struct Connection {
     /// Reads its frames.
     pub decoder: Decoder,
     /// What it takes part in, or waits for.
-    pub subscriptions: Vec<InterestId>,
+    pub subscriptions: Subscriptions,
     /// Bytes and commands we can't go on with yet.
     pub held: Option<Box<Held>>,
 }
@@ -147,7 +148,7 @@ impl Connection {
             allowance_at_ms: 0,
             egress: Egress::default(),
             decoder: Decoder::new(false),
-            subscriptions: Vec::new(),
+            subscriptions: Subscriptions::default(),
             held: None,
         }
     }
@@ -196,6 +197,6 @@ mod tests {
 
     #[test]
     fn an_idle_connection_costs_little_memory() {
-        assert!(size_of::<Connection>() <= 168, "{}", size_of::<Connection>());
+        assert!(size_of::<Connection>() <= 136, "{}", size_of::<Connection>());
     }
 }

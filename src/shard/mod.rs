@@ -8,5 +8,6 @@ pub mod pages;
 pub mod pool;
 pub mod proxy_protocol;
 pub mod settings;
+pub mod subscriptions;
 pub mod users;
 pub mod wheel;

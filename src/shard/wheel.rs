@@ -27,6 +27,9 @@ pub const TICK_MS: u64 = 100;
 /// Ticks ahead that have a bucket of their own; farther ones are put back once a turn of the wheel (6.8 minutes).
 const BUCKETS: usize = 4096;
 
+/// How far ahead [`Wheel::wake`] looks for an entry: as long as a core sleeps at most.
+const LOOK_AHEAD: u32 = 10;
+
 /// The wheel.
 pub struct Wheel {
     start: Time,
@@ -77,8 +80,12 @@ impl Wheel {
     pub fn wake(&self) -> Time {
         match self.entries {
             0 => Time::NEVER,
-            _ if self.firing.is_empty() => self.time_of(self.next),
-            _ => self.time_of(self.next - 1),
+            _ if !self.firing.is_empty() => self.time_of(self.next - 1),
+            _ => {
+                let is_used = |tick: &u32| !self.buckets[*tick as usize % BUCKETS].is_empty();
+                let ahead = self.next..self.next + LOOK_AHEAD;
+                self.time_of(ahead.clone().find(is_used).unwrap_or(ahead.end))
+            }
         }
     }
 
@@ -131,6 +138,19 @@ mod tests {
         assert!(wheel.wake() <= now);
         assert!(wheel.fire(now).is_some() && wheel.fire(now).is_some() && wheel.fire(now).is_none());
         assert_eq!(wheel.wake(), Time::NEVER);
+    }
+
+    #[test]
+    fn a_core_with_few_deadlines_sleeps_over_the_ticks_between_them() {
+        let mut wheel = Wheel::new(Time(0));
+        wheel.insert(Slot(1), Generation(0), Tick(4));
+        wheel.insert(Slot(2), Generation(0), Tick(3000));
+        assert_eq!(wheel.wake(), Time(400_000_000));
+        assert_eq!(fired(&mut wheel, 400), [1]);
+        assert_eq!(wheel.wake(), Time(1_500_000_000), "looked at again later");
+        assert_eq!(fired(&mut wheel, 299_999), [] as [u32; 0]);
+        assert_eq!(wheel.wake(), Time(300_000_000_000));
+        assert_eq!(fired(&mut wheel, 300_000), [2]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Receive buffers that the kernel picks from: a provided-buffer ring (io_uring_register_buf_ring(3)), one per shard.
 //!
-//! One pool serves all connections of a ring, so that user memory grows with bytes being read, not with connections.
+//! One pool serves all connections of a ring, so that user memory grows with bytes being read, not with connections. The kernel goes
+//! round through whatever buffers it has, and so comes to touch each: it is given few at first, and more whenever it finds none.
 #![allow(unsafe_code)]
 
 use super::BufferId;
@@ -10,6 +11,9 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+/// What the kernel wants the entries aligned to.
+const PAGE_BYTES: usize = 4096;
+
 /// Entries registered under group [`BufferRing::GROUP`], and the bytes they point at.
 ///
 /// ```text
@@ -17,11 +21,15 @@ use std::sync::atomic::{AtomicU16, Ordering};
 ///          the kernel reads up to the tail                     the kernel writes into those it was given
 /// ```
 pub(super) struct BufferRing {
-    /// Reached by pointers alone: a reference, or a `Box`, would claim that nobody else writes there.
+    /// As allocated, and from the first page boundary in it. Reached by pointers alone: a reference, or a `Box`, would claim that
+    /// nobody else writes there.
+    allocation: NonNull<u8>,
     memory: NonNull<u8>,
     layout: Layout,
     tail: u16,
     count: u16,
+    /// Buffers the kernel has been given: those from here on it does not know yet.
+    known: u16,
 }
 
 impl BufferRing {
@@ -29,25 +37,36 @@ impl BufferRing {
     pub(super) const GROUP: u16 = 1;
     /// Bytes of one buffer: most client messages fit.
     pub(super) const SIZE: usize = 2048;
+    /// Buffers given at a time: enough for what comes in one turn of a core that is not overrun.
+    const STEP: u16 = 64;
 
-    /// Registers `count` buffers (a power of two, at most 32,768) with the ring.
+    /// Registers a pool of at most `count` buffers (a power of two, at most 32,768) with the ring.
     ///
     /// # Errors
     /// The kernel knows no buffer rings (before 5.19), or is out of memory.
     pub(super) fn new(submitter: &Submitter<'_>, count: u16) -> io::Result<BufferRing> {
         assert!(count.is_power_of_two() && count <= 1 << 15, "the kernel masks indices by count − 1");
         let bytes = usize::from(count) * (size_of::<BufRingEntry>() + Self::SIZE);
-        let layout = Layout::from_size_align(bytes, 4096).expect("at most 65 MiB");
+        // The allocator aligns to a page only what it then fills with zeroes by hand, and so makes resident; hence a page more.
+        let layout = Layout::from_size_align(bytes + PAGE_BYTES, align_of::<BufRingEntry>()).expect("at most 65 MiB");
         // SAFETY: the layout has a size above zero.
-        let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
-        let mut ring = BufferRing { memory, layout, tail: 0, count };
+        let Some(allocation) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        // SAFETY: less than a page, by which the allocation is longer than `bytes`.
+        let memory = unsafe { allocation.add(allocation.align_offset(PAGE_BYTES)) };
+        let mut ring = BufferRing { allocation, memory, layout, tail: 0, count, known: 0 };
         // SAFETY: the entries are page-aligned, zeroed memory of `count` entries that lives until `unregister` was called or
         // the io_uring is gone: `UringRing` unregisters before it drops us.
         unsafe { submitter.register_buf_ring_with_flags(memory.as_ptr() as u64, count, Self::GROUP, 0)? };
-        for id in 0..count {
-            ring.give_back(&BufferId(id));
-        }
+        ring.grow();
         Ok(ring)
+    }
+
+    /// Gives the kernel more buffers, if there are any that it does not know.
+    pub(super) fn grow(&mut self) {
+        let known = self.known.saturating_add(Self::STEP).min(self.count);
+        for id in std::mem::replace(&mut self.known, known)..known {
+            self.give_back(&BufferId(id));
+        }
     }
 
     /// The first `length` bytes of a buffer the kernel has filled.
@@ -89,6 +108,6 @@ impl BufferRing {
 impl Drop for BufferRing {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout; the kernel no longer knows it (see `new`).
-        unsafe { dealloc(self.memory.as_ptr(), self.layout) };
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
     }
 }

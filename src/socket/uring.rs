@@ -27,8 +27,9 @@ const SEND_VECTORIZED: u16 = 1 << 5;
 /// Submission entries: a turn submits at most 256 sends and little else before it enters.
 const SUBMISSION_ENTRIES: u32 = 1024;
 
-/// Largest completion queue the kernel gives (IORING_MAX_CQ_ENTRIES).
-const COMPLETION_ENTRIES_MAX: usize = 65_536;
+/// Completions the ring has room for, however many slots there are: several turns' worth. What comes beyond them the kernel keeps in a
+/// list of its own (IORING_FEAT_NODROP), and many shards on a core pay for each entry. Not less: its hash of armed polls shrinks too.
+const COMPLETION_ENTRIES_MAX: usize = 8192;
 
 /// What may be used beyond Linux 6.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,12 +165,12 @@ impl UringParts {
         let UringParts { ring, bell, slots, features } = self;
         let lacks = |feature| move |cause| RingError::Lacks { feature, cause };
         ring.submitter().register_enable_rings().map_err(lacks("disabled rings (5.10)"))?;
-        // Slots ÷ 64, so that small shards are cheap; no buffer left is no error, only a repeated receive.
+        // At most slots ÷ 64, so that small shards are cheap; no buffer left is no error, only a repeated receive.
         let count = (slots / 64).next_power_of_two().clamp(16, 1024) as u16;
         let buffers = BufferRing::new(&ring.submitter(), count).map_err(lacks("provided-buffer rings (5.19)"))?;
         let mut ring = UringRing {
             ring,
-            inflight: InFlight::default(),
+            inflight: InFlight::new(slots),
             vectors: Vec::new(),
             buffers,
             bell,
@@ -397,6 +398,9 @@ impl Ring for UringRing {
                     self.arm_bell();
                 }
                 continue;
+            }
+            if kind == Kind::Recv && result == -libc::ENOBUFS {
+                self.buffers.grow();
             }
             let returned = (kind == Kind::Send).then(|| self.inflight.finish(token.slot()));
             return Some(Completion {

@@ -15,6 +15,12 @@ use crate::websocket::frame;
 /// Deadlines looked at in one turn; after a long stall, or when many clients fall silent at once, the rest waits for the next.
 const DEADLINES_PER_TURN_MAX: usize = 4096;
 
+/// Arrivals taken in one turn. Each costs the core some 25 µs until it has subscribed, and those who are here wait meanwhile.
+const ARRIVALS_PER_TURN_MAX: usize = 128;
+
+/// The same while a round is under way: of 256 sends and what so many arrivals bring, two thirds are the round's.
+const ARRIVALS_PER_TURN_IN_ROUND_MAX: usize = 12;
+
 /// Why a connection ends; each has its counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -75,9 +81,12 @@ impl Cause {
 }
 
 impl<R: Ring> Reactor<R> {
-    /// Takes the addresses of sockets that came, or will come, through the ring.
+    /// Takes the addresses of sockets that came, or will come, through the ring. Only so many, although a hundred thousand may come at
+    /// once: the others wait in the queue, then in the accepting core's line, then with the listener.
     pub(super) fn pair_arrivals(&mut self) {
-        while let Some(arrival) = self.ends.arrivals.pop() {
+        let most = if self.round.is_active() { ARRIVALS_PER_TURN_IN_ROUND_MAX } else { ARRIVALS_PER_TURN_MAX };
+        for _ in 0..most {
+            let Some(arrival) = self.ends.arrivals.pop() else { break };
             match self.sockets.remove(&arrival.token) {
                 Some(slot) => self.welcome(slot, arrival),
                 None => drop(self.arrivals.insert(arrival.token, arrival)),
@@ -316,7 +325,7 @@ impl<R: Ring> Reactor<R> {
         self.withdraw(slot);
         let subscriptions = std::mem::take(&mut self.connections[slot.0 as usize].subscriptions);
         let mut missed = self.round.pending(slot);
-        for id in subscriptions {
+        for id in subscriptions.iter() {
             missed += self.interests.collected(id, slot);
             self.leave(slot, id);
         }

@@ -191,7 +191,7 @@ impl<R: Ring> Reactor<R> {
         metrics: Arc<ShardMetrics>,
     ) -> Reactor<R> {
         let now = ring.now();
-        let interests = Interests::new(settings.send_bytes_max);
+        let (interests, slots) = (Interests::new(settings.send_bytes_max), settings.slots);
         Reactor {
             id,
             ring,
@@ -199,8 +199,9 @@ impl<R: Ring> Reactor<R> {
             settings,
             metrics,
             now,
-            connections: Vec::new(),
-            visitors: Vec::new(),
+            // In full, and resident as far as they are used: tables that grow leave holes of their former sizes behind.
+            connections: Vec::with_capacity(slots),
+            visitors: Vec::with_capacity(slots),
             tenants: 0,
             wheel: Wheel::new(now),
             interests,

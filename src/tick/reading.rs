@@ -506,13 +506,13 @@ impl<R: Ring> Reactor<R> {
         }
         if topic.is_empty() {
             // What goes to the empty topic goes to everyone, and this connection is one of them already.
-            let position = connection.subscriptions.first().map(|id| self.interests.get(*id));
+            let position = connection.subscriptions.first().map(|id| self.interests.get(id));
             let position = position.map_or((Epoch(0), Offset(0)), |everyone| (everyone.epoch, everyone.last));
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
         let known = self.interests.find(&topic, connection.encoding);
         if let Some(id) = known
-            && connection.subscriptions.contains(&id)
+            && connection.subscriptions.contains(id)
         {
             if !dialect.subscribes_twice() {
                 return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::AlreadySubscribed));
@@ -568,9 +568,8 @@ impl<R: Ring> Reactor<R> {
             return held.commands.push_front(Command::Unsubscribe { topic: topic.into(), request });
         }
         if let Some(id) = known
-            && let Some(at) = connection.subscriptions.iter().position(|s| *s == id)
+            && connection.subscriptions.remove(id)
         {
-            connection.subscriptions.swap_remove(at);
             self.leave(slot, id);
             self.unheard(slot, topic);
         }

@@ -315,6 +315,37 @@ fn clients_that_keep_asking_leave_the_round_its_share_of_each_enter() {
 }
 
 #[test]
+fn a_storm_of_arrivals_leaves_a_round_its_share_of_each_turn() {
+    let mut world = World::new(|_| {});
+    const CLIENTS: u32 = 600;
+    const STORM: u32 = 400;
+    (0..CLIENTS).for_each(|slot| world.open(slot));
+    world.pass_ms(10);
+    world.broadcast(1, 100);
+    world.turn();
+    assert!(world.reactor.round.is_active());
+    for slot in CLIENTS..CLIENTS + STORM {
+        world.hand_overs += 1;
+        let (token, accepted) = (world.hand_overs, world.reactor.ring.now);
+        world.complete(Token::arrival(token), slot as i32);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, slot as u16));
+        world.arrivals.push(Arrival { token, address, listener: 0, accepted }, 0).unwrap();
+    }
+    let polls = |calls: &[Call]| calls.iter().filter(|c| matches!(c, Call::Poll(..))).count();
+    world.turn(); // The halves that come through the ring are there now.
+    let calls = world.turn();
+    let sends = calls.iter().filter(|c| matches!(c, Call::Send(..))).count();
+    assert_eq!((polls(&calls), sends), (12, 88), "what is left of the round is 600 - 2 x 256");
+    assert!(!world.reactor.round.is_active());
+    assert_eq!(polls(&world.turn()), 128);
+    while world.reactor.ring.slept_until.is_none() {
+        world.turn();
+    }
+    let audit = world.reactor.audit();
+    assert_eq!((audit.connections, audit.arrivals_unpaired), ((CLIENTS + STORM) as usize, 0));
+}
+
+#[test]
 fn memory_above_its_bound_comes_back_although_nothing_more_is_published() {
     let mut world = World::new(|s| s.owed_bytes_max = 5000);
     (0..2).for_each(|slot| world.open(slot));
