@@ -92,6 +92,8 @@ pub struct Hooks {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Why the gateway is not ready; empty: it is.
     pub unready: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// What is worth a word although the gateway is ready.
+    pub notes: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     /// The JSON of `/stats`.
     pub stats: Arc<dyn Fn() -> String + Send + Sync>,
     /// The log level.
@@ -100,7 +102,7 @@ pub struct Hooks {
 
 /// Both listeners, bound and not yet accepting.
 pub struct Server {
-    grpc: std::net::TcpListener,
+    grpc: Option<std::net::TcpListener>, // None: nobody publishes here.
     http: std::net::TcpListener,
     log_level: Option<std::net::TcpListener>,
 }
@@ -112,16 +114,22 @@ impl Server {
     /// An address is taken, can't be had, or is off loopback with neither tokens nor `publish.insecure`.
     pub fn bind(publish: &Publish) -> Result<Server, BindError> {
         let open = publish.insecure || !publish.tokens_file.is_empty();
-        Ok(Server {
-            grpc: bind("publish.grpc_address", &publish.grpc_address, open)?,
-            http: bind("publish.http_address", &publish.http_address, open)?,
-            log_level: None,
-        })
+        let server = Server::bind_admin(publish)?;
+        Ok(Server { grpc: Some(bind("publish.grpc_address", &publish.grpc_address, open)?), ..server })
+    }
+
+    /// As [`Server::bind`] for a gateway without publishers: no gRPC, and of HTTP the admin pages.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub fn bind_admin(publish: &Publish) -> Result<Server, BindError> {
+        let open = publish.insecure || !publish.tokens_file.is_empty();
+        Ok(Server { grpc: None, http: bind("publish.http_address", &publish.http_address, open)?, log_level: None })
     }
 
     /// Takes listeners that exist already.
     pub fn from_listeners(grpc: std::net::TcpListener, http: std::net::TcpListener) -> Server {
-        Server { grpc, http, log_level: None }
+        Server { grpc: Some(grpc), http, log_level: None }
     }
 
     /// Serves the log level on a loopback port of its own too, on any path and without tokens, as gpush's logger does.
@@ -133,12 +141,12 @@ impl Server {
         Ok(())
     }
 
-    /// Where gRPC listens.
+    /// Where gRPC listens, if it does.
     ///
     /// # Errors
     /// None while the descriptor is one of ours.
-    pub fn grpc_address(&self) -> io::Result<SocketAddr> {
-        self.grpc.local_addr()
+    pub fn grpc_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.grpc.as_ref().map(std::net::TcpListener::local_addr).transpose()
     }
 
     /// Where HTTP listens.
@@ -167,7 +175,7 @@ impl Server {
         let (routes, reporter) = grpc::routes(&control, tokens.clone(), publish);
         let health = tokio::spawn(grpc::report_health(reporter, control.drain_begun()));
         let level = log_level::router(hooks.log.clone());
-        let http = http::router(control.clone(), tokens.clone(), hooks, publish, dev);
+        let http = http::router(control.clone(), tokens.clone(), hooks, publish, self.grpc.is_some(), dev);
         let grpc = routes.prepare().into_axum_router();
 
         let stop = watch::Sender::new(false);
@@ -179,7 +187,7 @@ impl Server {
             metrics,
             stop: stop.subscribe(),
         };
-        let grpc_port = port(listener(self.grpc)?, &metrics.grpc_connections);
+        let grpc_listener = self.grpc.map(listener).transpose()?;
         let origins = Arc::new(Origins::new(&publish.allowed_origins));
         let reception = |router: &Router, visit| Reception {
             router: router.clone(),
@@ -188,7 +196,12 @@ impl Server {
             control: control.clone(),
             visit,
         };
-        let grpc = grpc_port.accept_all(|stream, visit, stop| serve_http2(stream, reception(&grpc, visit), stop));
+        let grpc = async {
+            if let Some(listener) = grpc_listener {
+                let grpc_port = port(listener, &metrics.grpc_connections);
+                grpc_port.accept_all(|stream, visit, stop| serve_http2(stream, reception(&grpc, visit), stop)).await;
+            }
+        };
         let idle = Duration::from_millis(publish.idle_deadline_ms);
         let http_port = port(listener(self.http)?, &metrics.http_connections);
         let http = http_port.accept_all(|stream, visit, stop| serve_http1(stream, reception(&http, visit), idle, stop));
