@@ -562,6 +562,9 @@ impl Running {
         };
         let relay_tokens = self.node.as_ref().map(|node| node.tokens.clone());
         let mut cluster = self.join()?;
+        if let Some(cluster) = &mut cluster {
+            cluster.settled().await;
+        }
         let notes = cluster.as_ref().map(Cluster::notes);
         let (stopping, stopped) = tokio::sync::watch::channel(false);
         let (finish, finished) = tokio::sync::watch::channel(false);

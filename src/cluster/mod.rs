@@ -42,6 +42,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
+/// What keeps a node from being a member before etcd was asked.
+const NOT_ASKED: &str = "etcd has not answered yet";
+/// How long that may keep publishers waiting.
+const SETTLE: Duration = Duration::from_secs(3);
 /// How long leaving may take: two calls of etcd's.
 const LEAVE: Duration = Duration::from_secs(4);
 /// How long pullers may take to read what they have not had yet, at the end.
@@ -231,7 +235,7 @@ impl Prepared {
         let Prepared { settings, files, listener, epoch } = self;
         let Surroundings { addresses, deliver, load, secrets, metrics } = around;
         let id = format!("{epoch:016x}");
-        let (view, viewed) = watch::channel(View { trouble: Some("not asked yet".into()), ..View::default() });
+        let (view, viewed) = watch::channel(View { trouble: Some(NOT_ASKED.into()), ..View::default() });
         let (leaving, leave) = watch::channel(false);
         let (stopping, stop) = watch::channel(false);
         let (server_tls, client_tls) = files.relay.unzip();
@@ -304,6 +308,12 @@ impl Cluster {
     /// What is to be given every accepted publication, if they travel at all.
     pub fn carrier(&self) -> Option<Arc<dyn Carrier>> {
         self.relay.clone().map(|relay| relay as Arc<dyn Carrier>)
+    }
+
+    /// Completes when this node is a member, or knows why it can't be: what it accepts before, no other node could know of.
+    pub async fn settled(&mut self) {
+        let is_settled = self.view.wait_for(|view| view.trouble.as_deref() != Some(NOT_ASKED));
+        drop(tokio::time::timeout(SETTLE, is_settled).await);
     }
 
     /// Says in a sentence what is not as it should be, though this node serves.
