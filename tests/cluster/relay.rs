@@ -85,6 +85,27 @@ fn a_cut_is_made_up_at_once_when_the_network_is_back() {
 }
 
 #[test]
+#[ignore = "ten seconds of a cut"]
+fn ten_seconds_of_a_cut_at_ten_thousand_messages_a_second_are_made_up_in_two() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[("slow.pending_bytes_max", "67108864")]);
+    let mut listener = Listener::new(&two[1], "t");
+    two[0].network.cut();
+    let start = Instant::now();
+    for second in 0..10 {
+        two[0].publish("t", second * 10_000 + 1..(second + 1) * 10_000 + 1);
+        thread::sleep((start + Duration::from_secs(second + 1)).saturating_duration_since(Instant::now())); // The rate.
+    }
+    let back = Instant::now();
+    two[0].network.pass();
+    wait_until("all is made up", || two[1].received() == 100_000.0);
+    let made_up = back.elapsed();
+    listener.hears(&[("a", 100_000)]);
+    assert!(made_up < Duration::from_secs(2), "{made_up:?}");
+    assert_eq!(two[1].lost(), 0.0);
+}
+
+#[test]
 fn a_half_open_connection_is_noticed_and_what_it_swallowed_is_made_up() {
     let etcd = Etcd::start();
     let two = cluster(&etcd, &["a", "b"], &[]);
