@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start   limits ─► addresses ─► rings ─► shards enabled ─► accepting core ─► control, and READY
-//! stop    /readyz 503 ─► drain_delay ─► publishes refused, no new clients ─► queues flushed, closes spread ─► exit
+//! stop    /readyz 503, no member any more ─► drain_delay ─► publishes refused, no new clients ─► queues flushed, closes spread ─► exit
 //! ```
 //!
 //! Whatever can't be had is told before anything listens, in one sentence, with exit code 78.
@@ -10,11 +10,14 @@
 use crate::accept::{self, Acceptor, ShardDoor, high_water};
 use crate::auth::Login;
 use crate::clock::Time;
+use crate::cluster::{self, Cluster, Deliver, Delivered};
 use crate::config::Config;
 use crate::encode::{EncodeSettings, Encoder};
+use crate::frame::Publication;
 use crate::ids::ShardId;
 use crate::ingest::{
-    Control, GopushServer, Hooks, LogLevel, Oracle, Server, ShardQueues, Tokens, TokensError, check_certificate,
+    Admission, Control, GopushServer, Hooks, LogLevel, Oracle, Server, ShardQueues, Tokens, TokensError, Waiting,
+    check_certificate,
 };
 use crate::metrics::{AcceptMetrics, ControlMetrics, Registry, ShardMetrics};
 use crate::queue::{self, Answer, Bell, Drain, Page, ToAccept};
@@ -42,6 +45,9 @@ const EXIT_FAILED: u8 = 1;
 /// A shard that has not turned for this long is named by `/readyz`, and the watchdog is not fed: awake or asleep, a healthy one
 /// turns every second.
 const TURN_MS_MAX: u64 = 3000;
+
+/// RFC 6455's registry: service restart, come again. Clients find another node behind the same name.
+const CLOSE_GO_ELSEWHERE: u16 = 1012;
 
 /// How much longer than its own deadlines say a shard may take to drain: for what is in its queue and batches at the beginning.
 const DRAIN_GRACE_MS: u64 = 5000;
@@ -209,8 +215,15 @@ struct Gateway {
     tokens: Arc<Tokens>,
     login: Login,
     listeners: Vec<Listener>,
+    node: Option<Node>,
     features: Features,
     cores: Vec<CoreId>,
+}
+
+/// This gateway's part of a cluster, and what nodes show one another.
+struct Node {
+    prepared: cluster::Prepared,
+    tokens: Arc<Tokens>,
 }
 
 impl Gateway {
@@ -222,7 +235,13 @@ impl Gateway {
         let features = ring_features(&config);
         let tokens = load_tokens(&config).map_err(|e| text(&e))?;
         let login = Login::new(&config.auth).map_err(|e| text(&e))?;
-        let mut server = Server::bind(&config.publish).map_err(|e| text(&e))?;
+        let mut server = if config.cluster.role.publishes() {
+            Server::bind(&config.publish).map_err(|e| text(&e))?
+        } else {
+            let gopush = &mut config.compat.gopush;
+            (gopush.gateway_address, gopush.logic_address) = Default::default();
+            Server::bind_admin(&config.publish).map_err(|e| text(&e))?
+        };
         if config.log.level_port != 0 {
             server.add_log_level_port(config.log.level_port).map_err(|e| text(&e))?;
         }
@@ -241,7 +260,14 @@ impl Gateway {
             listeners.push(listen(address, options).map_err(|e| text(&e))?);
         }
         let tokens = Arc::new(tokens);
-        Ok(Gateway { config, log, layout, server, gopush, tokens, login, listeners, features, cores })
+        let node = match cluster::Prepared::new(&config).map_err(|e| text(&e))? {
+            None => None,
+            Some(prepared) => {
+                let tokens = load_relay_tokens(&config).map_err(|e| text(&e))?;
+                Some(Node { prepared, tokens: Arc::new(tokens) })
+            }
+        };
+        Ok(Gateway { config, log, layout, server, gopush, tokens, login, listeners, node, features, cores })
     }
 
     /// The core of a thread: control and accepting core share the first, shards have the others, or all if there is only one.
@@ -321,7 +347,8 @@ impl Gateway {
         }
 
         let accept_metrics = Arc::new(AcceptMetrics::default());
-        accept_metrics.connections_max.set(self.connections_max() as u64);
+        let connections_max = self.connections_max();
+        accept_metrics.connections_max.set(connections_max as u64);
         let accept_settings = accept::Settings {
             modern_ring: self.features != Features::LINUX_6_1,
             ..accept::Settings::from(&self.config)
@@ -374,6 +401,9 @@ impl Gateway {
             tokens: self.tokens,
             login: self.login,
             control,
+            node: self.node,
+            connections_max: connections_max as u64,
+            subscribers: addresses,
             registry: Arc::new(registry),
             shard_metrics,
             threads,
@@ -417,9 +447,16 @@ impl Gateway {
             }
         }
         lines.extend(self.gopush.announcement().map_err(text)?);
-        lines.push(format!("gRPC publish {grpc}"));
-        lines.push(format!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)"));
-        if let Some((address, path)) = first {
+        if let Some(grpc) = grpc {
+            lines.push(format!("gRPC publish {grpc}"));
+            lines.push(format!("HTTP publish http://{http} (POST /v1/pushData; also /metrics, /healthz, /readyz)"));
+        } else {
+            lines.push(format!("HTTP admin   http://{http} (/metrics, /healthz, /readyz)"));
+        }
+        if let Some(relay) = self.node.as_ref().and_then(|node| node.prepared.relay_address()) {
+            lines.push(format!("relay        {relay} (for other nodes)"));
+        }
+        if let (Some((address, path)), Some(grpc)) = (first, grpc) {
             let address = reachable(address);
             // As this process was called: under `cargo run` there is no `fanwire` on the PATH.
             let program = std::env::args_os().next().unwrap_or_else(|| "fanwire".into());
@@ -440,12 +477,18 @@ fn load_tokens(config: &Config) -> Result<Tokens, TokensError> {
     Ok(Tokens::load(&config.publish.tokens_file)?.with_api_keys(api_keys))
 }
 
+fn load_relay_tokens(config: &Config) -> Result<Tokens, TokensError> {
+    Tokens::load_as("cluster.relay_tokens_file", &config.cluster.relay_tokens_file)
+}
+
 /// Reads the files that the settings name, as [`serve`] will.
 ///
 /// # Errors
 /// One sentence: which file of which setting can't be used, and why.
 pub fn check_files(config: &Config) -> Result<(), String> {
     load_tokens(config).map_err(|e| e.to_string())?;
+    load_relay_tokens(config).map_err(|e| e.to_string())?;
+    cluster::check_files(&config.cluster).map_err(|e| e.to_string())?;
     let gopush = &config.compat.gopush;
     if gopush.enabled {
         check_certificate(gopush).map_err(|e| e.to_string())?;
@@ -534,6 +577,9 @@ struct Running {
     tokens: Arc<Tokens>,
     login: Login,
     control: Arc<Control>,
+    node: Option<Node>,
+    connections_max: u64,
+    subscribers: Vec<std::net::SocketAddr>,
     registry: Arc<Registry>,
     shard_metrics: Vec<Arc<ShardMetrics>>,
     threads: Vec<JoinHandle<()>>,
@@ -569,6 +615,12 @@ impl Running {
             let control = self.control.clone();
             tokio::spawn(async move { control.run(knowledge).await })
         };
+        let relay_tokens = self.node.as_ref().map(|node| node.tokens.clone());
+        let mut cluster = self.join()?;
+        if let Some(cluster) = &mut cluster {
+            cluster.settled().await;
+        }
+        let notes = cluster.as_ref().map(Cluster::notes);
         let (stopping, stopped) = tokio::sync::watch::channel(false);
         let (finish, finished) = tokio::sync::watch::channel(false);
         let health = Health { control: self.control.clone(), shards: self.shard_metrics.clone(), stopping: stopped };
@@ -581,6 +633,7 @@ impl Running {
                 let health = health.clone();
                 Arc::new(move || health.reasons())
             },
+            notes: Arc::new(move || notes.iter().filter_map(cluster::Notes::get).collect()),
             stats: {
                 let shards = self.shard_metrics.clone();
                 Arc::new(move || stats(&shards))
@@ -619,6 +672,7 @@ impl Running {
                 _ = hangup.recv() => {
                     notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now()?]);
                     self.tokens.reload();
+                    relay_tokens.iter().for_each(|tokens| tokens.reload());
                     notify(&[sd_notify::NotifyState::Ready]);
                 }
             }
@@ -626,7 +680,19 @@ impl Running {
         notify(&[sd_notify::NotifyState::Stopping]);
         stopping.send_replace(true);
         tracing::info!("stopping; a second signal ends at once");
-        let drain = drain(&self.config, &self.control, &mut self.to_accept, &self.acceptor, &self.shard_metrics);
+        let drain = async {
+            // First of all, so that nobody is sent here who would have to go at once.
+            let others_remain = match &mut cluster {
+                Some(cluster) => cluster.leave().await,
+                None => false,
+            };
+            let close_code = if others_remain { CLOSE_GO_ELSEWHERE } else { self.config.drain.drain_close_code };
+            let (to_accept, acceptor) = (&mut self.to_accept, &self.acceptor);
+            drain(&self.config, close_code, &self.control, to_accept, acceptor, &self.shard_metrics).await;
+            if let Some(cluster) = cluster {
+                cluster.stop().await;
+            }
+        };
         tokio::select! {
             () = drain => tracing::info!("drained"),
             _ = terminate.recv() => tracing::warn!("told twice: ending at once"),
@@ -644,9 +710,65 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Begins this gateway's part of a cluster, if it has one.
+    fn join(&mut self) -> std::io::Result<Option<Cluster>> {
+        let Some(Node { prepared, tokens }) = self.node.take() else { return Ok(None) };
+        let (shards, counted) = (self.shard_metrics.clone(), self.control.metrics().clone());
+        let connections_max = self.connections_max;
+        let load = move || cluster::Load {
+            connections: shards.iter().map(|m| m.websockets.get()).sum(),
+            connections_max,
+            publications: counted.publications.get(),
+        };
+        let shown = tokens.clone();
+        let cluster = prepared.start(cluster::Surroundings {
+            addresses: cluster::Addresses {
+                grpc: self.server.grpc_address()?,
+                http: Some(self.server.http_address()?),
+                subscribers: self.subscribers.clone(),
+            },
+            deliver: Arc::new(Subscribers(self.control.clone())),
+            load: Arc::new(load),
+            secrets: cluster::Secrets {
+                allows: Arc::new(move |authorization| tokens.allow(authorization)),
+                shown: Arc::new(move || shown.first()),
+            },
+            metrics: self.registry.cluster().clone(),
+        })?;
+        if let Some(carrier) = cluster.carrier() {
+            self.control.set_tap(Box::new(move |publication| carrier.carry(publication)));
+        }
+        Ok(Some(cluster))
+    }
+}
+
+/// This gateway's subscribers, for what other nodes have accepted.
+struct Subscribers(Arc<Control>);
+
+impl Deliver for Subscribers {
+    fn deliver(&self, publications: Vec<Publication>) -> Delivered {
+        let (mut refused, mut waiting) = (0, Vec::new());
+        self.0.try_deliver_all(publications, |admission| match admission {
+            Admission::Done(outcome) => refused += usize::from(outcome.is_err()),
+            Admission::Waiting(one) => waiting.push(one),
+        });
+        let all = |waiting: Vec<Waiting>| async move {
+            let mut refused = 0;
+            for one in waiting {
+                refused += usize::from(one.await.is_err());
+            }
+            refused
+        };
+        let waiting = (!waiting.is_empty()).then(|| all(waiting).boxed());
+        Delivered { refused, waiting }
+    }
+}
+
 /// Stops in order: no publishes and no new clients, then every shard lets its connections go.
 async fn drain(
     config: &Config,
+    close_code: u16,
     control: &Control,
     to_accept: &mut queue::Sender<ToAccept>,
     acceptor: &JoinHandle<()>,
@@ -662,7 +784,7 @@ async fn drain(
         tracing::warn!("the accepting core did not stop in time");
     }
     let order = Drain {
-        close_code: settings.drain_close_code,
+        close_code,
         window_ms: settings.drain_window_ms,
         rate_per_s: settings.drain_rate_per_s,
         deadline_ms: settings.drain_deadline_ms,

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! 4  cli ─► gateway, load              parse, wire, start, stop; load = the client side of `bench`
-//! 3  ingest   accept   tick            one per kind of core; they meet only through queues
+//! 3  ingest   accept   tick   cluster  one per kind of core; they meet only through queues
 //! 2  topics   encode   shard           decisions, pure, no I/O, no clock
 //! 1  dialect                           one client family each, over websocket
 //! 1  queue    socket   websocket       mechanisms, ignorant of one another
@@ -19,6 +19,7 @@ pub mod accept;
 pub mod auth;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod dialect;

@@ -424,3 +424,37 @@ cells! {
         handler_panics: Counter = "handler_panics",
     }
 }
+
+cells! {
+    /// What this node's part of a cluster counts, on the control core.
+    ClusterMetrics {
+        /// Whether this node is a member of a cluster now.
+        etcd_connected: Gauge = "cluster_member",
+        /// Other nodes known.
+        members: Gauge = "cluster_nodes",
+        /// Proxies of gpush known.
+        proxies: Gauge = "cluster_gpush_proxies",
+        /// Times that etcd could not be reached, or was lost.
+        etcd_failures: Counter = "cluster_etcd_failures",
+        /// Nodes and proxies of gpush that are being pulled from.
+        relay_links: Gauge = "relay_links",
+        /// Times that such a link broke, or could not be had.
+        relay_link_failures: Counter = "relay_link_failures",
+        /// Messages given to other nodes, each counted once for each of them.
+        relay_sent: Counter = "relay_sent_messages",
+        /// Messages got from other nodes and from proxies of gpush.
+        relay_received: Counter = "relay_received_messages",
+        /// Messages got twice and delivered once.
+        relay_duplicates: Counter = "relay_duplicate_messages",
+        /// Messages of other nodes lost to this one: it was cut off, or too slow, for longer than `cluster.relay_buffer` there holds.
+        relay_lost_overrun: Counter = "relay_lost_messages" { reason: "overrun" },
+        /// Messages of other nodes refused here: no room within `publish_wait_ms`, too large for this node, or it is draining.
+        relay_lost_refused: Counter = "relay_lost_messages" { reason: "refused" },
+        /// Messages that the node heard last still had for this one.
+        relay_behind: Gauge = "relay_behind_messages",
+        /// Messages kept for other nodes.
+        relay_buffer_messages: Gauge = "relay_buffer_messages",
+        /// Their bytes, with 128 a message.
+        relay_buffer_bytes: Gauge = "relay_buffer_bytes",
+    }
+}

@@ -11,5 +11,10 @@ pub mod v1 {
     tonic::include_proto!("fanwire.v1");
 }
 
-/// All of them as a FileDescriptorSet, for gRPC reflection.
+/// The part of etcd's interface that `cluster/` uses.
+pub mod etcd {
+    tonic::include_proto!("etcdserverpb");
+}
+
+/// What publishers may call, as a FileDescriptorSet, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

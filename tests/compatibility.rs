@@ -97,9 +97,8 @@ const STATES: &[&str] = &["same", "equivalent", "dropped", "later"];
 /// files are parts of rows.)
 const MAY_BE_DROPPED: &[&str] = &["sharding", "profiling", "merge workers", "buckets"];
 
-/// What belongs to a later issue: history, other machines, and figures of capacity.
-const MAY_BE_LATER: &[&str] =
-    &["etcd", "scale claim", "capacity", "multi-source load", "history", "load target", "cluster"];
+/// What belongs to a later issue: history, and figures of capacity.
+const MAY_BE_LATER: &[&str] = &["scale claim", "capacity", "multi-source load", "history", "load target"];
 
 struct Row {
     system: &'static str,

@@ -1,10 +1,10 @@
 //! `fanwire config`: the settings, printed, checked, documented, and taken over from others.
 
 use super::import::{self, FILES_MAX, Imported};
-use super::{EXIT_CONFIG, EXIT_FAILED, environment};
+use super::{EXIT_CONFIG, environment, print};
 use crate::config;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -79,14 +79,7 @@ pub fn run(args: Args) -> ExitCode {
             }
         },
     };
-    // Not `print!`, which panics when the reader (`| head`) has gone.
-    match io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("nothing could be written to stdout: {error}");
-            ExitCode::from(EXIT_FAILED)
-        }
-    }
+    print(&text)
 }
 
 fn imported(from: import::From, files: &[PathBuf]) -> Result<Imported, Vec<String>> {

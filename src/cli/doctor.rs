@@ -1,6 +1,6 @@
 //! `fanwire doctor`: what stands between this machine and so many connections. Changes nothing.
 
-use super::{EXIT_CONFIG, EXIT_FAILED, demand, environment, serve};
+use super::{EXIT_CONFIG, EXIT_FAILED, demand, environment};
 use crate::config::{self, Config};
 use crate::gateway;
 use crate::host::{Demand, Finding, Gateway, Layout, Machine, Root, Verdict, examine, render};
@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Any setting, repeatable, as for `serve`
-    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = serve::setting)]
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = super::setting)]
     set: Vec<(String, String)>,
     /// Look at a gateway that runs: its limits, cores and control group instead of this shell's
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]

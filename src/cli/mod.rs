@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod import;
 pub mod logging;
 mod market;
+pub mod nodes;
 pub mod publish;
 pub mod serve;
 mod simulate;
@@ -14,6 +15,7 @@ pub mod subscribe;
 pub mod tune;
 
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// The command ran and failed.
@@ -54,6 +56,8 @@ enum Command {
     Pub(Box<publish::Args>),
     /// Subscribe to topics and print what arrives
     Sub(subscribe::Args),
+    /// List the nodes of a cluster
+    Nodes(nodes::Args),
     /// Print, check, document or take over the settings
     Config(config::Args),
     /// Say what on this machine stops or slows so many connections, and how to fix it
@@ -72,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(*args),
         Command::Pub(args) => publish::run(*args),
         Command::Sub(args) => subscribe::run(args),
+        Command::Nodes(args) => nodes::run(args),
         Command::Config(args) => config::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tune(args) => tune::run(&args),
@@ -82,6 +87,23 @@ pub fn main() -> ExitCode {
 fn environment() -> impl Iterator<Item = (String, String)> {
     let text = |s: std::ffi::OsString| s.to_string_lossy().into_owned();
     std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
+}
+
+/// `section.key=value` of a flag.
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("it must have the form section.key=value")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Prints the whole of what a command is for. Not `print!`, which panics when the reader (`| head`) has gone.
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "nothing could be written to stdout: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
 }
 
 #[cfg(test)]

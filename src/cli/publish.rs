@@ -3,8 +3,10 @@
 use super::market::SYMBOLS_MAX;
 use super::simulate::{self, Plan};
 use crate::load::publisher::{grpc_client, with_token};
+use crate::proto::v1::publisher_client::PublisherClient;
 use crate::proto::v1::{PublishBatch, PublishError, PublishRequest, PublishResult};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
@@ -12,15 +14,18 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
 
 /// Messages of one batch.
 const BATCH_MESSAGES_MAX: usize = 100;
 /// Bytes of one batch, unless its first message alone is larger.
 const BATCH_BYTES_MAX: usize = 256 << 10;
-/// Batches read ahead of the gateway.
-const AHEAD_MAX: usize = 16;
+/// Messages read ahead of the gateway.
+const AHEAD_MAX: usize = 1600;
+/// Batches under way without an answer.
+const UNANSWERED_MAX: usize = 64;
 /// Refusals told one by one; the others are only counted.
 const REFUSALS_TOLD_MAX: u64 = 10;
 
@@ -35,7 +40,7 @@ One message to three topics, to one user, and a market of 500 symbols, topics qu
 
 Exit codes:
   0  everything was accepted; --simulate: it was told to stop, by --duration, SIGINT or SIGTERM
-  1  something was refused, or the gateway can't be reached
+  1  something was refused, or no gateway can be reached
   2  wrong arguments";
 
 /// Each accepted message is in the queue of every shard that has subscribers of the topic.
@@ -74,9 +79,9 @@ pub struct Args {
     /// End --simulate after so many seconds
     #[arg(long, value_name = "S", requires = "simulate")]
     duration: Option<f64>,
-    /// The gateway's gRPC interface
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10067")]
-    grpc: String,
+    /// The gateway's gRPC interface; several, separated by commas, are gone to in turn where one can't be reached or shuts down
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10067", value_delimiter = ',')]
+    grpc: Vec<String>,
     /// Bearer token
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
@@ -174,7 +179,7 @@ impl Args {
                 topic: self.topic.clone().filter(|topic| !topic.is_empty()),
                 topic_prefix: self.topic_prefix.clone(),
                 duration: self.duration.map(Duration::from_secs_f64),
-                grpc: self.grpc.clone(),
+                grpc: self.grpc[0].clone(),
                 token: self.token.clone(),
             }));
         }
@@ -212,39 +217,150 @@ type Lines = Box<dyn Iterator<Item = io::Result<Vec<u8>>> + Send>;
 
 /// Publishes all lines; how many publications were accepted and refused.
 async fn publish(args: &Args, to: To, lines: Lines) -> Result<(u64, u64), String> {
-    let mut client = grpc_client(&args.grpc).await?;
-    let (batch, batches) = mpsc::channel(AHEAD_MAX);
+    let (message, mut messages) = mpsc::channel(AHEAD_MAX);
     let gap = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate));
     let publications = to.publications();
-    // A message to several topics counts once for each.
-    let batch_messages_max = (BATCH_MESSAGES_MAX / publications).max(1);
-    let reader = thread::spawn(move || read(lines, gap, batch_messages_max, &batch));
-    let (mut accepted, mut refused) = (0, 0);
-    let topics = to.topics.clone();
-    let requests = ReceiverStream::new(batches).map(move |messages: Vec<Bytes>| PublishBatch {
-        id: 0, // Batches are answered in order.
-        messages: messages.into_iter().map(|data| to.request(data)).collect(),
-    });
-    let failed = |s: tonic::Status| format!("PublishStream: {} ({:?})", s.message(), s.code());
-    let request = with_token(requests, args.token.as_deref())?;
-    let mut answers = client.publish_stream(request).await.map_err(failed)?.into_inner();
-    while let Some(answer) = answers.message().await.map_err(failed)? {
-        for PublishError { code, message } in answer.results.into_iter().flat_map(|r| outcomes(r, &topics)) {
-            if code == 0 {
-                accepted += 1;
-                continue;
+    // Before the first line is read: where nobody is, nothing is taken from stdin.
+    let mut gateways = Gateways::new(args);
+    let mut client = gateways.next().await?;
+    let reader = thread::spawn(move || read(lines, gap, &message));
+    let mut sent = Sent { to, accepted: 0, refused: 0, unanswered: VecDeque::new() };
+    loop {
+        let request = |requests| with_token(ReceiverStream::new(requests), args.token.as_deref());
+        let answered = sent.answered();
+        let Err(status) = sent.stream(&mut client, request, &mut messages).await? else { break };
+        let failed = format!("PublishStream: {} ({:?})", status.message(), status.code());
+        // Only what the gateway itself did not take was given to nobody; what is lost with a connection may have been delivered.
+        let is_told = std::error::Error::source(&status).is_none();
+        if status.code() != tonic::Code::Unavailable || !is_told || args.grpc.len() < 2 {
+            return Err(failed);
+        }
+        if sent.answered() > answered {
+            gateways.failures = 0;
+        }
+        eprintln!("{failed}; going on with another gateway");
+        client = gateways.next().await?;
+    }
+    drop(messages); // The reader may still have some that nobody will send.
+    let read = reader.join().map_err(|_| "reading the messages panicked")?.map_err(|e| format!("reading: {e}"))?;
+    match read * publications as u64 - sent.answered() {
+        0 => Ok((sent.accepted, sent.refused)),
+        unanswered => Err(format!("the gateway ended the stream with {unanswered} messages unanswered")),
+    }
+}
+
+/// Where to publish, one after the other.
+struct Gateways<'a> {
+    addresses: &'a [String],
+    nth: usize,
+    /// In a row.
+    failures: usize,
+}
+
+impl Gateways<'_> {
+    fn new(args: &Args) -> Gateways<'_> {
+        Gateways { addresses: &args.grpc, nth: 0, failures: 0 }
+    }
+
+    /// The next that can be reached; each is tried once until one of them has answered.
+    async fn next(&mut self) -> Result<PublisherClient<Channel>, String> {
+        loop {
+            let address = &self.addresses[self.nth % self.addresses.len()];
+            self.nth += 1;
+            self.failures += 1;
+            if self.failures > self.addresses.len() {
+                return Err("no other gateway takes it".into());
             }
-            refused += 1;
-            if refused <= REFUSALS_TOLD_MAX {
-                let number = (accepted + refused).div_ceil(publications as u64);
-                eprintln!("message {number} refused: {message} ({:?})", tonic::Code::from(code));
+            match grpc_client(address).await {
+                Ok(client) => return Ok(client),
+                Err(error) if self.failures == self.addresses.len() => return Err(error),
+                Err(error) => eprintln!("{error}; going on with another gateway"),
             }
         }
     }
-    let read = reader.join().map_err(|_| "reading the messages panicked")?.map_err(|e| format!("reading: {e}"))?;
-    match read * publications as u64 - accepted - refused {
-        0 => Ok((accepted, refused)),
-        unanswered => Err(format!("the gateway ended the stream with {unanswered} messages unanswered")),
+}
+
+/// What was sent, and what became of it.
+struct Sent {
+    to: To,
+    accepted: u64,
+    refused: u64,
+    /// Batches without an answer yet, in their order.
+    unanswered: VecDeque<Vec<Bytes>>,
+}
+
+impl Sent {
+    /// Publications with an answer.
+    fn answered(&self) -> u64 {
+        self.accepted + self.refused
+    }
+
+    /// Sends what is unanswered, and then what comes, by one stream to its end; `Err` is how the gateway ended it before.
+    async fn stream(
+        &mut self,
+        client: &mut PublisherClient<Channel>,
+        request: impl FnOnce(mpsc::Receiver<PublishBatch>) -> Result<Request<ReceiverStream<PublishBatch>>, String>,
+        messages: &mut mpsc::Receiver<Bytes>,
+    ) -> Result<Result<(), Status>, String> {
+        // A message to several topics counts once for each.
+        let batch_messages_max = (BATCH_MESSAGES_MAX / self.to.publications()).max(1);
+        // Room for all that may be unanswered, so that sending never waits.
+        let (requests, receiver) = mpsc::channel(UNANSWERED_MAX + batch_messages_max);
+        for batch in &self.unanswered {
+            requests.try_send(self.request(batch)).expect("there is room for all that may be unanswered");
+        }
+        let mut answers = match client.publish_stream(request(receiver)?).await {
+            Ok(answers) => answers.into_inner(),
+            Err(status) => return Ok(Err(status)),
+        };
+        let mut requests = Some(requests);
+        let mut read = Vec::new();
+        loop {
+            let may_send = requests.is_some() && self.unanswered.len() < UNANSWERED_MAX;
+            tokio::select! {
+                // What has been read when the batch before is on its way: a line typed by hand waits for no other.
+                count = messages.recv_many(&mut read, batch_messages_max), if may_send => {
+                    if count == 0 {
+                        requests = None;
+                    }
+                    for batch in batches(read.drain(..)) {
+                        if let Some(requests) = &requests {
+                            // An error: the stream is over, which is told by its other half.
+                            let _ = requests.try_send(self.request(&batch));
+                        }
+                        self.unanswered.push_back(batch);
+                    }
+                }
+                answer = answers.message() => match answer {
+                    Ok(Some(answer)) => {
+                        self.unanswered.pop_front();
+                        self.count(answer.results);
+                    }
+                    Ok(None) => return Ok(Ok(())),
+                    Err(status) => return Ok(Err(status)),
+                },
+            }
+        }
+    }
+
+    fn request(&self, messages: &[Bytes]) -> PublishBatch {
+        // Batches are answered in order, so that they need no number.
+        PublishBatch { id: 0, messages: messages.iter().map(|data| self.to.request(data.clone())).collect() }
+    }
+
+    fn count(&mut self, results: Vec<PublishResult>) {
+        let publications = self.to.publications() as u64;
+        for PublishError { code, message } in results.into_iter().flat_map(|r| outcomes(r, &self.to.topics)) {
+            if code == 0 {
+                self.accepted += 1;
+                continue;
+            }
+            self.refused += 1;
+            if self.refused <= REFUSALS_TOLD_MAX {
+                let number = self.answered().div_ceil(publications);
+                eprintln!("message {number} refused: {message} ({:?})", tonic::Code::from(code));
+            }
+        }
     }
 }
 
@@ -264,43 +380,35 @@ fn outcomes(result: PublishResult, topics: &[String]) -> Vec<PublishError> {
     topics.iter().zip(result.results).map(named).collect()
 }
 
-/// Reads messages into batches, at a pace if there is one: `gap` between two. A batch is what has been read when the one
-/// before is on its way, so that a line typed by hand does not wait for the next. How many messages there were.
-fn read(
-    lines: Lines,
-    gap: Option<Duration>,
-    batch_messages_max: usize,
-    batches: &mpsc::Sender<Vec<Bytes>>,
-) -> io::Result<u64> {
+/// Messages as batches of at most [`BATCH_BYTES_MAX`].
+fn batches(messages: impl Iterator<Item = Bytes>) -> Vec<Vec<Bytes>> {
+    let (mut batches, mut bytes) = (Vec::<Vec<Bytes>>::new(), 0);
+    for message in messages {
+        bytes += message.len();
+        match batches.last_mut() {
+            Some(batch) if bytes <= BATCH_BYTES_MAX => batch.push(message),
+            _ => {
+                bytes = message.len();
+                batches.push(vec![message]);
+            }
+        }
+    }
+    batches
+}
+
+/// Reads messages, at a pace if there is one: `gap` between two. How many there were.
+fn read(lines: Lines, gap: Option<Duration>, messages: &mpsc::Sender<Bytes>) -> io::Result<u64> {
     let start = Instant::now();
-    let (mut batch, mut bytes, mut read) = (Vec::new(), 0, 0u64);
+    let mut read = 0u64;
     for line in lines {
         let line = line?;
         if let Some(gap) = gap {
             thread::sleep((start + gap.mul_f64(read as f64)).saturating_duration_since(Instant::now()));
         }
-        if bytes + line.len() > BATCH_BYTES_MAX
-            && !batch.is_empty()
-            && batches.blocking_send(std::mem::take(&mut batch)).is_err()
-        {
-            return Ok(read);
-        }
-        bytes = if batch.is_empty() { line.len() } else { bytes + line.len() };
-        batch.push(Bytes::from(line));
         read += 1;
-        match batches.try_send(std::mem::take(&mut batch)) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(full)) if full.len() < batch_messages_max => batch = full,
-            Err(mpsc::error::TrySendError::Full(full)) => {
-                if batches.blocking_send(full).is_err() {
-                    return Ok(read);
-                }
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => return Ok(read), // The stream ended; its reason is told there.
+        if messages.blocking_send(line.into()).is_err() {
+            break; // The stream ended; its reason is told there.
         }
-    }
-    if !batch.is_empty() {
-        batches.blocking_send(batch).ok();
     }
     Ok(read)
 }
@@ -383,17 +491,16 @@ mod tests {
     }
 
     #[test]
-    fn lines_become_messages_in_order_and_full_batches_wait() {
-        let (batch, mut batches) = mpsc::channel(1);
-        let lines: Vec<io::Result<Vec<u8>>> = (0..1000).map(|i| Ok(format!("{i}").into_bytes())).collect();
-        let reader = thread::spawn(move || read(Box::new(lines.into_iter()), None, BATCH_MESSAGES_MAX, &batch));
-        let mut got = Vec::new();
-        while let Some(batch) = batches.blocking_recv() {
-            assert!(batch.len() <= BATCH_MESSAGES_MAX);
-            got.extend(batch);
-        }
-        assert_eq!(reader.join().unwrap().unwrap(), 1000);
-        assert!(got.iter().enumerate().all(|(i, b)| **b == *i.to_string().as_bytes()) && got.len() == 1000);
+    fn batches_keep_the_order_and_their_bound() {
+        let message = |bytes: usize| Bytes::from(vec![b'x'; bytes]);
+        let sizes = |sizes: &[usize]| -> Vec<Vec<usize>> {
+            let batches = batches(sizes.iter().map(|bytes| message(*bytes)));
+            batches.iter().map(|batch| batch.iter().map(Bytes::len).collect()).collect()
+        };
+        let (half, more) = (BATCH_BYTES_MAX / 2, BATCH_BYTES_MAX + 1);
+        assert_eq!(sizes(&[1, half, half - 1, 2]), [vec![1, half, half - 1], vec![2]]);
+        assert_eq!(sizes(&[1, more, 3]), [vec![1], vec![more], vec![3]]);
+        assert!(sizes(&[]).is_empty());
     }
 
     #[test]
@@ -409,12 +516,12 @@ mod tests {
 
     #[test]
     fn a_rate_is_kept() {
-        let (batch, mut batches) = mpsc::channel(100);
+        let (message, mut messages) = mpsc::channel(100);
         let start = Instant::now();
         let lines = (0..6).map(|_| Ok(b"x".to_vec()));
-        assert_eq!(read(Box::new(lines), Some(Duration::from_millis(10)), 100, &batch).unwrap(), 6);
+        assert_eq!(read(Box::new(lines), Some(Duration::from_millis(10)), &message).unwrap(), 6);
         assert!(start.elapsed() >= Duration::from_millis(50));
-        drop(batch);
-        assert_eq!(std::iter::from_fn(|| batches.blocking_recv()).flatten().count(), 6);
+        drop(message);
+        assert_eq!(std::iter::from_fn(|| messages.blocking_recv()).count(), 6);
     }
 }

@@ -1,6 +1,6 @@
 //! `fanwire serve`: configuration → a running gateway.
 
-use super::{EXIT_CONFIG, environment, logging};
+use super::{EXIT_CONFIG, environment, logging, setting};
 use crate::{config, gateway};
 use std::io::Write;
 use std::path::PathBuf;
@@ -27,6 +27,9 @@ pub struct Args {
     /// publish.http_address
     #[arg(long, value_name = "ADDRESS")]
     pub http_address: Option<String>,
+    /// cluster.role: all, ingest (no subscribers) or fanout (no publishers)
+    #[arg(long, value_name = "ROLE")]
+    pub role: Option<String>,
     /// shards.count
     #[arg(long, value_name = "N")]
     pub shards: Option<String>,
@@ -45,6 +48,7 @@ impl Args {
         let named = [
             ("publish.grpc_address", &self.grpc_address),
             ("publish.http_address", &self.http_address),
+            ("cluster.role", &self.role),
             ("shards.count", &self.shards),
             ("log.level", &self.log_level),
             ("log.format", &self.log_format),
@@ -72,10 +76,4 @@ pub fn run(args: Args) -> ExitCode {
         None => tracing::debug!("no configuration file"),
     }
     gateway::serve(config, std::sync::Arc::new(log), &loaded.warnings)
-}
-
-/// One `--set`.
-pub(super) fn setting(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("it must have the form section.key=value")?;
-    Ok((key.to_owned(), value.to_owned()))
 }

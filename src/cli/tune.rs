@@ -1,6 +1,6 @@
 //! `fanwire tune`: the kernel's settings for so many connections, shown, set, and put back.
 
-use super::{EXIT_CONFIG, EXIT_FAILED, EXIT_USAGE, demand, environment, serve};
+use super::{EXIT_CONFIG, EXIT_FAILED, EXIT_USAGE, demand, environment};
 use crate::config;
 use crate::host::{Demand, Machine, Nic, Plan, Root, Tuner, drop_in};
 use std::fmt::Write as _;
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Any setting, repeatable, as for `serve`
-    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = serve::setting)]
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = super::setting)]
     set: Vec<(String, String)>,
     /// One JSON object on stdout instead of text
     #[arg(long, conflicts_with = "print")]

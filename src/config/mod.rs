@@ -169,16 +169,8 @@ const ADDRESS_OR_NONE: Allowed = Allowed::Text {
     what: "empty, or an IP address and a port, as in `127.0.0.1:7788`",
     holds: |text| text.is_empty() || text.parse::<SocketAddr>().is_ok(),
 };
-const GATEWAYS: Allowed = Allowed::List {
-    what: "a host and a port, as in `10.0.0.7:7788` or `gateway-1:7788`",
-    holds: |text| {
-        let parts = text.rsplit_once(':');
-        parts.is_some_and(|(host, port)| {
-            let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':' | b'[' | b']');
-            !host.is_empty() && host.bytes().all(is_host) && port.parse::<u16>().is_ok_and(|port| port > 0)
-        })
-    },
-};
+const GATEWAYS: Allowed =
+    Allowed::List { what: "a host and a port, as in `10.0.0.7:7788` or `gateway-1:7788`", holds: is_host_and_port };
 const PATH: Allowed = Allowed::Text {
     what: "empty, or a path of visible ASCII characters that begins with `/`, without `?` and `#`",
     holds: |text| {
@@ -214,6 +206,28 @@ const LOGIN_URL: Allowed = Allowed::Text {
     },
 };
 
+const ETCD: Allowed = Allowed::List {
+    what: "the address of a member of etcd, as in `http://10.0.0.7:2379` or `https://etcd-1:2379`",
+    holds: |text| {
+        let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+        rest.is_some_and(is_host_and_port)
+    },
+};
+const HOST_OR_NONE: Allowed = Allowed::Text {
+    what: "empty, or a host and a port, as in `10.0.0.7:10069` or `node-1:10069`",
+    holds: |text| text.is_empty() || is_host_and_port(text),
+};
+const KEY_PREFIX: Allowed = Allowed::Text {
+    what: "visible ASCII characters, not ending in `/`",
+    holds: |text| !text.is_empty() && is_key_prefix(text),
+};
+const KEY_PREFIX_OR_NONE: Allowed =
+    Allowed::Text { what: "empty, or visible ASCII characters, not ending in `/`", holds: is_key_prefix };
+const NAME_OR_NONE: Allowed = Allowed::Text {
+    what: "empty, or at most 64 visible ASCII characters",
+    holds: |text| text.len() <= 64 && text.bytes().all(|b| b.is_ascii_graphic()),
+};
+
 const LOG_FILTER: Allowed = Allowed::Text {
     what: "`off`, `error`, `warn`, `info`, `debug` or `trace`, or several `target=level` and a level, separated by commas",
     // A word that is no level would pass as the name of a target, and silence everything else: a typing error, not a wish.
@@ -225,6 +239,18 @@ const LOG_FILTER: Allowed = Allowed::Text {
         })
     },
 };
+
+fn is_key_prefix(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_graphic()) && !text.ends_with('/')
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let parts = text.rsplit_once(':');
+    parts.is_some_and(|(host, port)| {
+        let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':' | b'[' | b']');
+        !host.is_empty() && host.bytes().all(is_host) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
 
 macro_rules! section {
     ($section:literal $(#[doc = $type_doc:literal])* $name:ident { $($(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:expr => $allowed:expr,)* }) => {
@@ -514,6 +540,101 @@ section! { "drain"
     }
 }
 
+section! { "cluster"
+    /// Several machines: nodes find one another in etcd, and what one accepts all deliver. Without `etcd` there is one machine, and
+    /// nothing else of this section matters but `role`.
+    Cluster {
+        /// What this node is for. `ingest` has publishers and no subscribers, `fanout` subscribers and no publishers (the HTTP port keeps its admin pages).
+        role: Role = Role::All => Allowed::OneOf(&["all", "ingest", "fanout"]),
+        /// Members of etcd (v3), tried in this order and round again; one that answers is enough.
+        etcd: Vec<String> = Vec::new() => ETCD,
+        /// What the keys of this cluster begin with: a node is `PREFIX/nodes/ID`.
+        prefix: String = "fanwire".into() => KEY_PREFIX,
+        /// gpush's `keyPrefix`, usually `proxy`: this node is found there by gpush's sockets, and pulls from gpush's proxies that it finds there. Empty = neither.
+        gpush_prefix: String = String::new() => KEY_PREFIX_OR_NONE,
+        /// etcd user; empty = none.
+        etcd_user: String = String::new() => NAME_OR_NONE,
+        /// File with that user's password.
+        etcd_password_file: String = String::new() => FILE,
+        /// Certificates that etcd's is checked by, PEM; empty = the system's. For https.
+        etcd_ca_file: String = String::new() => FILE,
+        /// Certificate that this node shows to etcd, PEM; empty = none.
+        etcd_certificate_file: String = String::new() => FILE,
+        /// Its private key, PEM.
+        etcd_certificate_key_file: String = String::new() => FILE,
+        /// Name of this node, for people; empty = the host's.
+        name: String = String::new() => NAME_OR_NONE,
+        /// How what a node accepts reaches the others: `relay` = each pulls from every other; `none` = not at all.
+        transport: Transport = Transport::Relay => Allowed::OneOf(&["relay", "none"]),
+        /// Where other nodes pull from this one.
+        relay_address: String = "127.0.0.1:10069".into() => ADDRESS,
+        /// How they reach that address; empty = as it stands, or where that is 0.0.0.0 the address that this machine shows to etcd.
+        relay_advertise: String = String::new() => HOST_OR_NONE,
+        /// How gpush's sockets reach `publish.grpc_address`; empty as above.
+        gpush_advertise: String = String::new() => HOST_OR_NONE,
+        /// Messages kept for nodes that are behind or cut off. Whoever comes back within that many misses nothing.
+        relay_buffer: usize = 262_144 => Allowed::Integer(&[1..=1 << 28]),
+        /// Their bytes, with 128 a message.
+        relay_buffer_bytes_max: usize = 256 << 20 => Allowed::Integer(&[65_536..=TIB]),
+        /// File with tokens, one a line, `#` comments: nodes show one another the first, and take all. The same on all nodes.
+        relay_tokens_file: String = String::new() => FILE,
+        /// Certificate of `relay_address`, which this node also shows to others, PEM; empty = no TLS between nodes. The same on all nodes or on none.
+        relay_certificate_file: String = String::new() => FILE,
+        /// Its private key, PEM.
+        relay_certificate_key_file: String = String::new() => FILE,
+        /// Certificates that those of other nodes are checked by, in both directions, PEM. Goes with `relay_certificate_file`.
+        relay_ca_file: String = String::new() => FILE,
+        /// Allow `relay_address` off loopback without tokens and certificates: whoever reaches it sees all that is published here.
+        insecure: bool = false => Allowed::Bool,
+    }
+}
+
+/// What a node is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Publishers and subscribers.
+    All,
+    /// Publishers only.
+    Ingest,
+    /// Subscribers only.
+    Fanout,
+}
+
+impl Role {
+    /// Whether publishers may come.
+    pub fn publishes(self) -> bool {
+        self != Role::Fanout
+    }
+
+    /// Whether subscribers may come.
+    pub fn subscribes(self) -> bool {
+        self != Role::Ingest
+    }
+}
+
+/// How publications get from node to node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Each node pulls from every other.
+    Relay,
+    /// Not at all.
+    None,
+}
+
+impl Cluster {
+    /// Whether there may be other nodes.
+    pub fn is_on(&self) -> bool {
+        !self.etcd.is_empty()
+    }
+
+    /// Whether other nodes pull from this one.
+    pub fn is_relay_open(&self) -> bool {
+        self.is_on() && self.transport == Transport::Relay && self.role.publishes()
+    }
+}
+
 section! { "log"
     /// Logs on stderr, never per frame.
     Log {
@@ -615,6 +736,8 @@ config! {
     centrifugo: CentrifugoSettings = CentrifugoSettings,
     /// `[compat.gopush]`
     compat: Compat = GopushSettings,
+    /// `[cluster]`
+    cluster: Cluster = Cluster,
     /// `[drain]`
     drain: DrainSettings = DrainSettings,
     /// `[log]`
@@ -643,6 +766,9 @@ impl Config {
             demo: false,
             ..Listen::default()
         });
+        if !self.cluster.role.subscribes() {
+            return Vec::new();
+        }
         self.listen.iter().cloned().chain(connect).collect()
     }
 }
@@ -669,6 +795,7 @@ impl Default for Config {
             centrifugo: CentrifugoSettings::default(),
             compat: Compat::default(),
             publish: Publish::default(),
+            cluster: Cluster::default(),
             drain: DrainSettings::default(),
             log: Log::default(),
             listen: vec![Listen::default()],

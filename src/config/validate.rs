@@ -26,6 +26,7 @@ impl Config {
             self.check_auth(&mut problems);
             self.check_gopush(&mut problems);
             self.check_proxies(&mut problems);
+            self.check_cluster(&mut problems);
         }
         if problems.is_empty() { Ok(self.warnings()) } else { Err(ConfigError { problems }) }
     }
@@ -84,6 +85,12 @@ impl Config {
                 self.publish.puller_bytes_max,
                 framed,
                 "the largest message would end every stream of PullData",
+            ),
+            (
+                "cluster.relay_buffer_bytes_max",
+                self.cluster.relay_buffer_bytes_max,
+                framed,
+                "the largest message would never reach another node",
             ),
         ] {
             if value < least {
@@ -156,7 +163,8 @@ impl Config {
         let addresses = self.listen.iter().enumerate().map(|(i, l)| (format!("listen.{i}.address"), &l.address));
         let connect = ("compat.gopush.connect_address", &self.compat.gopush.connect_address);
         let gopush = self.gopush_publishing().chain(self.of_gopush(connect));
-        let publishing = self.publishing().chain(gopush).map(|(key, address)| (key.to_owned(), address));
+        let relay = self.cluster.is_relay_open().then_some(("cluster.relay_address", &self.cluster.relay_address));
+        let publishing = self.publishing().chain(gopush).chain(relay).map(|(key, address)| (key.to_owned(), address));
         for (key, address) in addresses.chain(publishing) {
             let address: SocketAddr = address.parse().expect("its setting accepts only addresses");
             if let Some((other, at)) = taken.iter().find(|(_, a)| collide(*a, address)) {
@@ -248,8 +256,68 @@ impl Config {
         }
     }
 
+    fn check_cluster(&self, problems: &mut Vec<Problem>) {
+        let cluster = &self.cluster;
+        let mut complain = |key: &str, message: String| problems.push(problem(key, message));
+        let address = &cluster.relay_address;
+        let is_guarded = !cluster.relay_tokens_file.is_empty() || !cluster.relay_ca_file.is_empty() || cluster.insecure;
+        if cluster.is_relay_open() && !is_loopback(address) && !is_guarded {
+            complain(
+                "cluster.relay_address",
+                format!(
+                    "cluster.relay_address = {address} can be reached from other machines, and shows all that is published here: name a file of tokens in cluster.relay_tokens_file, or certificates in cluster.relay_ca_file, or say cluster.insecure = true if whoever reaches the port may see it"
+                ),
+            );
+        }
+        for (key, file, other_key, other) in [
+            (
+                "cluster.etcd_certificate_file",
+                &cluster.etcd_certificate_file,
+                "cluster.etcd_certificate_key_file",
+                &cluster.etcd_certificate_key_file,
+            ),
+            ("cluster.etcd_user", &cluster.etcd_user, "cluster.etcd_password_file", &cluster.etcd_password_file),
+            (
+                "cluster.relay_certificate_file",
+                &cluster.relay_certificate_file,
+                "cluster.relay_certificate_key_file",
+                &cluster.relay_certificate_key_file,
+            ),
+            (
+                "cluster.relay_certificate_file",
+                &cluster.relay_certificate_file,
+                "cluster.relay_ca_file",
+                &cluster.relay_ca_file,
+            ),
+        ] {
+            if file.is_empty() != other.is_empty() {
+                complain(key, format!("{key} and {other_key} belong together: give both, or neither"));
+            }
+        }
+        let is_tls = |text: &String| text.starts_with("https://");
+        if !cluster.etcd_ca_file.is_empty() && !cluster.etcd.iter().all(is_tls) {
+            complain(
+                "cluster.etcd",
+                "cluster.etcd_ca_file is set, and an address in cluster.etcd begins with http://, where no certificate is looked at: write https://".to_owned(),
+            );
+        }
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        let cluster = &self.cluster;
+        if cluster.is_relay_open() && cluster.insecure && !is_loopback(&cluster.relay_address) {
+            warnings.push(format!(
+                "cluster.relay_address = {} and cluster.insecure = true: whoever reaches this port sees all that is published here",
+                cluster.relay_address
+            ));
+        }
+        if !cluster.is_on() && cluster.role != super::Role::All {
+            warnings.push(
+                "cluster.role is not \"all\" and cluster.etcd is empty: publishers and subscribers will not meet"
+                    .to_owned(),
+            );
+        }
         for (key, address) in self.gopush_publishing().filter(|(_, a)| !is_loopback(a)) {
             warnings.push(format!(
                 "{key} = {address} and compat.gopush.insecure = true: whoever reaches this port may publish"
@@ -357,6 +425,7 @@ mod tests {
             ("shards.queue_bytes_max", |c, n| c.shards.queue_bytes_max = n),
             ("publish.request_bytes_max", |c, n| c.publish.request_bytes_max = n),
             ("publish.puller_bytes_max", |c, n| c.publish.puller_bytes_max = n),
+            ("cluster.relay_buffer_bytes_max", |c, n| c.cluster.relay_buffer_bytes_max = n),
         ] {
             let said = said(|c| change(c, least - 1));
             assert!(said.starts_with(key) && said.contains(&format!("give at least {least}")), "{said}");
@@ -500,6 +569,60 @@ mod tests {
             let gopush = &mut c.compat.gopush;
             (gopush.connect_address, gopush.gateway_address, gopush.logic_address) = Default::default();
         });
+    }
+
+    #[test]
+    fn the_relay_off_loopback_needs_tokens_certificates_or_insecure_in_so_many_words() {
+        let open = |c: &mut Config| {
+            c.cluster.etcd = vec!["http://10.0.0.7:2379".into()];
+            c.cluster.relay_address = "0.0.0.0:10069".into();
+        };
+        let exposed = said(open);
+        assert!(exposed.starts_with("cluster.relay_address = 0.0.0.0:10069 can be reached"), "{exposed}");
+        assert!(exposed.contains("cluster.insecure = true"), "{exposed}");
+        let with_tokens = |c: &mut Config| {
+            open(c);
+            c.cluster.relay_tokens_file = "tokens".into();
+        };
+        assert_eq!(warned(with_tokens), Vec::<String>::new());
+        let with_certificates = |c: &mut Config| {
+            open(c);
+            c.cluster.relay_ca_file = "ca.pem".into();
+            c.cluster.relay_certificate_file = "node.pem".into();
+            c.cluster.relay_certificate_key_file = "node.key".into();
+        };
+        assert_eq!(warned(with_certificates), Vec::<String>::new());
+        let insecure = warned(|c| {
+            open(c);
+            c.cluster.insecure = true;
+        });
+        assert!(insecure[0].contains("sees all that is published here"), "{insecure:?}");
+        for closed in [
+            (|c| c.cluster.etcd.clear()) as fn(&mut Config),
+            |c| c.cluster.transport = super::super::Transport::None,
+            |c| c.cluster.role = super::super::Role::Fanout,
+        ] {
+            let mut config = Config::default();
+            open(&mut config);
+            closed(&mut config);
+            config.validate().expect("nothing listens there");
+        }
+    }
+
+    #[test]
+    fn what_belongs_together_in_a_cluster_is_given_together() {
+        assert!(
+            said(|c| c.cluster.etcd_user = "fanwire".into()).contains("cluster.etcd_password_file belong together")
+        );
+        assert!(said(|c| c.cluster.relay_ca_file = "ca".into()).contains("belong together"));
+        assert!(said(|c| c.cluster.etcd = vec!["10.0.0.7:2379".into()]).contains("as in `http://10.0.0.7:2379`"));
+        let unchecked = said(|c| {
+            c.cluster.etcd = vec!["http://10.0.0.7:2379".into()];
+            c.cluster.etcd_ca_file = "ca.pem".into();
+        });
+        assert!(unchecked.contains("write https://"), "{unchecked}");
+        let lonely = warned(|c| c.cluster.role = super::super::Role::Ingest);
+        assert!(lonely[0].contains("will not meet"), "{lonely:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! Everything happens on one thread, so the lock is never contended; it is a lock because the servers' futures must be `Send`.
 //! It is never held across an await.
 
-use super::pull::{Pull, Pulled, Pullers};
+use super::pull::{Pull, Pullers};
 use super::push::Problem;
 use crate::clock::Time;
 use crate::frame::Publication;
@@ -47,6 +47,19 @@ const SLEEP_MS_MAX: u64 = 1000;
 
 /// How soon an order that found a shard's queue full is tried again. No shard says when it has made room.
 const ORDER_RETRY_MS: u64 = 1;
+
+/// Is given each publication that publishers of this gateway had accepted, in the order of acceptance, under the lock: it must be
+/// quick and must not call back. The payload is a copy that pins nothing else.
+pub type Tap = Box<dyn Fn(&Publication) + Send>;
+
+/// Where a publication comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// A publisher: those who pull get it too.
+    Publisher,
+    /// Another gateway, from which those who pull get it.
+    Elsewhere,
+}
 
 /// What decides. [`Topics`] is the one there is; a trait, so that the protocols can be tested without it.
 pub trait Mind: Send {
@@ -288,6 +301,8 @@ struct Core {
     orders: Vec<(ShardId, Drain)>,
     drain_ordered: bool,
     pullers: Pullers,
+    /// Who else is given what publishers had accepted.
+    tap: Option<Tap>,
     /// Until when the driver sleeps, as of its last turn.
     sleeps_until: Time,
 }
@@ -295,8 +310,8 @@ struct Core {
 struct Waiter {
     sender: oneshot::Sender<Result<Ack, Refusal>>,
     bytes: usize,
-    /// For those who pull.
-    copy: Option<Pulled>,
+    /// For those who pull, and the tap.
+    copy: Option<Publication>,
 }
 
 struct Outbox {
@@ -362,6 +377,7 @@ impl Control {
                 orders: Vec::new(),
                 drain_ordered: false,
                 pullers: Pullers::default(),
+                tap: None,
                 sleeps_until: Time::NEVER,
             }),
             bell,
@@ -387,10 +403,15 @@ impl Control {
         self.core().mind.report(&self.metrics);
     }
 
+    /// Gives `tap` what is accepted from now on.
+    pub fn set_tap(&self, tap: Tap) {
+        self.core().tap = Some(tap);
+    }
+
     /// Admits, refuses or lets wait. Never blocks; allocates nothing here unless the publication waits.
     pub fn try_publish(&self, publication: Publication) -> Admission {
         let mut core = self.core();
-        let admission = self.admit(&mut core, Time::now(), publication);
+        let admission = self.admit(&mut core, Time::now(), publication, Origin::Publisher);
         core.shards.ring_touched();
         admission
     }
@@ -398,15 +419,25 @@ impl Control {
     /// As [`Control::try_publish`] for each of `publications`, in order, with one clock reading and one ring of each bell for
     /// every `RING_EVERY` of them. One that waits doesn't hold up the next, unless it is of the same topic: then `topics` lets
     /// that one wait behind it. Both arguments are called under the lock: they must not call back.
-    pub fn try_publish_all(
+    pub fn try_publish_all(&self, publications: impl IntoIterator<Item = Publication>, each: impl FnMut(Admission)) {
+        self.admit_all(publications, Origin::Publisher, each);
+    }
+
+    /// As [`Control::try_publish_all`], of what another gateway has accepted: it goes to subscribers, and no further.
+    pub fn try_deliver_all(&self, publications: impl IntoIterator<Item = Publication>, each: impl FnMut(Admission)) {
+        self.admit_all(publications, Origin::Elsewhere, each);
+    }
+
+    fn admit_all(
         &self,
         publications: impl IntoIterator<Item = Publication>,
+        from: Origin,
         mut each: impl FnMut(Admission),
     ) {
         let mut core = self.core();
         let now = Time::now();
         for (i, publication) in publications.into_iter().enumerate() {
-            each(self.admit(&mut core, now, publication));
+            each(self.admit(&mut core, now, publication, from));
             if i % RING_EVERY == RING_EVERY - 1 {
                 core.shards.ring_touched();
             }
@@ -425,9 +456,14 @@ impl Control {
         }
     }
 
-    fn admit(&self, core: &mut Core, now: Time, publication: Publication) -> Admission {
+    fn admit(&self, core: &mut Core, now: Time, publication: Publication, from: Origin) -> Admission {
         let bytes = publication.data.len();
-        let copy = core.pullers.copy(&publication);
+        let is_wanted = from == Origin::Publisher && (core.tap.is_some() || core.pullers.len() > 0);
+        // A copy: the payload may be a slice of a whole batch as it was received.
+        let copy = is_wanted.then(|| Publication {
+            target: publication.target.clone(),
+            data: Bytes::copy_from_slice(&publication.data),
+        });
         let outcome = match core.mind.publish(now, publication, &mut core.shards) {
             Outcome::Admitted(ack) => Ok(ack),
             Outcome::Refused(refusal) => Err(refusal),
@@ -452,15 +488,19 @@ impl Control {
         }
         self.count(&outcome, bytes);
         if outcome.is_ok() {
-            self.hand_on(&mut core.pullers, copy);
+            self.hand_on(core, copy);
         }
         Admission::Done(outcome)
     }
 
-    /// Gives those who pull what was accepted.
-    fn hand_on(&self, pullers: &mut Pullers, copy: Option<Pulled>) {
-        let ended = copy.map_or(0, |push| pullers.give(&push));
+    /// Gives those who pull, and the tap, what was accepted.
+    fn hand_on(&self, core: &mut Core, copy: Option<Publication>) {
+        let Some(publication) = copy else { return };
+        let ended = core.pullers.give(&publication);
         self.metrics.pullers_late.add(ended as u64);
+        if let Some(tap) = &core.tap {
+            tap(&publication);
+        }
     }
 
     /// Every publication accepted from now on, in the order of acceptance, until a drain.
@@ -623,15 +663,17 @@ impl Control {
             !room
         });
 
-        for (ticket, outcome) in core.done.drain(..) {
+        let mut done = std::mem::take(&mut core.done);
+        for (ticket, outcome) in done.drain(..) {
             // Nobody's: the call that took the ticket panicked before it could say so.
             let Some(waiter) = core.waiting.remove(&ticket) else { continue };
             self.count(&outcome, waiter.bytes);
             if outcome.is_ok() {
-                self.hand_on(&mut core.pullers, waiter.copy);
+                self.hand_on(core, waiter.copy);
             }
             let _ = waiter.sender.send(outcome); // Its publisher may have left; the message went its way all the same.
         }
+        core.done = done;
         self.metrics.waiting.set(core.waiting.len() as u64);
         core.pullers.forget_gone();
         self.metrics.pullers.set(core.pullers.len() as u64);

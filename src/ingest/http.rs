@@ -9,7 +9,7 @@
 //! | `GET /stats` | `{"count":n}`: open WebSocket connections |
 //! | `GET`, `PUT /log/level` | the log level, see [`super::log_level`] |
 //! | `GET /healthz` | 200: the control core turns |
-//! | `GET /readyz` | 200, or 503 with the reasons |
+//! | `GET /readyz` | 200, maybe with a remark, or 503 with the reasons |
 //! | `POST /dev/stall?shard=N&ms=M` | only with `--dev`: a shard stands still |
 //!
 //! Errors have grpc-gateway's shape, `{"code":…,"message":"…","details":[]}`, code being gRPC's.
@@ -59,13 +59,24 @@ pub(super) struct App {
     puller_bytes_max: usize,
 }
 
-/// All routes. `dev` adds `/dev/stall`.
-pub(super) fn router(control: Arc<Control>, tokens: Arc<Tokens>, hooks: Hooks, publish: &Publish, dev: bool) -> Router {
-    let mut router = Router::new()
-        .route("/v1/pushData", post(push_data))
-        .route("/order.Proxy/PushData", post(push_data))
-        .route("/order.Proxy/PullData", post(pull_data))
-        .route("/api/{method}", any(centrifugo::call))
+/// All routes: of the admin, and if `is_publishing` of publishers. `dev` adds `/dev/stall`.
+pub(super) fn router(
+    control: Arc<Control>,
+    tokens: Arc<Tokens>,
+    hooks: Hooks,
+    publish: &Publish,
+    is_publishing: bool,
+    dev: bool,
+) -> Router {
+    let mut router = Router::new();
+    if is_publishing {
+        router = router
+            .route("/v1/pushData", post(push_data))
+            .route("/order.Proxy/PushData", post(push_data))
+            .route("/order.Proxy/PullData", post(pull_data))
+            .route("/api/{method}", any(centrifugo::call));
+    }
+    router = router
         .route("/metrics", get(metrics))
         .route("/stats", get(stats))
         .route("/log/level", any(level))
@@ -200,7 +211,11 @@ async fn level(State(app): State<Arc<App>>, request: Request) -> Result<Response
 async fn ready(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     let reasons = guarded_now(app.control.metrics(), || (app.hooks.unready)())?;
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons });
+    let mut body = serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons });
+    let notes = guarded_now(app.control.metrics(), || (app.hooks.notes)())?;
+    if !notes.is_empty() {
+        body["notes"] = notes.into();
+    }
     Ok(answer(status, JSON, body.to_string().into()))
 }
 

@@ -23,7 +23,7 @@ mod server;
 mod tokens;
 mod visits;
 
-pub use control::{Admission, Control, Mind, Oracle, ShardQueues, StallError, Waiting};
+pub use control::{Admission, Control, Mind, Oracle, ShardQueues, StallError, Tap, Waiting};
 pub use gopush::{CertificateError, GopushError, GopushServer, check_certificate};
 pub use log_level::LogLevel;
 pub use server::{BindError, Hooks, Server};

@@ -33,14 +33,13 @@ pub(super) struct Pulled {
 }
 
 impl Pulled {
-    /// Copies: the payload may be a slice of a whole batch as it was received.
     fn of(publication: &Publication) -> Pulled {
         let (uid, topic) = match &publication.target {
             Target::Everyone => ("".into(), "".into()),
             Target::Topic(topic) => ("".into(), topic.clone()),
             Target::User { uid, topic } => (uid.clone(), topic.clone()),
         };
-        Pulled { uid, topic, data: Bytes::copy_from_slice(&publication.data) }
+        Pulled { uid, topic, data: publication.data.clone() }
     }
 
     fn bytes(&self) -> usize {
@@ -88,13 +87,12 @@ impl Pullers {
         Ok(Pull { pushes, shared, bytes_max, draining: Box::pin(draining), is_over: false })
     }
 
-    /// A copy of what is about to be published, if anybody pulls.
-    pub(super) fn copy(&self, publication: &Publication) -> Option<Pulled> {
-        (!self.0.is_empty()).then(|| Pulled::of(publication))
-    }
-
-    /// Gives everyone an accepted push; returns how many were ended because they are too far behind.
-    pub(super) fn give(&mut self, push: &Pulled) -> usize {
+    /// Gives everyone an accepted push, whose payload pins nothing else; returns how many were ended because they are too far behind.
+    pub(super) fn give(&mut self, publication: &Publication) -> usize {
+        if self.0.is_empty() {
+            return 0;
+        }
+        let push = Pulled::of(publication);
         let (before, bytes) = (self.0.len(), push.bytes());
         let mut gone = 0;
         self.0.retain(|puller| {
@@ -166,7 +164,7 @@ mod tests {
 
     fn pushed(pullers: &mut Pullers, data: &str) -> usize {
         let publication = Publication { target: Target::user_or_topic("u", "t"), data: data.to_owned().into() };
-        pullers.copy(&publication).map_or(0, |push| pullers.give(&push))
+        pullers.give(&publication)
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub struct Hooks {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Why the gateway is not ready; empty: it is.
     pub unready: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// What is worth a word although the gateway is ready.
+    pub notes: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     /// The JSON of `/stats`.
     pub stats: Arc<dyn Fn() -> String + Send + Sync>,
     /// The log level.
@@ -101,7 +103,7 @@ pub struct Hooks {
 
 /// Both listeners, bound and not yet accepting.
 pub struct Server {
-    grpc: std::net::TcpListener,
+    grpc: Option<std::net::TcpListener>, // None: nobody publishes here.
     http: std::net::TcpListener,
     log_level: Option<std::net::TcpListener>,
 }
@@ -113,16 +115,22 @@ impl Server {
     /// An address is taken, can't be had, or is off loopback with neither tokens nor `publish.insecure`.
     pub fn bind(publish: &Publish) -> Result<Server, BindError> {
         let open = publish.insecure || !publish.tokens_file.is_empty();
-        Ok(Server {
-            grpc: bind("publish.grpc_address", &publish.grpc_address, open)?,
-            http: bind("publish.http_address", &publish.http_address, open)?,
-            log_level: None,
-        })
+        let server = Server::bind_admin(publish)?;
+        Ok(Server { grpc: Some(bind("publish.grpc_address", &publish.grpc_address, open)?), ..server })
+    }
+
+    /// As [`Server::bind`] for a gateway without publishers: no gRPC, and of HTTP the admin pages.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub fn bind_admin(publish: &Publish) -> Result<Server, BindError> {
+        let open = publish.insecure || !publish.tokens_file.is_empty();
+        Ok(Server { grpc: None, http: bind("publish.http_address", &publish.http_address, open)?, log_level: None })
     }
 
     /// Takes listeners that exist already.
     pub fn from_listeners(grpc: std::net::TcpListener, http: std::net::TcpListener) -> Server {
-        Server { grpc, http, log_level: None }
+        Server { grpc: Some(grpc), http, log_level: None }
     }
 
     /// Serves the log level on a loopback port of its own too, on any path and without tokens, as gpush's logger does.
@@ -134,12 +142,12 @@ impl Server {
         Ok(())
     }
 
-    /// Where gRPC listens.
+    /// Where gRPC listens, if it does.
     ///
     /// # Errors
     /// None while the descriptor is one of ours.
-    pub fn grpc_address(&self) -> io::Result<SocketAddr> {
-        self.grpc.local_addr()
+    pub fn grpc_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.grpc.as_ref().map(std::net::TcpListener::local_addr).transpose()
     }
 
     /// Where HTTP listens.
@@ -168,21 +176,22 @@ impl Server {
         let (routes, reporter) = grpc::routes(&control, tokens.clone(), publish);
         let health = tokio::spawn(grpc::report_health(reporter, control.drain_begun()));
         let level = log_level::router(hooks.log.clone());
-        let http = http::router(control.clone(), tokens.clone(), hooks, publish, dev);
+        let http = http::router(control.clone(), tokens.clone(), hooks, publish, self.grpc.is_some(), dev);
         let grpc = routes.prepare().into_axum_router();
 
         let house = House::new(control.clone(), tokens, publish);
         let metrics = control.metrics();
         let port = |bound, connections| Ok::<_, io::Error>(house.port(listener(bound)?, connections));
-        let grpc_port = port(self.grpc, &metrics.grpc_connections)?;
-        let grpc = grpc_port.accept_all(|stream, visit, stop| serve_http2(stream, house.reception(&grpc, visit), stop));
+        let grpc = self.grpc.map(|bound| port(bound, &metrics.grpc_connections)).transpose()?.map(|port| {
+            port.accept_all(|stream, visit, stop| serve_http2(stream, house.reception(&grpc, visit), stop))
+        });
         let idle = house.idle;
         let http = port(self.http, &metrics.http_connections)?
             .accept_all(|stream, visit, stop| serve_http1(stream, house.reception(&http, visit), idle, stop));
         let level = self.log_level.map(|bound| port(bound, &metrics.log_level_connections)).transpose()?.map(|port| {
             port.accept_all(|stream, visit, stop| serve_http1(stream, house.reception(&level, visit), idle, stop))
         });
-        tokio::join!(grpc, http, OptionFuture::from(level), house.close_after(shutdown));
+        tokio::join!(OptionFuture::from(grpc), http, OptionFuture::from(level), house.close_after(shutdown));
         health.abort();
         Ok(())
     }

@@ -111,6 +111,12 @@ impl Tokens {
         self.file.is_some()
     }
 
+    /// The first of the file, for where this side is the one that shows it.
+    pub fn first(&self) -> Option<String> {
+        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
+        tokens.first().map(|token| String::from_utf8_lossy(token).into_owned())
+    }
+
     /// Reads the file again, on SIGHUP. What is under way goes on; the next request needs one of the new tokens. Says in the log
     /// what came of it: a bad file keeps the old tokens in force.
     pub fn reload(&self) {

@@ -1,7 +1,7 @@
 //! The cells as `/metrics` shows them: OpenMetrics text, one family after the other, all shards within each.
 
 use super::process::Process;
-use super::{AcceptMetrics, Cell, ControlMetrics, Reading, ShardMetrics};
+use super::{AcceptMetrics, Cell, ClusterMetrics, ControlMetrics, Reading, ShardMetrics};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -20,6 +20,7 @@ pub struct Registry {
     shards: Vec<Arc<ShardMetrics>>,
     accept: Arc<AcceptMetrics>,
     control: Arc<ControlMetrics>,
+    cluster: Arc<ClusterMetrics>,
     queues: Vec<Queue>,
     /// Resident memory of the process before its first client.
     base_bytes: u64,
@@ -40,7 +41,12 @@ impl Registry {
     /// is not the connections'.
     pub fn new(shards: Vec<Arc<ShardMetrics>>, accept: Arc<AcceptMetrics>, control: Arc<ControlMetrics>) -> Registry {
         let base_bytes = Process::read().map_or(0, |process| process.resident_bytes);
-        Registry { shards, accept, control, queues: Vec::new(), base_bytes }
+        Registry { shards, accept, control, cluster: Arc::default(), queues: Vec::new(), base_bytes }
+    }
+
+    /// What this node's part of a cluster counts; without one all of it is 0.
+    pub fn cluster(&self) -> &Arc<ClusterMetrics> {
+        &self.cluster
     }
 
     /// Shows a queue to or from `shard`: `depth` says how many items and bytes are in it and is called once per render, on
@@ -133,6 +139,7 @@ impl Collector for Registry {
         encode_cells(&mut encoder, shards.map(|(i, s)| (vec![("shard", i.to_string())], s.cells())).collect())?;
         encode_cells(&mut encoder, vec![(Vec::new(), self.accept.cells())])?;
         encode_cells(&mut encoder, vec![(Vec::new(), self.control.cells())])?;
+        encode_cells(&mut encoder, vec![(Vec::new(), self.cluster.cells())])?;
         self.encode_queues(&mut encoder)?;
         self.encode_gpush(&mut encoder)?;
         encoder

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// Longest anything in these tests may take that should happen at once.
 pub const DEADLINE: Duration = Duration::from_secs(15);
 
+/// Where nobody listens.
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
 /// Polls `condition` until it gives a value.
 ///
 /// # Panics
@@ -124,13 +127,17 @@ impl Start {
         let end = Instant::now() + DEADLINE;
         let (mut subscribers, mut grpc, mut http) = (None, None, None);
         loop {
-            if let (Some(subscribers), Some(grpc), Some(http)) = (subscribers, grpc, http) {
+            // Its line comes behind the two others; with a role that lacks one of them there is nowhere to connect to.
+            if let Some(http) = http {
+                let (subscribers, grpc) = (subscribers.unwrap_or(NOWHERE), grpc.unwrap_or(NOWHERE));
                 return Ok(Gateway { child, stdout, stderr, subscribers, grpc, http });
             }
             match printed.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) if line.starts_with("subscribers ") => subscribers = subscribers.or_else(|| address(&line)),
                 Ok(line) if line.starts_with("gRPC publish ") => grpc = address(&line),
-                Ok(line) if line.starts_with("HTTP publish ") => http = address(&line),
+                Ok(line) if line.starts_with("HTTP publish ") || line.starts_with("HTTP admin ") => {
+                    http = address(&line)
+                }
                 Ok(_) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     reader.join().unwrap();

@@ -50,7 +50,7 @@ fn every_metric_of_the_page_exists() {
 #[test]
 fn every_setting_of_the_page_exists() {
     let documented = String::from_utf8(fanwire(&["config", "docs"]).output().unwrap().stdout).unwrap();
-    for section in ["shards.", "slow.", "drain.", "publish.", "log."] {
+    for section in ["shards.", "slow.", "drain.", "publish.", "cluster.", "log."] {
         let mut keys = names(section, |c| c.is_ascii_lowercase() || c == '_' || c == '.');
         keys.retain(|key| !key.ends_with('.')); // The end of a sentence.
         assert!(!keys.is_empty(), "{section}");

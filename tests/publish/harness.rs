@@ -99,7 +99,7 @@ impl Gateway {
             async move { control.run(Arc::new(crate::fake::Nobody)).await }
         });
         let server = Server::bind(&publish).unwrap();
-        let (grpc, http) = (server.grpc_address().unwrap(), server.http_address().unwrap());
+        let (grpc, http) = (server.grpc_address().unwrap().unwrap(), server.http_address().unwrap());
         let tokens = Arc::new(Tokens::load(&publish.tokens_file).unwrap());
         let unready = Arc::new(Mutex::new(Vec::new()));
         let metrics = Arc::new(Mutex::new("fanwire_up 1\n".to_string()));
@@ -116,6 +116,7 @@ impl Gateway {
                 let unready = unready.clone();
                 move || unready.lock().unwrap().clone()
             }),
+            notes: Arc::new(Vec::new),
             stats: Arc::new(|| r#"{"count":7}"#.to_owned()),
             log: Arc::new(crate::fake::FakeLog::default()),
         };

@@ -63,7 +63,7 @@ fn start() -> Core {
     let publish =
         Publish { grpc_address: "127.0.0.1:0".into(), http_address: "127.0.0.1:0".into(), ..Publish::default() };
     let server = Server::bind(&publish).unwrap();
-    let (grpc, http) = (server.grpc_address().unwrap(), server.http_address().unwrap());
+    let (grpc, http) = (server.grpc_address().unwrap().unwrap(), server.http_address().unwrap());
     let cpu_ns = Arc::new(AtomicU64::new(0));
     let (stop, stopped) = oneshot::channel();
     let thread = thread::spawn({
@@ -75,6 +75,7 @@ fn start() -> Core {
             let hooks = Hooks {
                 metrics: Arc::new(String::new),
                 unready: Arc::new(Vec::new),
+                notes: Arc::new(Vec::new),
                 stats: Arc::new(String::new),
                 log: Arc::new(crate::fake::FakeLog::default()),
             };

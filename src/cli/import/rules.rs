@@ -83,7 +83,8 @@ const SPREAD: &str = "connections are spread over shards, one a core (shards.cou
 const STDERR: &str = "logs go to stderr; files and their rotation are the service manager's";
 const TEXT: &str = "what a line of the log looks like is decided by log.format alone";
 const ALERTS: &str = "alerts come from /metrics (docs/OPERATING.md has rules)";
-const MACHINES: &str = "one process is proxy and socket; finding other machines by etcd";
+const MACHINES: &str =
+    "taken over by hand: one process is proxy and socket, and several need cluster.etcd and cluster.gpush_prefix";
 const UNUSED: &str = "gpush reads it and does nothing with it";
 const EVENTS: &str = "always event-driven, by io_uring";
 const OPEN: &str = "As there: whoever reaches the two publishing ports may publish. Better: a file of tokens in publish.tokens_file, or addresses on 127.0.0.1.";

@@ -1,0 +1,216 @@
+//! What this node has accepted last, numbered, for every node that pulls from it: a pure state machine.
+//!
+//! ```text
+//!   first                                    next
+//!     ▼                                        ▼
+//!   [ 8 | 9 | 10 | 11 | 12 | 13 | 14 | 15 | 16 ]      one copy for all
+//!               ▲                   ▲
+//!        cursor of B          cursor of C             a number each, kept by whoever pulls
+//! ```
+//!
+//! Bounded in messages and bytes; at the bound the oldest goes, whoever has not had it yet. So a node that is slow or gone costs
+//! nothing and holds up nobody, and finds out by `first` what it has missed.
+
+use crate::frame::{Publication, Target};
+use crate::proto::v1::{PullRequest, RelayBatch, RelayedMessage};
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// Messages of one batch: few enough that a puller can let several wait for room at once (`publish.publish_waiting_max`).
+pub(super) const BATCH_MESSAGES_MAX: usize = 512;
+/// Bytes of one batch, unless its first message alone has more.
+pub(super) const BATCH_BYTES_MAX: usize = 256 << 10;
+/// What a message costs the log besides its bytes.
+const OVERHEAD_BYTES: usize = 128;
+
+struct Entry {
+    target: Target,
+    data: Bytes,
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        let names = match &self.target {
+            Target::Everyone => 0,
+            Target::Topic(topic) => topic.len(),
+            Target::User { uid, topic } => uid.len() + topic.len(),
+        };
+        names + self.data.len() + OVERHEAD_BYTES
+    }
+
+    fn message(&self) -> RelayedMessage {
+        let (uid, topic) = match &self.target {
+            Target::Everyone => ("", ""),
+            Target::Topic(topic) => ("", &**topic),
+            Target::User { uid, topic } => (&**uid, &**topic),
+        };
+        RelayedMessage { uid: uid.to_owned(), topic: topic.to_owned(), data: self.data.clone() }
+    }
+}
+
+/// The log of one life of this node.
+pub(super) struct Log {
+    epoch: u64,
+    first: u64,
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    messages_max: usize,
+    bytes_max: usize,
+    is_open: bool,
+}
+
+impl Log {
+    /// Nothing yet. `epoch` is not 0, and differs from one start to the next.
+    pub(super) fn new(epoch: u64, messages_max: usize, bytes_max: usize) -> Log {
+        assert!(epoch != 0, "0 stands for no epoch");
+        Log { epoch, first: 1, entries: VecDeque::new(), bytes: 0, messages_max, bytes_max, is_open: false }
+    }
+
+    /// Keeps messages from now on. Until a node is a member nobody can know of it, and what nobody can know of is not made up later.
+    pub(super) fn open(&mut self) {
+        self.is_open = true;
+    }
+
+    /// Appends what was just accepted, a copy that pins nothing else.
+    pub(super) fn append(&mut self, publication: &Publication) {
+        if !self.is_open {
+            self.first += 1;
+            return;
+        }
+        let entry = Entry { target: publication.target.clone(), data: publication.data.clone() };
+        self.bytes += entry.bytes();
+        self.entries.push_back(entry);
+        while self.entries.len() > self.messages_max || self.bytes > self.bytes_max {
+            let oldest = self.entries.pop_front().expect("it is over its bound, so it is not empty");
+            self.bytes -= oldest.bytes();
+            self.first += 1;
+        }
+    }
+
+    /// The sequence that the next message will have.
+    pub(super) fn next(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// Messages and bytes in it.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.entries.len(), self.bytes)
+    }
+
+    /// The sequence that is due to whoever asks for `request`. It may no longer be kept.
+    pub(super) fn due(&self, request: &PullRequest) -> u64 {
+        if request.epoch == self.epoch {
+            // More than there is would be a puller's mistake, which must not make it wait for ever.
+            request.after.saturating_add(1).min(self.next())
+        } else if request.from_beginning {
+            self.first
+        } else {
+            self.next()
+        }
+    }
+
+    /// The messages from `due` on, as many as one batch holds; from the oldest kept if `due` is gone.
+    pub(super) fn batch(&self, due: u64) -> RelayBatch {
+        let first = due.max(self.first);
+        let (mut messages, mut bytes) = (Vec::new(), 0);
+        for entry in self.entries.range((first - self.first) as usize..) {
+            bytes += entry.bytes();
+            if messages.len() == BATCH_MESSAGES_MAX || (bytes > BATCH_BYTES_MAX && !messages.is_empty()) {
+                break;
+            }
+            messages.push(entry.message());
+        }
+        RelayBatch { epoch: self.epoch, first, messages, next: self.next() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(messages_max: usize, bytes_max: usize) -> Log {
+        let mut log = Log::new(7, messages_max, bytes_max);
+        log.open();
+        log
+    }
+
+    fn appended(log: &mut Log, texts: impl IntoIterator<Item = u64>) {
+        texts.into_iter().for_each(|n| log.append(&Publication::new("t", n.to_string())));
+    }
+
+    fn texts(batch: &RelayBatch) -> Vec<&str> {
+        batch.messages.iter().map(|m| std::str::from_utf8(&m.data).unwrap()).collect()
+    }
+
+    fn pull(epoch: u64, after: u64, from_beginning: bool) -> PullRequest {
+        PullRequest { node: "b".into(), epoch, after, from_beginning }
+    }
+
+    #[test]
+    fn whoever_comes_back_goes_on_behind_what_it_had() {
+        let mut log = log(100, 1 << 20);
+        appended(&mut log, 1..=5);
+        let due = log.due(&pull(7, 3, false));
+        let batch = log.batch(due);
+        assert_eq!((batch.epoch, batch.first, batch.next, texts(&batch)), (7, 4, 6, vec!["4", "5"]));
+        let empty = log.batch(6);
+        assert_eq!((empty.first, empty.messages.len()), (6, 0));
+    }
+
+    #[test]
+    fn a_newcomer_begins_now_and_an_elder_at_the_beginning() {
+        let mut log = log(100, 1 << 20);
+        appended(&mut log, 1..=5);
+        assert_eq!(log.due(&pull(0, 0, false)), 6);
+        assert_eq!(log.due(&pull(0, 0, true)), 1);
+        assert_eq!(log.due(&pull(6, 3, true)), 1, "that was another life");
+        assert_eq!(log.due(&pull(7, u64::MAX, true)), 6, "nobody has more than there is");
+    }
+
+    #[test]
+    fn at_either_bound_the_oldest_goes_and_the_next_batch_says_so() {
+        let mut few = log(3, 1 << 20);
+        appended(&mut few, 1..=5);
+        assert_eq!((few.batch(1).first, texts(&few.batch(1))), (3, vec!["3", "4", "5"]));
+        assert_eq!(few.size().0, 3);
+
+        let mut small = log(100, 1000);
+        small.append(&Publication::new("t", "x".repeat(800)));
+        small.append(&Publication::new("t", "y"));
+        assert_eq!(small.batch(1).first, 2);
+        small.append(&Publication::new("t", "z".repeat(2000)));
+        assert_eq!((small.size(), small.next()), ((0, 0), 4), "larger than all it may hold");
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_messages_and_bytes_and_never_empty_where_something_is_due() {
+        let mut log = log(10_000, 1 << 30);
+        appended(&mut log, 1..=1000);
+        assert_eq!(log.batch(1).messages.len(), BATCH_MESSAGES_MAX);
+        log.append(&Publication::new("t", "x".repeat(BATCH_BYTES_MAX)));
+        log.append(&Publication::new("t", "y"));
+        assert_eq!(log.batch(1001).messages.len(), 1);
+        assert_eq!(texts(&log.batch(1002)), ["y"]);
+    }
+
+    #[test]
+    fn what_was_accepted_before_anybody_could_know_is_not_kept() {
+        let mut log = Log::new(7, 10, 1 << 20);
+        appended(&mut log, 1..=2);
+        log.open();
+        appended(&mut log, 3..=3);
+        assert_eq!((log.due(&pull(0, 0, true)), texts(&log.batch(1))), (3, vec!["3"]));
+    }
+
+    #[test]
+    fn every_target_survives_the_way() {
+        let mut log = log(10, 1 << 20);
+        let targets =
+            [Target::Everyone, Target::topic("t"), Target::user_or_topic("u", "t"), Target::user_or_topic("u", "")];
+        for target in &targets {
+            log.append(&Publication { target: target.clone(), data: "x".into() });
+        }
+        let back: Vec<_> = log.batch(1).messages.iter().map(|m| Target::user_or_topic(&m.uid, &m.topic)).collect();
+        assert_eq!(back, targets);
+    }
+}

@@ -1,0 +1,372 @@
+//! Who else is there: each node holds a key under a lease in etcd, and watches those of the others.
+//!
+//! ```text
+//!  connect ─► lease, kept alive ─► own key ─► get all ─► watch from that revision on ──┐
+//!     ▲                                                                                │ any trouble: lease over, compacted,
+//!     └──────────────── pause, the next server ◄───────────────────────────────────────┘ server gone
+//! ```
+//!
+//! After trouble everything begins again with a new lease and a get of everything, so nothing that happened meanwhile is missed.
+//! Until then the others are who they were: a node goes on with them, and serves its own clients in any case.
+
+use super::etcd::{Access, Change, Changes, Etcd, EtcdError};
+use super::pause::Pause;
+use super::told;
+use crate::config::Role;
+use crate::metrics::ClusterMetrics;
+use crate::proto::etcd::KeyValue;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a key outlives its node.
+const LEASE_TTL_S: i64 = 5;
+/// How often the lease is renewed: two attempts may fail.
+const KEEP_ALIVE: Duration = Duration::from_millis(1500);
+/// Renewals between two writes of a load that has changed.
+const LOAD_EVERY: u32 = 4;
+/// Members of one cluster that are looked at; more are a mistake of whoever writes there.
+const MEMBERS_MAX: usize = 4096;
+
+/// What a node says of itself, as JSON under its key. Fields that are not known are skipped: nodes of two versions meet.
+#[derive(Clone, Debug, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Member {
+    /// Names one life of a node: the epoch of its relay, in hexadecimal.
+    pub id: String,
+    /// For people.
+    pub name: String,
+    /// Of the program.
+    pub version: String,
+    /// `all`, `ingest` or `fanout`.
+    pub role: String,
+    /// Where others pull from it; empty: they don't.
+    pub relay: String,
+    /// Where gRPC publishes; empty: nowhere.
+    pub grpc: String,
+    /// Where HTTP publishes, and the admin pages.
+    pub http: String,
+    /// Where subscribers connect.
+    pub subscribers: Vec<String>,
+    /// Where gpush's sockets pull from it; empty: they don't.
+    pub gpush: String,
+    /// When it started, in seconds since 1970.
+    pub started_s: u64,
+    /// Its load.
+    #[serde(flatten)]
+    pub load: Load,
+}
+
+/// What a node has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Load {
+    /// Subscribers connected.
+    pub connections: u64,
+    /// Subscribers it takes.
+    pub connections_max: u64,
+    /// Publications admitted since it started, those of other nodes included.
+    pub publications: u64,
+}
+
+impl Member {
+    /// Whether others have something to pull from it.
+    pub(super) fn is_source(&self) -> bool {
+        !self.relay.is_empty() && self.role != "fanout"
+    }
+
+    /// Whether it takes subscribers.
+    pub(super) fn takes_subscribers(&self) -> bool {
+        self.role != "ingest"
+    }
+}
+
+/// Another node, as this one came to know it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Other {
+    pub(super) member: Member,
+    /// It came when this node was there already, which has thus missed nothing of it.
+    pub(super) is_newcomer: bool,
+}
+
+/// What this node knows of the cluster.
+#[derive(Clone, Debug, Default)]
+pub(super) struct View {
+    /// Why this node is not a member now; `None`: it is one.
+    pub(super) trouble: Option<String>,
+    /// By id, without this node.
+    pub(super) others: BTreeMap<String, Other>,
+    /// gpush's proxies: address by key.
+    pub(super) proxies: BTreeMap<Bytes, String>,
+}
+
+/// The key of a node, or with an empty id what all of them begin with.
+pub(super) fn node_key(prefix: &str, id: &str) -> String {
+    format!("{prefix}/nodes/{id}")
+}
+
+/// What a key says, if it is a node's.
+pub(super) fn member_of(kv: &KeyValue) -> Option<Member> {
+    let member: Member = serde_json::from_slice(&kv.value).ok()?;
+    (!member.id.is_empty() && kv.key.ends_with(format!("/{}", member.id).as_bytes())).then_some(member)
+}
+
+/// This node's part.
+pub(super) struct Membership {
+    pub(super) access: Access,
+    pub(super) prefix: String,
+    /// Empty: gpush's keys are none of our business.
+    pub(super) gpush_prefix: String,
+    pub(super) role: Role,
+    /// As it will be written, but for the load; hosts that are unspecified are filled in.
+    pub(super) this: Member,
+    pub(super) load: Arc<dyn Fn() -> Load + Send + Sync>,
+    /// Called once, just before others can know of this node.
+    pub(super) on_first_join: Box<dyn Fn() + Send + Sync>,
+    pub(super) view: watch::Sender<View>,
+    pub(super) leave: watch::Receiver<bool>,
+    pub(super) metrics: Arc<ClusterMetrics>,
+}
+
+impl Membership {
+    /// Is a member whenever it can be, until told to leave.
+    pub(super) async fn run(mut self) {
+        let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
+        let mut has_seen_all = false;
+        for attempt in 0.. {
+            let outcome = match Etcd::connect(&self.access, attempt).await {
+                Ok(etcd) => self.session(etcd, &mut has_seen_all, &mut pause).await,
+                Err(error) => Err(error),
+            };
+            let Err(error) = outcome else { return };
+            self.metrics.etcd_failures.add(1);
+            self.metrics.etcd_connected.set(0);
+            let server = &self.access.endpoints[attempt % self.access.endpoints.len()];
+            let trouble = format!("etcd at {server}: {}", error.causes());
+            if self.view.borrow().trouble.is_none() || attempt == 0 {
+                tracing::warn!(
+                    "not a member of the cluster: {trouble}; its own clients are served, and it goes on trying"
+                );
+            } else {
+                tracing::debug!("still not a member: {trouble}");
+            }
+            self.view.send_modify(|view| view.trouble = Some(trouble));
+            tokio::select! {
+                () = told(self.leave.clone()) => return,
+                () = pause.wait() => {}
+            }
+        }
+    }
+
+    /// A member until it is told to leave, or something fails.
+    async fn session(&mut self, mut etcd: Etcd, has_seen_all: &mut bool, pause: &mut Pause) -> Result<(), EtcdError> {
+        let lease = etcd.grant(LEASE_TTL_S).await?;
+        let mut kept = etcd.keep_alive(lease).await?;
+        self.fill_in_hosts().await;
+        self.this.load = (self.load)();
+        (self.on_first_join)();
+        let key = node_key(&self.prefix, &self.this.id);
+        etcd.put(&key, self.value(), lease).await?;
+        // Behind it: whoever finds gpush's key finds out that it is one of ours.
+        if !self.this.gpush.is_empty() && !self.gpush_prefix.is_empty() {
+            let key = format!("{}/{lease}", self.gpush_prefix);
+            etcd.put(&key, self.this.gpush.clone(), lease).await?;
+        }
+        let nodes = node_key(&self.prefix, "");
+        let found = etcd.find(&nodes).await?;
+        let mut changes = etcd.watch(&nodes, found.revision + 1).await?;
+        let mut proxies = self.watch_proxies(&mut etcd).await?;
+        let members: BTreeMap<_, _> =
+            found.kvs.iter().take(MEMBERS_MAX).filter_map(member_of).map(|m| (m.id.clone(), m)).collect();
+        let is_first = !std::mem::replace(has_seen_all, true);
+        self.view.send_modify(|view| {
+            view.others.retain(|id, _| members.contains_key(id));
+            for (_, member) in members {
+                self.note(view, member, !is_first);
+            }
+            view.trouble = None;
+        });
+        self.counted(true);
+        tracing::info!(id = self.this.id, others = self.view.borrow().others.len(), "a member of the cluster");
+        pause.reset();
+
+        let mut renewals = 0;
+        let mut renewal = tokio::time::interval(KEEP_ALIVE);
+        loop {
+            tokio::select! {
+                changes = changes.next() => {
+                    let changes = changes?;
+                    self.view.send_modify(|view| changes.into_iter().for_each(|change| self.apply(view, change)));
+                    self.counted(true);
+                }
+                changed = next_of(&mut proxies) => {
+                    changed?;
+                    self.find_proxies(&mut etcd).await?;
+                }
+                _ = renewal.tick() => {
+                    kept.once().await?;
+                    renewals += 1;
+                    let load = (self.load)();
+                    if renewals % LOAD_EVERY == 0 && load != self.this.load {
+                        self.this.load = load;
+                        etcd.put(&key, self.value(), lease).await?;
+                    }
+                }
+                () = told(self.leave.clone()) => {
+                    self.counted(false);
+                    // What fails here, the lease's end does a little later.
+                    if let Err(error) = etcd.revoke(lease).await {
+                        tracing::warn!("leaving the cluster: {}", error.causes());
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn value(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.this).expect("text and numbers are JSON")
+    }
+
+    fn note(&self, view: &mut View, member: Member, is_newcomer: bool) {
+        if member.id == self.this.id {
+            return;
+        }
+        if let Some(other) = view.others.get_mut(&member.id) {
+            other.member = member;
+        } else if view.others.len() < MEMBERS_MAX {
+            tracing::info!(id = member.id, name = member.name, relay = member.relay, "a node has come");
+            view.others.insert(member.id.clone(), Other { member, is_newcomer });
+        }
+    }
+
+    fn apply(&self, view: &mut View, change: Change) {
+        match change {
+            Change::Put(kv) => {
+                if let Some(member) = member_of(&kv) {
+                    self.note(view, member, true);
+                }
+            }
+            Change::Deleted(key) => {
+                let id = key.rsplit(|byte| *byte == b'/').next().and_then(|id| std::str::from_utf8(id).ok());
+                if let Some(other) = id.and_then(|id| view.others.remove(id)) {
+                    tracing::info!(id = other.member.id, name = other.member.name, "a node has gone");
+                }
+            }
+        }
+    }
+
+    fn counted(&self, is_member: bool) {
+        let view = self.view.borrow();
+        self.metrics.etcd_connected.set(u64::from(is_member));
+        self.metrics.members.set(view.others.len() as u64);
+        self.metrics.proxies.set(view.proxies.len() as u64);
+    }
+
+    /// What happens to gpush's keys from now on, and those that are there, if anybody cares.
+    async fn watch_proxies(&self, etcd: &mut Etcd) -> Result<Option<Changes>, EtcdError> {
+        if self.gpush_prefix.is_empty() || !self.role.subscribes() {
+            return Ok(None);
+        }
+        let revision = self.find_proxies(etcd).await?;
+        Ok(Some(etcd.watch(&format!("{}/", self.gpush_prefix), revision + 1).await?))
+    }
+
+    /// Gets gpush's keys anew, and leaves out those of nodes: what they accept comes by the relay. Nodes are asked for behind
+    /// them, so that each of ours that is among the keys is known. Returns the revision of the keys.
+    async fn find_proxies(&self, etcd: &mut Etcd) -> Result<i64, EtcdError> {
+        let keys = etcd.find(&format!("{}/", self.gpush_prefix)).await?;
+        let nodes = etcd.find(&node_key(&self.prefix, "")).await?;
+        let ours: Vec<_> = nodes.kvs.iter().filter_map(member_of).map(|member| member.gpush).collect();
+        self.view.send_modify(|view| {
+            let is_ours = |address: &String| {
+                *address == self.this.gpush
+                    || ours.contains(address)
+                    || view.others.values().any(|other| other.member.gpush == *address)
+            };
+            let address = |kv: KeyValue| Some((kv.key, String::from_utf8(kv.value.into()).ok()?));
+            let proxies = keys.kvs.into_iter().take(MEMBERS_MAX).filter_map(address);
+            view.proxies = proxies.filter(|(_, address)| !address.is_empty() && !is_ours(address)).collect();
+        });
+        self.counted(true);
+        Ok(keys.revision)
+    }
+
+    /// Puts the address that this machine shows to etcd where one of ours is unspecified.
+    async fn fill_in_hosts(&mut self) {
+        let server = &self.access.endpoints[0];
+        let shown = shown_to(server.split("://").last().unwrap_or(server)).await;
+        let subscribers = self.this.subscribers.iter_mut();
+        for address in [&mut self.this.relay, &mut self.this.grpc, &mut self.this.http, &mut self.this.gpush]
+            .into_iter()
+            .chain(subscribers)
+        {
+            if let Ok(mut parsed) = address.parse::<SocketAddr>()
+                && parsed.ip().is_unspecified()
+                && let Some(shown) = shown
+            {
+                parsed.set_ip(shown.ip());
+                *address = parsed.to_string();
+            }
+        }
+    }
+}
+
+/// The address from which this machine would speak to `peer`; nothing is sent.
+async fn shown_to(peer: &str) -> Option<SocketAddr> {
+    let peer = tokio::net::lookup_host(peer).await.ok()?.next()?;
+    let any: SocketAddr = if peer.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = tokio::net::UdpSocket::bind(any).await.ok()?;
+    socket.connect(peer).await.ok()?;
+    socket.local_addr().ok()
+}
+
+/// The next changes of a watch, if there is one.
+async fn next_of(changes: &mut Option<Changes>) -> Result<(), EtcdError> {
+    match changes {
+        Some(changes) => changes.next().await.map(drop),
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kv(key: &str, value: &str) -> KeyValue {
+        KeyValue { key: key.to_owned().into(), value: value.to_owned().into(), lease: 1 }
+    }
+
+    #[test]
+    fn a_member_is_read_from_a_newer_version_and_nothing_else_is_one() {
+        let newer = kv("fanwire/nodes/7f", r#"{"id":"7f","relay":"10.0.0.1:1","connections":3,"color":"red"}"#);
+        let member = member_of(&newer).unwrap();
+        assert_eq!((&*member.relay, member.load.connections, member.is_source()), ("10.0.0.1:1", 3, true));
+        for not_one in [kv("fanwire/nodes/8a", r#"{"id":"7f"}"#), kv("fanwire/nodes/", "{}"), kv("x/7f", "7f")] {
+            assert_eq!(member_of(&not_one), None, "{not_one:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_node_says_of_itself_comes_back_as_it_was() {
+        let member = Member {
+            id: "7f".into(),
+            role: "all".into(),
+            load: Load { connections: 1, connections_max: 2, publications: 3 },
+            ..Member::default()
+        };
+        let text = serde_json::to_string(&member).unwrap();
+        assert!(text.contains(r#""connections_max":2"#), "{text}");
+        assert_eq!(serde_json::from_str::<Member>(&text).unwrap(), member);
+    }
+
+    #[test]
+    fn who_only_takes_in_or_only_gives_out_is_treated_so() {
+        let of = |role: &str| Member { role: role.into(), relay: "h:1".into(), ..Member::default() };
+        assert!(of("all").is_source() && of("ingest").is_source() && !of("fanout").is_source());
+        assert!(of("all").takes_subscribers() && !of("ingest").takes_subscribers());
+    }
+}

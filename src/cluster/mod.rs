@@ -1,0 +1,396 @@
+//! Other machines: who they are, and what they accept.
+//!
+//! ```text
+//!   etcd ◄──► members ──► View ──► links ──pull──► relay of every other node
+//!                                    │
+//!                                    ▼ Deliver                      ▲ pull
+//!   publishers ─► ingest ─► topics ─►│◄─ own subscribers            │
+//!                    └────────────────────► Carrier: relay ─► log ──┘
+//! ```
+//!
+//! Every node keeps what its own publishers gave it in a bounded log, and every other node pulls from there; what was pulled is
+//! delivered and goes no further. So order is total within one origin and topic, nobody waits for anybody, and what is lost is counted
+//! where it is missed. All of it runs on the control core, as tasks; without `cluster.etcd` there is none.
+//!
+//! How publications travel is a seam of its own, [`Carrier`]; offsets come from `topics`' `Sequencer` in any case.
+
+mod door;
+mod etcd;
+mod links;
+mod log;
+mod members;
+mod pause;
+mod relay;
+
+pub use members::{Load, Member};
+
+use crate::config::{self, Config, Transport};
+use crate::frame::Publication;
+use crate::metrics::ClusterMetrics;
+use door::Door;
+use etcd::{Access, Etcd};
+use futures_util::future::BoxFuture;
+use links::Links;
+use log::Log;
+use members::{Membership, View};
+use relay::Relay;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+
+/// What keeps a node from being a member before etcd was asked.
+const NOT_ASKED: &str = "etcd has not answered yet";
+/// How long that may keep publishers waiting.
+const SETTLE: Duration = Duration::from_secs(3);
+/// How long leaving may take: two calls of etcd's.
+const LEAVE: Duration = Duration::from_secs(4);
+/// How long pullers may take to read what they have not had yet, at the end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How accepted publications leave for other nodes.
+pub trait Carrier: Send + Sync {
+    /// Takes what this node's own publishers have just had accepted, in the order of acceptance. Called under the lock of the publish
+    /// path: it must be quick, and never wait for another node.
+    fn carry(&self, publication: &Publication);
+}
+
+/// This node's own subscribers, for what others have accepted.
+pub trait Deliver: Send + Sync {
+    /// Admits or refuses each, in order.
+    fn deliver(&self, publications: Vec<Publication>) -> Delivered;
+}
+
+/// What became of publications of another node.
+pub struct Delivered {
+    /// Refused at once.
+    pub refused: usize,
+    /// Those that wait for room, if any; completes with how many of them were refused in the end.
+    pub waiting: Option<BoxFuture<'static, usize>>,
+}
+
+/// Says of the value of an `authorization` whether it lets its bearer in.
+pub type Allows = dyn Fn(Option<&[u8]>) -> bool + Send + Sync;
+
+/// What nodes show one another.
+#[derive(Clone)]
+pub struct Secrets {
+    /// Whether an `authorization` lets its bearer in.
+    pub allows: Arc<Allows>,
+    /// The token that this node shows.
+    pub shown: Arc<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+/// Why this node can't be part of a cluster as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Correct the path, or the file.
+    #[error("{key} {file}: {error}; correct the path, or let this user read the file")]
+    File {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        file: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// Change the address.
+    #[error("cluster.relay_address = {address}: {error}; choose another address, or stop who listens there")]
+    Bind {
+        /// The setting's value.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// Look at the certificates.
+    #[error("the certificates of cluster.relay_* can't be used: {0}")]
+    Certificates(#[from] tonic::transport::Error),
+    /// No randomness.
+    #[error("no randomness: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// The files that `[cluster]` names, read.
+struct Files {
+    etcd: Access,
+    relay: Option<(ServerTlsConfig, ClientTlsConfig)>,
+}
+
+impl Files {
+    fn read(settings: &config::Cluster) -> Result<Files, ClusterError> {
+        let read = |key: &'static str, file: &String| {
+            std::fs::read(file).map_err(|error| ClusterError::File { key, file: file.clone(), error })
+        };
+        let given = |file: &String| !file.is_empty();
+        let identity = |key, certificate: &String, private: &String| {
+            Ok::<_, ClusterError>(Identity::from_pem(read(key, certificate)?, read(key, private)?))
+        };
+        let mut tls = ClientTlsConfig::new();
+        if given(&settings.etcd_ca_file) {
+            let ca = read("cluster.etcd_ca_file", &settings.etcd_ca_file)?;
+            tls = tls.ca_certificate(Certificate::from_pem(ca));
+        } else {
+            tls = tls.with_native_roots();
+        }
+        if given(&settings.etcd_certificate_file) {
+            let key = "cluster.etcd_certificate_file";
+            tls = tls.identity(identity(key, &settings.etcd_certificate_file, &settings.etcd_certificate_key_file)?);
+        }
+        let user = if given(&settings.etcd_user) {
+            let password = read("cluster.etcd_password_file", &settings.etcd_password_file)?;
+            let password = String::from_utf8_lossy(&password).trim().to_owned();
+            Some((settings.etcd_user.clone(), password))
+        } else {
+            None
+        };
+        let relay = if given(&settings.relay_certificate_file) {
+            let key = "cluster.relay_certificate_file";
+            let own = identity(key, &settings.relay_certificate_file, &settings.relay_certificate_key_file)?;
+            let ca = Certificate::from_pem(read("cluster.relay_ca_file", &settings.relay_ca_file)?);
+            let server = ServerTlsConfig::new().identity(own.clone()).client_ca_root(ca.clone());
+            // Says now what serving would say later.
+            tonic::transport::Server::builder().tls_config(server.clone())?;
+            Some((server, ClientTlsConfig::new().identity(own).ca_certificate(ca)))
+        } else {
+            None
+        };
+        Ok(Files { etcd: Access { endpoints: settings.etcd.clone(), user, tls }, relay })
+    }
+}
+
+/// Reads the files that `[cluster]` names, as a gateway will.
+///
+/// # Errors
+/// One of them can't be used.
+pub fn check_files(settings: &config::Cluster) -> Result<(), ClusterError> {
+    Files::read(settings).map(drop)
+}
+
+/// A node that has what it needs, and has told nobody yet.
+pub struct Prepared {
+    settings: config::Cluster,
+    files: Files,
+    listener: Option<std::net::TcpListener>,
+    epoch: u64,
+}
+
+/// Where this node listens.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    /// gRPC, if it publishes.
+    pub grpc: Option<SocketAddr>,
+    /// HTTP.
+    pub http: Option<SocketAddr>,
+    /// Subscribers.
+    pub subscribers: Vec<SocketAddr>,
+}
+
+/// What the rest of the gateway gives to its part of the cluster.
+pub struct Surroundings {
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// Its subscribers.
+    pub deliver: Arc<dyn Deliver>,
+    /// What it has to do now.
+    pub load: Arc<dyn Fn() -> Load + Send + Sync>,
+    /// What nodes show one another.
+    pub secrets: Secrets,
+    /// Where it counts.
+    pub metrics: Arc<ClusterMetrics>,
+}
+
+impl Prepared {
+    /// Reads the files and takes the relay's port; `None` without `cluster.etcd`.
+    ///
+    /// # Errors
+    /// A file or the port can't be had.
+    pub fn new(config: &Config) -> Result<Option<Prepared>, ClusterError> {
+        let settings = config.cluster.clone();
+        if !settings.is_on() {
+            return Ok(None);
+        }
+        let files = Files::read(&settings)?;
+        let listener = settings.is_relay_open().then(|| {
+            let address = &settings.relay_address;
+            std::net::TcpListener::bind(address).map_err(|error| ClusterError::Bind { address: address.clone(), error })
+        });
+        let epoch = getrandom::u64()?.max(1);
+        Ok(Some(Prepared { files, listener: listener.transpose()?, epoch, settings }))
+    }
+
+    /// Where other nodes pull from this one.
+    pub fn relay_address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref()?.local_addr().ok()
+    }
+
+    /// Begins to be a member, to give and to pull, as tasks of the current runtime.
+    ///
+    /// # Errors
+    /// The relay's port could not be registered with the runtime.
+    pub fn start(self, around: Surroundings) -> io::Result<Cluster> {
+        let relay_address = self.relay_address();
+        let Prepared { settings, files, listener, epoch } = self;
+        let Surroundings { addresses, deliver, load, secrets, metrics } = around;
+        let id = format!("{epoch:016x}");
+        let (view, viewed) = watch::channel(View { trouble: Some(NOT_ASKED.into()), ..View::default() });
+        let (leaving, leave) = watch::channel(false);
+        let (stopping, stop) = watch::channel(false);
+        let (server_tls, client_tls) = files.relay.unzip();
+
+        let mut relay = None;
+        let mut serving = None;
+        if let Some(listener) = listener {
+            let log = Log::new(epoch, settings.relay_buffer, settings.relay_buffer_bytes_max);
+            let giving = Arc::new(Relay::new(log, metrics.clone()));
+            let served = giving.clone().serve(Door::new(listener)?, server_tls, secrets.clone(), stop);
+            serving = Some(tokio::spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::error!("the relay ended: {}", causes(&error));
+                }
+            }));
+            relay = Some(giving);
+        }
+        let shown = |address: Option<SocketAddr>| address.map_or_else(String::new, |address| address.to_string());
+        let advertised = |setting: &String, address| {
+            if setting.is_empty() { shown(address) } else { setting.clone() }
+        };
+        let is_gpush = !settings.gpush_prefix.is_empty() && addresses.grpc.is_some();
+        let member = Member {
+            id: id.clone(),
+            name: if settings.name.is_empty() { host_name() } else { settings.name.clone() },
+            version: env!("CARGO_PKG_VERSION").into(),
+            role: serde_json::to_value(settings.role)
+                .map_or_else(|_| String::new(), |role| role.as_str().unwrap_or_default().to_owned()),
+            relay: if relay.is_some() { advertised(&settings.relay_advertise, relay_address) } else { String::new() },
+            grpc: shown(addresses.grpc),
+            http: shown(addresses.http),
+            subscribers: addresses.subscribers.iter().map(SocketAddr::to_string).collect(),
+            gpush: if is_gpush { advertised(&settings.gpush_advertise, addresses.grpc) } else { String::new() },
+            started_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            load: load(),
+        };
+        let opened = relay.clone();
+        let membership = Membership {
+            access: files.etcd,
+            prefix: settings.prefix.clone(),
+            gpush_prefix: settings.gpush_prefix.clone(),
+            role: settings.role,
+            this: member,
+            load,
+            on_first_join: Box::new(move || opened.iter().for_each(|relay| relay.open())),
+            view,
+            leave,
+            metrics: metrics.clone(),
+        };
+        let membership = tokio::spawn(membership.run());
+        if settings.role.subscribes() && settings.transport == Transport::Relay {
+            let view = viewed.clone();
+            tokio::spawn(Links { this: id, view, deliver, tls: client_tls, secrets, metrics }.run());
+        }
+        Ok(Cluster { relay, view: viewed, leaving, stopping, membership, serving })
+    }
+}
+
+/// This node's part of a cluster, at work.
+pub struct Cluster {
+    relay: Option<Arc<Relay>>,
+    view: watch::Receiver<View>,
+    leaving: watch::Sender<bool>,
+    stopping: watch::Sender<bool>,
+    membership: JoinHandle<()>,
+    serving: Option<JoinHandle<()>>,
+}
+
+impl Cluster {
+    /// What is to be given every accepted publication, if they travel at all.
+    pub fn carrier(&self) -> Option<Arc<dyn Carrier>> {
+        self.relay.clone().map(|relay| relay as Arc<dyn Carrier>)
+    }
+
+    /// Completes when this node is a member, or knows why it can't be: what it accepts before, no other node could know of.
+    pub async fn settled(&mut self) {
+        let is_settled = self.view.wait_for(|view| view.trouble.as_deref() != Some(NOT_ASKED));
+        drop(tokio::time::timeout(SETTLE, is_settled).await);
+    }
+
+    /// Says in a sentence what is not as it should be, though this node serves.
+    pub fn notes(&self) -> Notes {
+        Notes(self.view.clone())
+    }
+
+    /// No longer a member from now on, so that nobody is sent here; pulling and being pulled from go on. Returns whether others
+    /// remain that take subscribers.
+    pub async fn leave(&mut self) -> bool {
+        let others = self.view.borrow().others.values().any(|other| other.member.takes_subscribers());
+        self.leaving.send_replace(true);
+        if self.view.borrow().trouble.is_some() {
+            // No member, so that there is nothing to leave and nobody to wait for.
+            self.membership.abort();
+        } else if tokio::time::timeout(LEAVE, &mut self.membership).await.is_err() {
+            tracing::warn!("leaving the cluster took too long: the others find out when the lease ends");
+        }
+        others
+    }
+
+    /// Gives those who pull what they have not had yet, and ends.
+    pub async fn stop(self) {
+        self.stopping.send_replace(true);
+        if let Some(serving) = self.serving {
+            let _ = tokio::time::timeout(LAST_WORDS, serving).await;
+        }
+    }
+}
+
+/// See [`Cluster::notes`].
+#[derive(Clone)]
+pub struct Notes(watch::Receiver<View>);
+
+impl Notes {
+    /// Nothing, if all is well.
+    pub fn get(&self) -> Option<String> {
+        let trouble = self.0.borrow().trouble.clone()?;
+        Some(format!("not a member of the cluster: {trouble}"))
+    }
+}
+
+/// Every member of the cluster that `settings` name, as etcd knows them now.
+///
+/// # Errors
+/// A sentence: a file can't be read, or no server of etcd's answers.
+pub async fn nodes(settings: &config::Cluster) -> Result<Vec<Member>, String> {
+    let access = Files::read(settings).map_err(|error| error.to_string())?.etcd;
+    let mut said = Vec::new();
+    for (attempt, server) in access.endpoints.iter().enumerate() {
+        let found =
+            async { Etcd::connect(&access, attempt).await?.find(&members::node_key(&settings.prefix, "")).await };
+        match found.await {
+            Ok(found) => return Ok(found.kvs.iter().filter_map(members::member_of).collect()),
+            Err(error) => said.push(format!("etcd at {server}: {}", error.causes())),
+        }
+    }
+    Err(said.join("\n"))
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().chars().take(64).collect()
+}
+
+/// An error with what is behind it: tonic's own text is only "transport error".
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Completes when told, or when nobody can tell any more.
+async fn told(mut signal: watch::Receiver<bool>) {
+    drop(signal.wait_for(|told| *told).await);
+}

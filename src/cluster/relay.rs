@@ -1,0 +1,149 @@
+//! The giving half of the relay: what this node accepts, for whoever pulls.
+
+use super::door::{Door, Known};
+use super::log::Log;
+use super::{Carrier, Secrets, told};
+use crate::frame::Publication;
+use crate::metrics::ClusterMetrics;
+use crate::proto::v1::relay_server::{Relay as Service, RelayServer};
+use crate::proto::v1::{PullRequest, RelayBatch};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::server::TlsConnectInfo;
+use tonic::transport::{Server, ServerTlsConfig};
+use tonic::{Request, Response, Status};
+
+/// How often a puller hears something even if there is nothing to say.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A peer that does not answer for this long, twice, is gone.
+const SILENCE: Duration = Duration::from_secs(3);
+/// Largest request: a name and three numbers.
+const REQUEST_BYTES_MAX: usize = 4096;
+
+/// This node's log, and who is to be told when it grows.
+pub(super) struct Relay {
+    log: Mutex<Log>,
+    grown: Notify,
+    metrics: Arc<ClusterMetrics>,
+}
+
+impl Relay {
+    pub(super) fn new(log: Log, metrics: Arc<ClusterMetrics>) -> Relay {
+        Relay { log: Mutex::new(log), grown: Notify::new(), metrics }
+    }
+
+    /// Others can know of this node from now on.
+    pub(super) fn open(&self) {
+        self.log().open();
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        // A panic under the lock would be in one of the log's few lines; what it holds is still what was accepted.
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves until `stopping`, then gives each puller what it has not had yet, and ends.
+    pub(super) async fn serve(
+        self: Arc<Relay>,
+        door: Door,
+        tls: Option<ServerTlsConfig>,
+        secrets: Secrets,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<(), tonic::transport::Error> {
+        let token = move |request: Request<()>| {
+            if !(secrets.allows)(request.metadata().get("authorization").map(|value| value.as_bytes())) {
+                return Err(Status::unauthenticated(
+                    "send a token of cluster.relay_tokens_file as \"authorization: Bearer TOKEN\"",
+                ));
+            }
+            let extensions = request.extensions();
+            let known =
+                extensions.get::<Known>().or_else(|| Some(extensions.get::<TlsConnectInfo<Known>>()?.get_ref()));
+            known.inspect(|known| known.let_in());
+            Ok(request)
+        };
+        let service = RelayServer::new(Pulls { relay: self, stopping: stopping.clone() });
+        let service = InterceptedService::new(service.max_decoding_message_size(REQUEST_BYTES_MAX), token);
+        let mut server = Server::builder()
+            .http2_keepalive_interval(Some(SILENCE))
+            .http2_keepalive_timeout(Some(SILENCE))
+            .max_concurrent_streams(16);
+        if let Some(tls) = tls {
+            server = server.tls_config(tls)?;
+        }
+        server.add_service(service).serve_with_incoming_shutdown(door.incoming(), told(stopping)).await
+    }
+
+    /// Gives one puller what is due to it, until it leaves or all ends.
+    async fn give(
+        self: Arc<Relay>,
+        mut due: u64,
+        pulls: mpsc::Sender<Result<RelayBatch, Status>>,
+        stopping: watch::Receiver<bool>,
+    ) {
+        // The first says where the stream begins, or how much of what was due is gone.
+        let mut batch = RelayBatch { messages: Vec::new(), ..self.log().batch(due) };
+        loop {
+            due = batch.first + batch.messages.len() as u64;
+            self.metrics.relay_sent.add(batch.messages.len() as u64);
+            if pulls.send(Ok(batch)).await.is_err() {
+                return;
+            }
+            let heartbeat = tokio::time::sleep(HEARTBEAT);
+            tokio::pin!(heartbeat);
+            batch = loop {
+                let grown = self.grown.notified();
+                tokio::pin!(grown);
+                grown.as_mut().enable(); // Before the look: what is appended behind it wakes us.
+                let batch = self.log().batch(due);
+                if !batch.messages.is_empty() || batch.first != due {
+                    break batch;
+                }
+                tokio::select! {
+                    biased;
+                    () = pulls.closed() => return,
+                    () = &mut grown => {}
+                    () = &mut heartbeat => break batch,
+                    () = told(stopping.clone()) => return,
+                }
+            };
+        }
+    }
+}
+
+impl Carrier for Relay {
+    fn carry(&self, publication: &Publication) {
+        let size = {
+            let mut log = self.log();
+            log.append(publication);
+            log.size()
+        };
+        self.metrics.relay_buffer_messages.set(size.0 as u64);
+        self.metrics.relay_buffer_bytes.set(size.1 as u64);
+        self.grown.notify_waiters();
+    }
+}
+
+/// The service.
+struct Pulls {
+    relay: Arc<Relay>,
+    stopping: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl Service for Pulls {
+    type PullStream = ReceiverStream<Result<RelayBatch, Status>>;
+
+    async fn pull(&self, request: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+        let request = request.into_inner();
+        let due = self.relay.log().due(&request);
+        tracing::debug!(node = request.node, due, "pulls");
+        // One batch ahead; what is behind it waits in the log, once for all.
+        let (sender, batches) = mpsc::channel(1);
+        tokio::spawn(self.relay.clone().give(due, sender, self.stopping.clone()));
+        Ok(Response::new(ReceiverStream::new(batches)))
+    }
+}

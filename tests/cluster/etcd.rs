@@ -1,0 +1,105 @@
+//! A real etcd on free loopback ports: started, stopped, started again with what it knew, and never left behind.
+
+use crate::gateway::wait_until;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// One server of etcd, which may or may not run now.
+pub struct Etcd {
+    directory: PathBuf,
+    client_port: u16,
+    peer_port: u16,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    /// Not running yet; its address is known.
+    pub fn prepared() -> Etcd {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("fanwire-etcd-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (client, peer) = (free(), free());
+        let port = |listener: TcpListener| listener.local_addr().unwrap().port();
+        Etcd { directory, client_port: port(client), peer_port: port(peer), child: None }
+    }
+
+    /// Running, and answering.
+    pub fn start() -> Etcd {
+        let mut etcd = Etcd::prepared();
+        etcd.run();
+        etcd
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// Starts it, with what it knew when it stopped.
+    pub fn run(&mut self) {
+        let (client, peer) = (self.address(), format!("http://127.0.0.1:{}", self.peer_port));
+        let arguments = [
+            ("--name", "n1".to_owned()),
+            ("--data-dir", self.directory.display().to_string()),
+            ("--listen-client-urls", client.clone()),
+            ("--advertise-client-urls", client),
+            ("--listen-peer-urls", peer.clone()),
+            ("--initial-advertise-peer-urls", peer.clone()),
+            ("--initial-cluster", format!("n1={peer}")),
+            // Faster than its defaults: one machine has no network between its members.
+            ("--heartbeat-interval", "50".to_owned()),
+            ("--election-timeout", "500".to_owned()),
+            ("--unsafe-no-fsync", String::new()),
+        ];
+        let mut command = Command::new("etcd");
+        for (name, value) in arguments {
+            command.arg(name);
+            if !value.is_empty() {
+                command.arg(value);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("etcd is installed (scripts/install-tools etcd)");
+        self.child = Some(child);
+        wait_until("etcd answers", || self.ctl(&["endpoint", "health"]).is_some());
+    }
+
+    /// Kills it.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// What etcdctl prints, if it succeeds.
+    pub fn ctl(&self, arguments: &[&str]) -> Option<String> {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.address(), "--command-timeout", "2s"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("etcdctl is installed (scripts/install-tools etcd)");
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// Keys with a prefix, and their values.
+    pub fn get(&self, prefix: &str) -> Vec<(String, String)> {
+        let text = self.ctl(&["get", "--prefix", prefix]).expect("etcd answers");
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}

@@ -1,0 +1,26 @@
+//! Several machines, as processes on one: real etcd, real gateways, and a network between them that fails when told to.
+
+#[allow(dead_code)] // Shared with the end-to-end tests, which use all of it.
+#[path = "../e2e/client.rs"]
+mod client;
+#[allow(dead_code)]
+#[path = "../e2e/gateway.rs"]
+mod gateway;
+#[allow(dead_code)]
+#[path = "../e2e/http.rs"]
+mod http;
+#[allow(dead_code)]
+#[path = "../e2e/publisher.rs"]
+mod publisher;
+
+mod background;
+mod etcd;
+mod faults;
+mod node;
+
+mod drain;
+mod gpush;
+mod guarded;
+mod members;
+mod relay;
+mod roles;

@@ -1,0 +1,157 @@
+//! Who is there: come, gone, killed, come back, and etcd away.
+
+use crate::client::Client;
+use crate::etcd::Etcd;
+use crate::gateway::{fanwire, wait_until};
+use crate::node::{Listener, Node, cluster, nodes};
+use std::time::{Duration, Instant};
+
+/// A key outlives its node by a lease of five seconds, and etcd looks at leases twice a second.
+const GONE_WITHIN: Duration = Duration::from_secs(7);
+
+#[test]
+fn nodes_see_one_another_and_one_that_is_killed_is_gone_in_seven_seconds() {
+    let etcd = Etcd::start();
+    let mut three = cluster(&etcd, &["a", "b", "c"], &[]);
+    let (code, json, _) = nodes(&etcd.address(), &["--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let names: Vec<_> = listed.as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect();
+    assert_eq!((code, names), (0, vec!["a", "b", "c"]));
+    let a = &listed[0];
+    assert_eq!(a["role"], "all");
+    assert_eq!(a["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(a["grpc"], three[0].grpc.to_string());
+    assert_eq!(a["subscribers"][0], three[0].subscribers.to_string());
+    assert_eq!(a["relay"], three[0].network.address.to_string());
+    assert!(a["connections_max"].as_u64().unwrap() > 0 && a["id"].as_str().unwrap().len() == 16, "{a}");
+    let (_, table, _) = nodes(&etcd.address(), &[]);
+    assert!(table.starts_with("NAME  ID") && table.lines().count() == 4, "{table}");
+
+    let killed = Instant::now();
+    drop(three.remove(0));
+    for node in &three {
+        wait_until("it is gone for the others", || node.sees(1, 1));
+    }
+    assert!(killed.elapsed() < GONE_WITHIN, "{:?}", killed.elapsed());
+    assert_eq!(nodes(&etcd.address(), &[]).1.lines().count(), 3);
+
+    three.push(Node::start(&etcd, "a", &[]));
+    for node in &three {
+        wait_until("it is back", || node.sees(2, 2));
+    }
+    three[2].publish("t", 1..2);
+}
+
+#[test]
+fn load_is_told() {
+    let etcd = Etcd::start();
+    let node = Node::start(&etcd, "a", &[]);
+    let _clients: Vec<_> = (0..3).map(|_| Client::gpush(&node)).collect();
+    wait_until("etcd knows of three clients", || {
+        let listed: serde_json::Value = serde_json::from_str(&nodes(&etcd.address(), &["--json"]).1).unwrap();
+        listed[0]["connections"] == 3
+    });
+}
+
+#[test]
+fn without_etcd_a_node_serves_its_own_and_joins_when_it_can() {
+    let mut etcd = Etcd::prepared();
+    let two: Vec<_> = ["a", "b"].map(|name| Node::start(&etcd, name, &[])).into();
+    let mut listeners: Vec<_> = two.iter().map(|node| Listener::new(node, "t")).collect();
+    let note = |node: &Node| {
+        let ready = node.get("/readyz");
+        assert_eq!(ready.status, 200, "{ready:?}");
+        ready.json()["notes"].to_string()
+    };
+    for (node, listener) in two.iter().zip(&mut listeners) {
+        assert!(note(node).contains("not a member of the cluster"), "{}", note(node));
+        node.publish("t", 1..11);
+        listener.hears(&[(node.name, 10)]);
+    }
+
+    etcd.run();
+    for node in &two {
+        wait_until("it joins", || node.sees(1, 1));
+        assert_eq!(note(node), "null");
+    }
+    // What was published before anybody could know of it is not made up.
+    listeners[0].continue_from("b", 10);
+    listeners[1].continue_from("a", 10);
+    two.iter().for_each(|node| node.publish("t", 11..21));
+    listeners.iter_mut().for_each(|listener| listener.hears(&[("a", 20), ("b", 20)]));
+
+    etcd.stop();
+    for node in &two {
+        wait_until("it says so", || note(node).contains("not a member"));
+        node.publish("t", 21..31);
+    }
+    listeners.iter_mut().for_each(|listener| listener.hears(&[("a", 30), ("b", 30)]));
+    let (code, _, stderr) = nodes(&etcd.address(), &[]);
+    assert_eq!(code, 1, "{stderr}");
+
+    etcd.run();
+    for node in &two {
+        wait_until("it joins again", || node.sees(1, 1));
+        node.publish("t", 31..41);
+    }
+    for listener in &mut listeners {
+        listener.hears(&[("a", 40), ("b", 40)]);
+        listener.hears_no_more();
+    }
+}
+
+#[test]
+fn whoever_lost_its_lease_while_keys_were_compacted_comes_back_and_misses_nothing() {
+    let etcd = Etcd::start();
+    let three = cluster(&etcd, &["a", "b", "c"], &[]);
+    let mut listener = Listener::new(&three[2], "t");
+    three[2].signal("STOP");
+    wait_until("its lease is over", || three[0].sees(1, 1) && three[1].sees(1, 1));
+    three[0].publish("t", 1..1001);
+    let revision: serde_json::Value =
+        serde_json::from_str(&etcd.ctl(&["get", "x", "--write-out=json"]).unwrap()).unwrap();
+    etcd.ctl(&["compact", &revision["header"]["revision"].to_string()]).expect("it compacts");
+    three[2].signal("CONT");
+    for node in &three {
+        wait_until("it is a member again", || node.sees(2, 2));
+    }
+    three[1].publish("t", 1..11);
+    listener.hears(&[("a", 1000), ("b", 10)]);
+    assert_eq!(three[2].lost(), 0.0);
+}
+
+#[test]
+fn what_the_page_for_operators_says_of_clusters_runs() {
+    let page = include_str!("../../docs/OPERATING.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Several machines")).unwrap();
+    let block = |kind: &str| section.split(&format!("```{kind}\n")).nth(1).unwrap().split("```").next().unwrap();
+    let etcd = Etcd::start();
+    let folder = std::env::temp_dir().join(format!("fanwire-page-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str| folder.join(name).display().to_string();
+    std::fs::write(file("tokens"), "0123456789abcdef0123456789abcdef\n").unwrap();
+    let servers = block("toml").lines().find(|line| line.starts_with("etcd = ")).unwrap();
+    let settings = block("toml")
+        .replace(servers, &format!("etcd = [\"{}\"]", etcd.address()))
+        .replace("/etc/fanwire-relay.tokens", &file("tokens"));
+    std::fs::write(file("fanwire.toml"), settings).unwrap();
+    let check = fanwire(&["config", "check", &file("fanwire.toml")]).output().unwrap();
+    assert!(check.status.success(), "{check:?}");
+    let commands: Vec<_> = block("console").lines().collect();
+    assert_eq!(commands.len(), 2);
+    for line in commands {
+        let path = file("fanwire.toml");
+        let words: Vec<_> = line.split(' ').map(|word| if word == "fanwire.toml" { &path } else { word }).collect();
+        let output = fanwire(&words[1..]).output().unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty(), "{line}: {output:?}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn nodes_names_what_is_missing() {
+    let output = fanwire(&["nodes"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(stderr.contains("give --etcd"), "{stderr}");
+}

@@ -1,0 +1,201 @@
+//! What one node accepts, all deliver: in the origin's order, without loss and once, whatever the network does.
+
+use crate::client::Client;
+use crate::etcd::Etcd;
+use crate::gateway::{wait_for, wait_until};
+use crate::node::{Listener, Node, cluster};
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[test]
+fn what_three_nodes_accept_at_once_every_subscriber_gets_in_order_and_once() {
+    let etcd = Etcd::start();
+    let three = cluster(&etcd, &["a", "b", "c"], &[]);
+    let mut listeners: Vec<_> = three.iter().map(|node| Listener::new(node, "t")).collect();
+    thread::scope(|scope| three.iter().for_each(|node| drop(scope.spawn(|| node.publish("t", 1..3001)))));
+    for listener in &mut listeners {
+        listener.hears(&[("a", 3000), ("b", 3000), ("c", 3000)]);
+        listener.hears_no_more();
+    }
+    for node in &three {
+        assert_eq!((node.lost(), node.received()), (0.0, 6000.0));
+    }
+}
+
+#[test]
+fn users_and_everyone_are_reached_on_every_node() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[]);
+    let mut user = Client::gpush(&two[1]);
+    user.log_in("7");
+    user.subscribe_privately("orders");
+    let mut stranger = Client::gpush(&two[1]);
+    two[0].push_to("7", "orders", "yours");
+    two[0].push("", "everyone");
+    // Order is within what goes to a user and within what goes to everyone, not between the two.
+    let mut heard = [user.text(), user.text()];
+    heard.sort();
+    assert_eq!(heard, ["everyone", "yours"]);
+    assert_eq!(stranger.text(), "everyone");
+}
+
+/// Publishes on the first of two nodes and holds the second's subscriber to it, while `trouble` happens to the network.
+fn holds_through(settings: &[(&str, &str)], trouble: impl FnOnce(&Node)) {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], settings);
+    let mut listener = Listener::new(&two[1], "t");
+    two[0].publish("t", 1..101);
+    listener.hears(&[("a", 100)]);
+    thread::scope(|scope| {
+        let publishing = scope.spawn(|| {
+            for batch in 1..51 {
+                two[0].publish("t", batch * 100 + 1..(batch + 1) * 100 + 1);
+                thread::sleep(Duration::from_millis(20)); // A rate: what is published meanwhile is what is to be made up.
+            }
+        });
+        trouble(&two[0]);
+        publishing.join().unwrap();
+    });
+    listener.hears(&[("a", 5100)]);
+    listener.hears_no_more();
+    assert_eq!((two[1].lost(), two[1].received()), (0.0, 5100.0));
+}
+
+#[test]
+fn resets_lose_nothing_and_give_nothing_twice() {
+    holds_through(&[], |origin| {
+        for _ in 0..10 {
+            thread::sleep(Duration::from_millis(100)); // Spread over what is published.
+            origin.network.reset();
+        }
+    });
+}
+
+#[test]
+fn a_cut_is_made_up_at_once_when_the_network_is_back() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[]);
+    let mut listener = Listener::new(&two[1], "t");
+    two[0].network.cut();
+    wait_until("the link is down", || two[1].sees(1, 0));
+    two[0].publish("t", 1..20_001);
+    thread::sleep(Duration::from_secs(1)); // By now attempts are as far apart as they ever are.
+    let back = Instant::now();
+    two[0].network.pass();
+    listener.hears(&[("a", 20_000)]);
+    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
+    assert_eq!(two[1].lost(), 0.0);
+}
+
+#[test]
+#[ignore = "ten seconds of a cut"]
+fn ten_seconds_of_a_cut_at_ten_thousand_messages_a_second_are_made_up_in_two() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[("slow.pending_bytes_max", "67108864")]);
+    let mut listener = Listener::new(&two[1], "t");
+    two[0].network.cut();
+    let start = Instant::now();
+    for second in 0..10 {
+        two[0].publish("t", second * 10_000 + 1..(second + 1) * 10_000 + 1);
+        thread::sleep((start + Duration::from_secs(second + 1)).saturating_duration_since(Instant::now())); // The rate.
+    }
+    let back = Instant::now();
+    two[0].network.pass();
+    wait_until("all is made up", || two[1].received() == 100_000.0);
+    let made_up = back.elapsed();
+    listener.hears(&[("a", 100_000)]);
+    assert!(made_up < Duration::from_secs(2), "{made_up:?}");
+    assert_eq!(two[1].lost(), 0.0);
+}
+
+#[test]
+fn a_half_open_connection_is_noticed_and_what_it_swallowed_is_made_up() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[]);
+    let mut listener = Listener::new(&two[1], "t");
+    two[0].network.fall_silent();
+    two[0].publish("t", 1..1001);
+    wait_until("the link is down", || two[1].sees(1, 0));
+    two[0].network.pass();
+    listener.hears(&[("a", 1000)]);
+    assert_eq!(two[1].lost(), 0.0);
+}
+
+#[test]
+fn delay_changes_nothing_but_the_time() {
+    holds_through(&[], |origin| origin.network.delay(Duration::from_millis(50)));
+}
+
+#[test]
+fn a_cut_longer_than_the_buffer_is_counted_and_said() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[("cluster.relay_buffer", "100")]);
+    let mut listener = Listener::new(&two[1], "t");
+    two[0].publish("t", 1..11);
+    listener.hears(&[("a", 10)]);
+    two[0].network.cut();
+    wait_until("the link is down", || two[1].sees(1, 0));
+    two[0].publish("t", 11..1011);
+    two[0].network.pass();
+    // The last hundred are kept.
+    listener.continue_from("a", 910);
+    listener.hears(&[("a", 1010)]);
+    let lost = two[1].metrics().sum("fanwire_relay_lost_messages_total", &[("reason", "overrun")]);
+    assert_eq!(lost, 900.0);
+    assert!(two[1].stderr().contains("messages=900"), "{}", two[1].stderr());
+}
+
+#[test]
+fn a_node_that_stands_still_holds_up_nobody() {
+    let etcd = Etcd::start();
+    let three = cluster(&etcd, &["a", "b", "c"], &[]);
+    let (mut quick, mut stopped) = (Listener::new(&three[1], "t"), Listener::new(&three[2], "t"));
+    three[2].signal("STOP");
+    let start = Instant::now();
+    three[0].publish("t", 1..20_001);
+    quick.hears(&[("a", 20_000)]);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    three[2].signal("CONT");
+    stopped.hears(&[("a", 20_000)]);
+    assert_eq!(three[2].lost(), 0.0);
+}
+
+#[test]
+fn a_node_that_is_killed_and_comes_back_gets_what_comes_from_then_on() {
+    let etcd = Etcd::start();
+    let mut two = cluster(&etcd, &["a", "b"], &[]);
+    let mut listener = Listener::new(&two[1], "t");
+    two[0].publish("t", 1..11);
+    listener.hears(&[("a", 10)]);
+    drop(two.remove(0));
+    let back = Node::start(&etcd, "a", &[]);
+    // At once: what it accepts before the other has found it is kept for it.
+    back.publish("t", 11..21);
+    listener.hears(&[("a", 20)]);
+    let mut own = Listener::new(&back, "t");
+    wait_until("it pulls", || back.sees(1, 1) || back.sees(2, 1));
+    two[0].publish("t", 1..11);
+    own.hears(&[("b", 10)]);
+}
+
+#[test]
+fn a_shard_that_stands_still_costs_another_node_what_it_would_cost_this_one() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[("shards.count", "1"), ("shards.queue_items_max", "64")]);
+    let mut listener = Listener::new(&two[1], "t");
+    two[1].stall(0, 2000);
+    two[0].publish("t", 1..1001);
+    let refused = wait_for("some are refused", || {
+        let refused = two[1].metrics().sum("fanwire_relay_lost_messages_total", &[("reason", "refused")]);
+        (refused > 0.0 && two[1].received() == 1000.0).then_some(refused)
+    });
+    assert!(refused < 1000.0, "{refused}");
+    // The shard turns again.
+    let (_, mut last) = listener.next().expect("what was admitted");
+    two[0].publish("t", 1001..1002);
+    while last != 1001 {
+        let (_, number) = listener.next().expect("what was admitted, and the last");
+        assert!(number > last, "{number} behind {last}");
+        last = number;
+    }
+}
