@@ -122,7 +122,7 @@ pub struct Args {
     #[arg(long, value_name = "N/S", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     ramp: u32,
     /// Connect to so many addresses in a row, from that of the URL on: a server that listens on 0.0.0.0 has them all
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=0xffff))]
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with_all = ["spawn", "bare", "compare_bare"], value_parser = clap::value_parser!(u32).range(1..=0xffff))]
     spread: u32,
     /// Connect from this address of ours; repeatable, they take turns [default: for a loopback URL 127.0.0.1 and up, a new one
     /// for each 10,000 connections]
@@ -536,6 +536,29 @@ mod tests {
         assert_eq!(parse_url("ws://127.0.0.1").unwrap().0.port(), 80);
         assert_eq!(parse_url("ws://[::1]:5/").unwrap().0.to_string(), "[::1]:5");
         assert!(parse_url("wss://127.0.0.1/").is_err());
+    }
+
+    #[test]
+    fn the_flags_say_what_is_spoken_and_how_it_is_published() {
+        use clap::Parser;
+        let args = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.args);
+        let nats = args("bench --url nats://127.0.0.1:4222").unwrap();
+        assert_eq!(nats.dialect(), Dialect::Nats);
+        let (interface, _) = nats.interface(&Dialect::Nats, None).unwrap();
+        assert!(matches!(interface, Interface::Nats { address } if address == "127.0.0.1:4222"));
+        let post = args("bench --publish post --post-url http://h/p?id={topic} --token t").unwrap();
+        let (interface, token) = post.interface(&post.dialect(), None).unwrap();
+        let Interface::Http { address, post: Post::Path(path) } = interface else { panic!("{interface:?}") };
+        assert_eq!((address.as_str(), path.as_str(), token.as_deref()), ("h:80", "/p?id={topic}", Some("t")));
+        assert!(args("bench --publish post").unwrap().interface(&Dialect::Gpush, None).is_err());
+        assert_eq!(header("X-A: b: c"), Ok(("X-A".into(), "b: c".into())));
+        assert!(args("bench --storm-at 1").is_err(), "of no storm");
+        assert!(args("bench --messages 5 --duration 1").is_err() && args("bench --zipf -1").is_err());
+
+        let room = |line: &str| args(line).unwrap().settings();
+        assert!(room("bench -c 10000").is_empty(), "the table's rows run as they always did");
+        assert_eq!(room("bench -c 20000 --storm 80000"), ["shards.connections_max=105000"]);
+        assert_eq!(room("bench -c 20000 --set a.b=1").last().unwrap(), "a.b=1", "the user has the last word");
     }
 
     #[test]

@@ -38,8 +38,6 @@ const FULLY_BUFFERED_RINGS_MAX: u32 = 4;
 const CLOSES_PER_TURN_MAX: u32 = 4096;
 /// A second more for the closing for each so many.
 const CLOSES_PER_S: u64 = 20_000;
-/// Every client says `ping` once in this time; the gateway waits 120 s.
-const HEARTBEAT_NS: u64 = 50_000_000_000;
 /// Pings of one turn.
 const HEARTBEATS_PER_TURN_MAX: u32 = 256;
 /// The handshakes are given up when none has got on for this long.
@@ -206,8 +204,8 @@ pub(crate) struct Clients {
     connections: Vec<Connection>,
     inflater: Inflater,
     inflated: Vec<u8>,
-    requests: Vec<Arc<[u8]>>, // One, or one for each topic.
-    ping: Option<Arc<[u8]>>,
+    requests: Vec<Arc<[u8]>>,       // One, or one for each topic.
+    ping: Option<(Arc<[u8]>, u64)>, // What each says once in so many ns.
     pong: Arc<[u8]>,
     servers_ping: Option<&'static [u8]>, // What a server of this dialect asks whether we are there by, and
     greeting: &'static [u8],             // how it begins, if it speaks first.
@@ -785,10 +783,10 @@ impl Clients {
     }
 
     fn heartbeat(&mut self) {
-        let Some(ping) = self.ping.clone().filter(|_| !self.leaving) else { return };
+        let Some((ping, period_ns)) = self.ping.clone().filter(|_| !self.leaving) else { return };
         let elapsed_ns = Time::now().since_ns(self.heartbeats_from);
         let all = self.plan.all();
-        let due = (u128::from(elapsed_ns) * u128::from(all) / u128::from(HEARTBEAT_NS)) as u64;
+        let due = (u128::from(elapsed_ns) * u128::from(all) / u128::from(period_ns)) as u64;
         for _ in 0..due.saturating_sub(self.heartbeats).min(u64::from(HEARTBEATS_PER_TURN_MAX)) {
             let i = (self.heartbeats % u64::from(all)) as u32;
             self.heartbeats += 1;

@@ -108,14 +108,14 @@ impl Dialect {
         }
     }
 
-    /// What a client has to say now and then to stay; `None`: nothing.
-    pub(crate) fn heartbeat(&self) -> Option<Arc<[u8]>> {
+    /// What a client has to say to stay, and once in how many ns; `None`: nothing. gpush's gateways wait 120 s, go-push's 60 s.
+    pub(crate) fn heartbeat(&self) -> Option<(Arc<[u8]>, u64)> {
         match self {
-            Dialect::Gpush => Some(gpush::ping()),
+            Dialect::Gpush => Some((gpush::ping(), 80_000_000_000)),
             Dialect::Gopush => {
                 let mut frames = Vec::new();
                 text(&mut frames, GOPUSH_PING);
-                Some(frames.into())
+                Some((frames.into(), 40_000_000_000))
             }
             Dialect::Centrifugo | Dialect::Raw { .. } | Dialect::Nats => None, // There the server asks, or nobody does.
         }

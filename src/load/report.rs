@@ -281,6 +281,14 @@ published/s | client + publisher CPU % | remarks |
             let Report { slow, slow_ended, drops, .. } = self;
             remarks.push(format!("of {slow} slow {slow_ended} ended, {} drops", drops.unwrap_or(0.0)));
         }
+        if self.churned > 0 {
+            remarks.push(format!("{} left and came back, p99 {} ms", self.churned, milliseconds(self.return_p99_us)));
+        }
+        if self.storm > 0 {
+            let [before, during] = [self.storm_before_p99_us, self.storm_during_p99_us].map(milliseconds);
+            let (came, s) = (self.storm_subscribed, self.storm_s);
+            remarks.push(format!("{came} more at once within {s:.2} s, p99 {before} ms before and {during} meanwhile"));
+        }
         remarks.extend(self.limits.iter().chain(&self.problems).cloned());
         let remarks = remarks.join("; ");
         format!(

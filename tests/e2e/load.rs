@@ -13,17 +13,19 @@ struct Nats {
 }
 
 impl Nats {
+    /// On every address of this machine, on a free port.
     fn start() -> Nats {
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let mut command = Command::new("nats-server");
-        command.args(["-a", "127.0.0.1", "-p", "-1"]).env("PATH", path).stdin(Stdio::null()).stderr(Stdio::piped());
+        command.args(["-a", "0.0.0.0", "-p", "-1"]).env("PATH", path).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("nats-server: scripts/install-tools nats");
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let address =
             lines.find_map(|line| line.split_once("client connections on ").map(|(_, a)| a.trim().to_owned()));
         // It goes on logging; nobody has to read more, but somebody has to take it.
         std::thread::spawn(move || lines.for_each(drop));
-        Nats { child, address: address.expect("it says where it listens") }
+        let address = address.expect("it says where it listens").replace("0.0.0.0", "127.0.0.1");
+        Nats { child, address }
     }
 }
 
@@ -100,7 +102,8 @@ fn a_nats_server_is_loaded_by_the_same_client() {
     let nats = Nats::start();
     let url = format!("nats://{}", nats.address);
     let pid = nats.child.id().to_string();
-    let figures = figures(&[&["--url", &url, "--nats", &nats.address, "--server-pid", &pid], SMALL].concat());
+    let figures =
+        figures(&[&["--url", &url, "--nats", &nats.address, "--server-pid", &pid, "--spread", "3"], SMALL].concat());
     assert_eq!((number(&figures, "deliveries"), figures["dialect"].as_str()), (2000.0, Some("nats")));
     assert!(number(&figures, "server_rss_bytes") > 1e6, "{figures}");
 }
@@ -135,10 +138,10 @@ fn topics_by_zipf_s_law_lose_nothing_and_have_their_shares() {
 
 #[test]
 fn the_result_is_for_people_programs_and_plotters() {
-    let gateway = Gateway::start(&[("listen.0.address", "0.0.0.0:0")]);
-    let (url, grpc) = (format!("ws://127.0.0.1:{}/ws", gateway.subscribers.port()), gateway.grpc.to_string());
+    let gateway = Gateway::start(&[]);
+    let (url, grpc) = (format!("ws://{}/ws", gateway.subscribers), gateway.grpc.to_string());
     let file = std::env::temp_dir().join(format!("fanwire-load-{}.hgrm", std::process::id()));
-    let to = ["--url", &url, "--grpc", &grpc, "--spread", "3"];
+    let to = ["--url", &url, "--grpc", &grpc];
     let pid = gateway.pid().to_string();
     let run = |more: &[&str]| bench(&[&to, SMALL, more].concat());
 
