@@ -81,7 +81,8 @@ def within(value, most, least):
 
 
 def bound(judge):
-    parts = [f"{word} {sign} {number(value)}" for word, sign, value in [
+    unit = "×" if judge.neighbours or judge.over or judge.over_row else judge.unit
+    parts = [f"{word} {sign} {number(value)} {unit}".strip() for word, sign, value in [
         ("must", "≤", judge.must_at_most), ("must", "≥", judge.must_at_least),
         ("aim", "≤", judge.aim_at_most), ("aim", "≥", judge.aim_at_least)] if value is not None]
     return ", ".join(parts)

@@ -119,7 +119,7 @@ impl Args {
                 writeln!(text, "{}: {} → {}\n       why  {}", change.name(), change.before, change.after, change.why);
         }
         if let Some((path, _)) = &plan.file {
-            let _ = writeln!(text, "{}: written, with all of these for the next boots", path.display());
+            let _ = writeln!(text, "{}: would be written, with all of these for the next boots", path.display());
         }
         text += &left_alone(plan);
         if plan.is_empty() {
@@ -129,11 +129,15 @@ impl Args {
             let arguments: Vec<String> = std::env::args().filter(|argument| argument != "--dry-run").collect();
             let _ = writeln!(
                 text,
-                "\nNothing was changed. To change it: sudo {} --apply\nTo take it back: sudo {} tune --revert --state {}, or a reboot.{}",
+                "\nNothing was changed. To change it: sudo {} --apply\nTo take it back: sudo {} tune --revert --state {}{}",
                 arguments.join(" "),
                 arguments[0],
                 self.state.display(),
-                if self.drop_in.is_none() { " To keep it over reboots: --drop-in." } else { "" }
+                if self.drop_in.is_none() {
+                    ", or a reboot. To keep it over reboots: --drop-in."
+                } else {
+                    " (a reboot does not: the file is read again)."
+                }
             );
         }
         text

@@ -409,7 +409,7 @@ fn card(machine: &Machine, nic: &Nic) -> Finding {
     let why = "A queue's packets are worked on by the core of its interrupt: one queue for many cores is a core that is full before the \
                others. irqbalance moves interrupts onto shards' cores and undoes what is set.";
     let changes = nic.changes(&machine.online);
-    let mut fix = format!("sudo fanwire tune --nic {0} --apply   (or: sudo tuning/nic {0})", nic.name);
+    let mut fix = format!("sudo fanwire tune --nic {0} --apply   (or: sudo tuning/nic {0} --apply)", nic.name);
     if nic.rx.len() < cores {
         fix = format!("sudo ethtool -L {} combined {cores}   (where the card has more queues)\n{fix}", nic.name);
     }

@@ -154,7 +154,7 @@ pub enum TuneError {
     },
     /// Some of it could not be put back.
     #[error(
-        "{what}\nNOT as before (file, what it should be, why not):\n  {}\nwhat was there is kept in {}: run `fanwire tune --revert` again once that is \
+        "{what}\nNOT as before (file, what it should be, why not):\n  {0}\nwhat was there is kept in {1}: run `fanwire tune --revert --state {1}` again once that is \
          mended, or write these by hand", left.join("\n  "), state.display()
     )]
     Left {
