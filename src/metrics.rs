@@ -246,7 +246,7 @@ cells! {
         closes_send_failed: Counter = "closes" { reason: "send_failed" },
         /// Closes that were cut at `close_deadline_ms`, without the peer's answer.
         closes_cut: Counter = "closes_cut",
-        /// Open connections of clients that speak this dialect.
+        /// Connections of clients that speak this dialect which had their 101 and are not gone.
         dialect_connections: ByDialect<Gauge> = "dialect_connections",
         /// Messages handed to the kernel for clients of this dialect and answers that are messages of it; a merged push counts once.
         dialect_messages: ByDialect<Counter> = "dialect_messages",

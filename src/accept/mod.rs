@@ -43,6 +43,8 @@ const HAND_OVERS_PER_SHARD_MAX: usize = 1024;
 const HAND_OVERS_PER_SHARD_MIN: usize = 8;
 /// How long a client stands in line while all shards with room are busy; then it is refused.
 const LINE_WAIT_MS: u64 = 5000;
+/// While somebody stands in line because a shard's queue is full, it is looked at this often.
+const QUEUE_LOOK_MS: u64 = 1;
 /// Most slots a ring's file table may have (IORING_MAX_FIXED_FILES).
 const TABLE_SLOTS_MAX: usize = 1 << 20;
 /// An accept that failed for want of something is tried again after this.
@@ -256,8 +258,8 @@ impl<R: AcceptRing> Acceptor<R> {
         }
         self.take_departures();
         self.take_claims();
+        self.serve_line(); // First: whoever there is room for by now was not kept waiting for nothing.
         self.refuse_overdue(now);
-        self.serve_line();
         self.cut_overdue(now);
         self.arm(now);
         for door in self.doors.iter_mut().filter(|door| door.to_ring) {
@@ -282,7 +284,12 @@ impl<R: AcceptRing> Acceptor<R> {
         self.bell.sleep();
         let something_waits = !self.control.is_empty()
             || self.doors.iter().any(|door| !door.shard.departures.is_empty() || !door.shard.claims.0.is_empty());
+        // What is under way says when it is over; no shard says when it has taken what stood in its queue.
+        let max = self.sizes.hand_overs_per_shard_max;
+        let waits_for_queue = |door: &Door| door.is_open() && door.under_way < max && !door.is_ready(max);
+        let look_again = !self.line.is_empty() && self.doors.iter().any(waits_for_queue);
         let deadlines = [
+            look_again.then(|| self.ring.now().plus_ms(QUEUE_LOOK_MS)),
             self.line.front().map(|number| self.guests.peek(*number).accepted.plus_ms(LINE_WAIT_MS)),
             self.deadlines.first().map(|(deadline, _)| *deadline),
             self.paused.front().map(|(until, _)| *until),

@@ -311,6 +311,32 @@ fn while_shards_with_room_are_busy_clients_stand_in_line_and_nobody_is_refused_b
 }
 
 #[test]
+fn who_waits_for_a_full_queue_is_served_soon_after_the_shard_has_taken_from_it() {
+    let mut s = scene(&[100], settings());
+    s.acceptor.turn();
+    for port in 0..12 {
+        s.acceptor.ring.client(peer(1, port), 0);
+        s.acceptor.turn();
+        while let Some(i) = s.acceptor.ring.pending.iter().position(|p| matches!(p.kind, Kind::HandOver | Kind::Close))
+        {
+            match s.acceptor.ring.pending[i].kind {
+                Kind::HandOver => s.acceptor.ring.complete_hand_over(i, 0),
+                _ => s.acceptor.ring.complete(i),
+            }
+            s.acceptor.turn();
+        }
+    }
+    // All that was under way is over, so nothing will complete any more.
+    assert_eq!((s.shards[0].0.len(), s.acceptor.line.len(), s.acceptor.doors[0].under_way), (8, 4, 0));
+    let soon = s.acceptor.ring.now.plus_ms(QUEUE_LOOK_MS);
+    assert_eq!(s.acceptor.ring.waits.last(), Some(&Some(soon)));
+    (0..8).for_each(|_| assert!(s.shards[0].0.pop().is_some()));
+    s.acceptor.ring.now = soon;
+    s.acceptor.turn();
+    assert_eq!((s.acceptor.line.len(), s.acceptor.doors[0].under_way, s.metrics.refused_busy.get()), (1, 3, 0));
+}
+
+#[test]
 fn who_has_tried_every_other_shard_does_not_hold_up_the_line() {
     let mut s = scene(&[100, 100], settings());
     s.acceptor.turn();

@@ -321,17 +321,6 @@ pub static ALL: [&dyn Dialect; 5] = [&Gpush, &Echo, &Centrifugo, &Gopush, &Demo]
 const _: () = assert!(ALL.len() == crate::metrics::DIALECTS.len());
 
 impl DialectId {
-    /// Each dialect's encodings, plain and compressed, in the order of [`ALL`].
-    pub const ENCODINGS: [[Encoding; 2]; ALL.len()] = {
-        let mut encodings = [[Encoding(0); 2]; ALL.len()];
-        let mut i = 0;
-        while i < 2 * ALL.len() {
-            encodings[i / 2][i % 2] = Encoding(i as u8);
-            i += 1;
-        }
-        encodings
-    };
-
     /// The dialect itself.
     pub fn get(self) -> &'static dyn Dialect {
         ALL[self as usize]
@@ -352,7 +341,7 @@ impl DialectId {
 
     /// Its encoding, plain or compressed.
     pub fn encoding(self, deflated: bool) -> Encoding {
-        Self::ENCODINGS[self as usize][usize::from(deflated)]
+        Encoding(self as u8 * 2 + u8::from(deflated))
     }
 }
 

@@ -175,6 +175,7 @@ impl UringParts {
             buffers,
             bell,
             features,
+            buffers_grown: false,
             reaped: Vec::with_capacity(1024),
             next: 0,
         };
@@ -204,6 +205,8 @@ pub struct UringRing {
     /// By slot, kept for reuse; grows to the highest slot that ever needed one.
     vectors: Vec<Option<Box<Vectored>>>,
     buffers: BufferRing,
+    /// The kernel got more of them since the last enter: one step is for all that found none in it.
+    buffers_grown: bool,
     bell: Arc<Bell>,
     features: Features,
     /// What the last enter found; handed out up to `next`.
@@ -381,6 +384,14 @@ impl Ring for UringRing {
             self.wait(left);
         }
         self.reap();
+        // What did not fit is kept by the kernel, in order, and the completions of this enter stand behind it: a send among them
+        // that is done would look as if its client were slow. Nothing is queued here, so each round only takes; there are no more
+        // completions than there is in flight.
+        while self.ring.submission().cq_overflow() {
+            self.submit();
+            self.reap();
+        }
+        self.buffers_grown = false;
     }
 
     fn completion(&mut self) -> Option<Completion> {
@@ -399,8 +410,9 @@ impl Ring for UringRing {
                 }
                 continue;
             }
-            if kind == Kind::Recv && result == -libc::ENOBUFS {
+            if kind == Kind::Recv && result == -libc::ENOBUFS && !self.buffers_grown {
                 self.buffers.grow();
+                self.buffers_grown = true;
             }
             let returned = (kind == Kind::Send).then(|| self.inflight.finish(token.slot()));
             return Some(Completion {

@@ -346,10 +346,10 @@ impl<R: Ring> Reactor<R> {
         if let Some(slow) = self.slow.remove(&slot) {
             self.evicted_bytes -= slow.evicted.unwrap_or(0);
         }
-        self.connections[index] = Connection::free(next);
+        let left = std::mem::replace(&mut self.connections[index], Connection::free(next));
         self.tenants -= 1;
         let visitor = self.visitors[index];
-        self.websockets -= usize::from(visitor.is_websocket);
+        self.websockets[left.dialect as usize] -= usize::from(visitor.is_websocket);
         self.page_closed(visitor.reading);
         self.departures.push_back(Departure { address: visitor.counted() });
         if let Some(number) = self.next_tenants.remove(&slot) {

@@ -23,10 +23,10 @@ mod tests;
 mod users;
 
 use crate::clock::Time;
-use crate::dialect::{Command, DialectId};
+use crate::dialect::Command;
 use crate::frame::Outgoing;
 use crate::ids::{ShardId, Slot};
-use crate::metrics::ShardMetrics;
+use crate::metrics::{ByDialect, ShardMetrics};
 use crate::queue::{self, Arrival, Bell, Departure, FromShard, Receiver, Sender, ToShard};
 use crate::shard::connection::{Connection, Phase};
 use crate::shard::egress::Spares;
@@ -163,7 +163,7 @@ pub struct Reactor<R: Ring> {
     questions: asking::Questions,
     claims: proxied::Claims,
     /// Connections that had their 101 and are not gone.
-    websockets: usize,
+    websockets: ByDialect<usize>,
     readers: pages::Readers,
 
     drain: Option<drain::Draining>,
@@ -223,7 +223,7 @@ impl<R: Ring> Reactor<R> {
             starved: Vec::new(),
             questions: asking::Questions::default(),
             claims: proxied::Claims::default(),
-            websockets: 0,
+            websockets: ByDialect::default(),
             readers: pages::Readers::default(),
             drain: None,
             deflater: None,
@@ -388,13 +388,13 @@ impl<R: Ring> Reactor<R> {
     fn gauge(&self) {
         let m = &self.metrics;
         m.connections.set(self.tenants as u64);
-        m.websockets.set(self.websockets as u64);
+        m.websockets.set(self.websockets.iter().sum::<usize>() as u64);
+        for (count, gauge) in self.websockets.iter().zip(&m.dialect_connections) {
+            gauge.set(*count as u64);
+        }
         m.subscriptions.set((self.interests.members() + self.users.subscriptions()) as u64);
         m.logged_in.set(self.users.logged_in() as u64);
         m.interests.set(self.interests.len() as u64);
-        for (encodings, gauge) in DialectId::ENCODINGS.iter().zip(&m.dialect_connections) {
-            gauge.set(encodings.iter().map(|&encoding| self.interests.everyone(encoding)).sum::<usize>() as u64);
-        }
         m.slow_connections.set(self.slow.len() as u64);
         m.partial_bytes.set(self.partial_bytes as u64);
         let owed = self.owed_bytes() as u64;

@@ -306,9 +306,9 @@ impl<R: Ring> Reactor<R> {
 
     fn open(&mut self, slot: Slot) {
         self.metrics.handshakes_ok.add(1);
-        self.websockets += 1;
         self.visitors[slot.0 as usize].is_websocket = true;
         let connection = &mut self.connections[slot.0 as usize];
+        self.websockets[connection.dialect as usize] += 1;
         tracing::debug!(
             shard = self.id.0,
             client = %self.visitors[slot.0 as usize].address,

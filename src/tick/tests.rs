@@ -3,6 +3,7 @@
 use super::life::Cause;
 use super::*;
 use crate::config::{Config, Networks, SlowPolicy};
+use crate::dialect::DialectId;
 use crate::frame::Frame;
 use crate::ids::{ClientRef, Encoding, Epoch, Generation, InterestId, InterestRef, Offset, UserKey};
 use crate::queue::{Answer, Claim, ClaimsHeard, Drain, UserFrame, Verdict, channel};
