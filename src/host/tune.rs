@@ -592,7 +592,7 @@ mod tests {
         let TuneError::Left { left, .. } = &error else { panic!("{error}") };
         assert_eq!(left.len(), 2, "{left:?}");
         let text = error.to_string();
-        assert!(text.contains(SOMAXCONN) && text.contains("\"4096\"") && text.contains("--revert` again"), "{text}");
+        assert!(text.contains(SOMAXCONN) && text.contains("\"4096\"") && text.contains("--revert --state "), "{text}");
         tuner(&laid).revert().unwrap();
         assert_eq!(laid.contents(), before);
     }
