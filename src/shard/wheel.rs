@@ -70,8 +70,9 @@ impl Wheel {
             if self.time_of(self.next) > now {
                 return None;
             }
-            // The emptied vector takes the bucket's place, so that memory is kept where it was needed.
-            std::mem::swap(&mut self.firing, &mut self.buckets[self.next as usize % BUCKETS]);
+            // The bucket's memory goes with its entries: kept, it would be what the fullest tick of each place in the wheel ever needed,
+            // at a million connections that had come three times 100 B each.
+            self.firing = std::mem::take(&mut self.buckets[self.next as usize % BUCKETS]);
             self.next += 1;
         }
     }
@@ -138,6 +139,17 @@ mod tests {
         assert!(wheel.wake() <= now);
         assert!(wheel.fire(now).is_some() && wheel.fire(now).is_some() && wheel.fire(now).is_none());
         assert_eq!(wheel.wake(), Time::NEVER);
+    }
+
+    #[test]
+    fn buckets_keep_no_memory_of_those_who_were_in_them() {
+        let mut wheel = Wheel::new(Time(0));
+        for slot in 0..10_000 {
+            wheel.insert(Slot(slot), Generation(0), Tick(slot % 100));
+        }
+        assert_eq!(fired(&mut wheel, 10_000).len(), 10_000);
+        let kept: usize = wheel.buckets.iter().chain([&wheel.firing]).map(Vec::capacity).sum();
+        assert_eq!(kept, 0);
     }
 
     #[test]
