@@ -51,6 +51,7 @@ pub fn examine(root: &Root, machine: &Machine, gateway: &Gateway, demand: &Deman
     findings.push(files(machine, gateway));
     findings.extend(threads(machine, gateway));
     findings.extend(KNOBS.iter().map(|knob| sysctl(root, machine, knob, demand)));
+    findings.push(hash_of_connections(root, demand));
     findings.push(memory(machine, gateway, demand));
     findings.extend(cores(machine, gateway));
     findings.extend(Nic::all(root).iter().map(|nic| card(machine, nic)));
@@ -98,6 +99,27 @@ fn ring(machine: &Machine, gateway: &Gateway) -> Option<Finding> {
             Finding::ok(what, found, wanted, why).but(Verdict::Stops, fix)
         }
     })
+}
+
+/// The kernel's table of TCP sockets, whose size only a boot changes.
+fn hash_of_connections(root: &Root, demand: &Demand) -> Finding {
+    let (what, path) = ("net.ipv4.tcp_ehash_entries", "/proc/sys/net/ipv4/tcp_ehash_entries");
+    let sockets = demand.connections * if demand.clients_here { 2 } else { 1 };
+    let wanted = format!("{sockets} or more: a place for every socket");
+    let why = "Each packet looks its socket up here. With a million sockets in 262144 places, the usual size, four share one and a third of a \
+               sending core goes into the search.";
+    match root.text(path).map(|text| (text.trim_start_matches('-').parse::<u64>(), text)) {
+        // Less than nothing: a network namespace that shares the host's.
+        Ok((Ok(places), text)) => Finding::ok(what, text, wanted, why).but_if(
+            places < sockets,
+            Verdict::Better,
+            format!("thash_entries={} on the kernel's command line, and a reboot", sockets.next_power_of_two()),
+        ),
+        Ok((Err(_), text)) => {
+            Finding::ok(what, text, wanted, why).but(Verdict::Unseen, "only Linux 6.1 and newer say it")
+        }
+        Err(e) => unseen(what, wanted, why, &e),
+    }
 }
 
 /// Whether the configuration holds them, and how long they take to go and to come.
@@ -597,6 +619,18 @@ mod tests {
         ] {
             let finding = find(&findings, what);
             assert!(finding.fix.as_ref().is_some_and(|fix| fix.contains(part)), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_hash_of_connections_that_is_too_small_wants_a_boot_with_a_larger_one() {
+        for (places, verdict) in [("524288", Verdict::Better), ("-1048576", Verdict::Ok), ("none", Verdict::Unseen)] {
+            let laid = bare_metal("hash").file("/proc/sys/net/ipv4/tcp_ehash_entries", places);
+            let findings = examined(&laid, &gateway(3, 336_358));
+            let finding = find(&findings, "net.ipv4.tcp_ehash_entries");
+            assert_eq!(finding.verdict, verdict, "{finding:?}");
+            let fix = finding.fix.as_deref().unwrap_or_default();
+            assert_eq!(fix.starts_with("thash_entries=1048576 "), verdict == Verdict::Better, "{finding:?}");
         }
     }
 

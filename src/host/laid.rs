@@ -79,6 +79,7 @@ pub(super) fn bare_metal(test: &str) -> Laid {
         ("net/core/wmem_max", "212992"),
         ("net/core/rmem_max", "212992"),
         ("net/ipv4/tcp_max_syn_backlog", "4096"),
+        ("net/ipv4/tcp_ehash_entries", "524288"),
         ("net/ipv4/ip_local_port_range", "32768\t60999"),
         ("net/ipv4/tcp_mem", "382431\t509910\t764862"),
         ("net/ipv4/tcp_wmem", "4096\t16384\t4194304"),
