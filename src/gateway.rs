@@ -10,7 +10,7 @@
 use crate::accept::{self, Acceptor, ShardDoor, high_water};
 use crate::auth::Login;
 use crate::clock::Time;
-use crate::cluster::{self, Cluster, Deliver, Delivered};
+use crate::cluster::{self, Cluster, Deliver, Delivered, Lost};
 use crate::config::Config;
 use crate::encode::{EncodeSettings, Encoder};
 use crate::frame::Publication;
@@ -25,7 +25,7 @@ use crate::shard::settings::ShardSettings;
 use crate::socket::uring::{Features, RingError, UringParts};
 use crate::socket::{ListenOptions, Listener, listen};
 use crate::tick::{Endpoints, Reactor, Turn};
-use crate::topics::{MergeLimits, Topics, TopicsLimits};
+use crate::topics::{Ack, MergeLimits, Refusal, Topics, TopicsLimits};
 use bytes::Bytes;
 use core_affinity::CoreId;
 use futures_util::FutureExt;
@@ -748,20 +748,25 @@ struct Subscribers(Arc<Control>);
 
 impl Deliver for Subscribers {
     fn deliver(&self, publications: Vec<Publication>) -> Delivered {
-        let (mut refused, mut waiting) = (0, Vec::new());
+        let (mut lost, mut waiting) = (Lost::default(), Vec::new());
+        let count = |lost: &mut Lost, outcome: Result<Ack, Refusal>| match outcome {
+            Ok(_) => {}
+            Err(Refusal::Draining) => lost.draining += 1,
+            Err(_) => lost.refused += 1,
+        };
         self.0.try_deliver_all(publications, |admission| match admission {
-            Admission::Done(outcome) => refused += usize::from(outcome.is_err()),
+            Admission::Done(outcome) => count(&mut lost, outcome),
             Admission::Waiting(one) => waiting.push(one),
         });
-        let all = |waiting: Vec<Waiting>| async move {
-            let mut refused = 0;
+        let all = move |waiting: Vec<Waiting>| async move {
+            let mut lost = Lost::default();
             for one in waiting {
-                refused += usize::from(one.await.is_err());
+                count(&mut lost, one.await);
             }
-            refused
+            lost
         };
         let waiting = (!waiting.is_empty()).then(|| all(waiting).boxed());
-        Delivered { refused, waiting }
+        Delivered { lost, waiting }
     }
 }
 
@@ -808,7 +813,12 @@ fn shards_drain_ms(config: &Config, connections: u64) -> u64 {
 
 /// Longest time from the order to stop to the end, the fullest shard having `connections`.
 pub fn drain_ms_max(config: &Config, connections: u64) -> u64 {
-    config.drain.drain_delay_ms + config.limits.close_deadline_ms + 2000 + shards_drain_ms(config, connections)
+    let cluster_ms = if config.cluster.is_on() { cluster::STOP_MS_MAX } else { 0 };
+    cluster_ms
+        + config.drain.drain_delay_ms
+        + config.limits.close_deadline_ms
+        + 2000
+        + shards_drain_ms(config, connections)
 }
 
 /// Waits until `condition`, looking every 5 ms; `false` after `patience`.

@@ -448,9 +448,11 @@ cells! {
         relay_duplicates: Counter = "relay_duplicate_messages",
         /// Messages of other nodes lost to this one: it was cut off, or too slow, for longer than `cluster.relay_buffer` there holds.
         relay_lost_overrun: Counter = "relay_lost_messages" { reason: "overrun" },
-        /// Messages of other nodes refused here: no room within `publish_wait_ms`, too large for this node, or it is draining.
+        /// Messages of other nodes refused here: no room within `publish_wait_ms`, or too large for this node.
         relay_lost_refused: Counter = "relay_lost_messages" { reason: "refused" },
-        /// Messages that the node heard last still had for this one.
+        /// Messages of other nodes that came while this one was draining; its clients are on their way to another.
+        relay_lost_draining: Counter = "relay_lost_messages" { reason: "draining" },
+        /// Messages that all nodes together still had for this one when they were last heard.
         relay_behind: Gauge = "relay_behind_messages",
         /// Messages kept for other nodes.
         relay_buffer_messages: Gauge = "relay_buffer_messages",

@@ -112,7 +112,11 @@ fn the_unit_leaves_the_gateway_what_it_needs() {
     assert!(!allowed.contains("~@resources"), "pinning and setrlimit(2) are in it");
     assert!(unit("RestrictAddressFamilies")[0].contains("AF_UNIX"), "sd_notify");
     assert_eq!(unit("ProcSubset"), Vec::<&str>::new(), "/metrics reads /proc/stat");
-    let drain_s = fanwire::gateway::drain_ms_max(&Config::default(), 1_000_000).div_ceil(1000);
+    let mut node = Config::default();
+    node.cluster.etcd = vec!["http://127.0.0.1:2379".into()];
+    let drain_ms = |config: &Config| fanwire::gateway::drain_ms_max(config, 1_000_000);
+    assert_eq!(drain_ms(&node) - drain_ms(&Config::default()), fanwire::cluster::STOP_MS_MAX);
+    let drain_s = drain_ms(&node).div_ceil(1000);
     assert!(
         unit("TimeoutStopSec")[0].parse::<u64>().unwrap() >= drain_s,
         "a drain of a million on one shard takes {drain_s} s"

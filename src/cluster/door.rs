@@ -1,9 +1,12 @@
-//! Who comes in by the relay's port: connections are bounded, and a stranger has a moment to show that it is none.
+//! Who comes in by the relay's port: connections are bounded, a stranger has a moment to show that it is none, and when every place is
+//! taken the one that is there longest makes room for whoever comes: nodes keep theirs.
 
+use futures_util::task::AtomicWaker;
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,7 +16,7 @@ use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
-/// Connections at once. One more waits until another ends.
+/// Connections at once. One more waits until another ends; a stranger's is ended for it.
 const CONNECTIONS_MAX: usize = 1024;
 /// How long a connection may take to its first call with a token that holds.
 const STRANGER: Duration = Duration::from_secs(5);
@@ -22,21 +25,61 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Whether the peer of a connection has shown that it is no stranger.
 #[derive(Clone, Default)]
-pub(super) struct Known(Arc<AtomicBool>);
+pub(super) struct Known(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    is_let_in: AtomicBool,
+    is_cut: AtomicBool,
+    /// Of whoever reads from it.
+    reader: AtomicWaker,
+}
 
 impl Known {
     pub(super) fn let_in(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_let_in.store(true, Ordering::Relaxed);
     }
 
     fn is_let_in(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_let_in.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has to make room; if not, the reader is woken when it has to.
+    fn is_cut(&self, cx: &Context<'_>) -> bool {
+        self.0.reader.register(cx.waker());
+        self.0.is_cut.load(Ordering::Acquire)
+    }
+}
+
+/// Those who may have to make room, oldest first. Holds at most twice as many as there are places, and a few.
+#[derive(Default)]
+struct Strangers(VecDeque<Weak<State>>);
+
+impl Strangers {
+    fn add(&mut self, known: &Known, places: usize) {
+        if self.0.len() > 2 * places + 16 {
+            self.0.retain(|state| state.upgrade().is_some_and(|state| !state.is_let_in.load(Ordering::Relaxed)));
+        }
+        self.0.push_back(Arc::downgrade(&known.0));
+    }
+
+    /// Cuts the oldest, if there is one.
+    fn cut_oldest(&mut self) {
+        while let Some(state) = self.0.pop_front() {
+            if let Some(state) = state.upgrade()
+                && !state.is_let_in.load(Ordering::Relaxed)
+            {
+                state.is_cut.store(true, Ordering::Release);
+                return state.reader.wake();
+            }
+        }
     }
 }
 
 /// The relay's port.
 pub(super) struct Door {
     listener: TcpListener,
+    places: usize,
 }
 
 impl Door {
@@ -44,14 +87,15 @@ impl Door {
     /// No reactor, or out of memory.
     pub(super) fn new(listener: std::net::TcpListener) -> io::Result<Door> {
         listener.set_nonblocking(true)?;
-        Ok(Door { listener: TcpListener::from_std(listener)? })
+        Ok(Door { listener: TcpListener::from_std(listener)?, places: CONNECTIONS_MAX })
     }
 
     /// Those who come in.
     pub(super) fn incoming(self) -> impl Stream<Item = io::Result<Visitor>> {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        futures_util::stream::unfold((self.listener, places), |(listener, places)| async move {
-            let place = places.clone().acquire_owned().await.expect("nobody closes it");
+        let Door { listener, places: places_max } = self;
+        let places = Arc::new(Semaphore::new(places_max));
+        let start = (listener, places, Strangers::default());
+        futures_util::stream::unfold(start, move |(listener, places, mut strangers)| async move {
             let stream = loop {
                 match listener.accept().await {
                     Ok((stream, _)) => break stream,
@@ -63,7 +107,13 @@ impl Door {
             };
             // A batch is to leave at once, not with the acknowledgement of the one before.
             let _ = stream.set_nodelay(true);
-            Some((Ok(Visitor::new(stream, place)), (listener, places)))
+            if places.available_permits() == 0 {
+                strangers.cut_oldest();
+            }
+            let place = places.clone().acquire_owned().await.expect("nobody closes it");
+            let visitor = Visitor::new(stream, place);
+            strangers.add(&visitor.known, places_max);
+            Some((Ok(visitor), (listener, places, strangers)))
         })
     }
 }
@@ -93,6 +143,9 @@ impl Connected for Visitor {
 
 impl AsyncRead for Visitor {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.known.is_cut(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if !self.known.is_let_in() && self.deadline.as_mut().poll(cx).is_ready() && !self.known.is_let_in() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -123,5 +176,43 @@ impl AsyncWrite for Visitor {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::{FutureExt, StreamExt};
+    use tokio::io::AsyncReadExt;
+
+    #[tokio::test]
+    async fn a_full_door_is_opened_by_the_oldest_stranger_and_never_by_a_node() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut incoming = std::pin::pin!(Door { listener, places: 3 }.incoming());
+        let _peers = futures_util::future::join_all((0..5).map(|_| TcpStream::connect(address))).await;
+        let mut node = incoming.next().await.unwrap().unwrap();
+        node.connect_info().let_in();
+        let strangers = [incoming.next().await, incoming.next().await].map(|visitor| {
+            let mut visitor = visitor.unwrap().unwrap();
+            tokio::spawn(async move { visitor.read(&mut [0]).await.map_err(|error| error.kind()) })
+        });
+        for stranger in strangers {
+            assert!(!stranger.is_finished());
+            let next = incoming.next().await.unwrap().unwrap();
+            assert_eq!(stranger.await.unwrap(), Err(io::ErrorKind::ConnectionAborted), "the older first");
+            next.connect_info().let_in();
+            std::mem::forget(next); // It keeps its place.
+        }
+        let _sixth = TcpStream::connect(address).await.unwrap();
+        assert!(incoming.next().now_or_never().is_none(), "nobody is a stranger");
+        assert!(node.read(&mut [0]).now_or_never().is_none());
+    }
+
+    #[test]
+    fn strangers_that_are_gone_are_not_remembered() {
+        let mut strangers = Strangers::default();
+        (0..10_000).for_each(|_| strangers.add(&Known::default(), 1));
+        assert!(strangers.0.len() <= 20, "{}", strangers.0.len());
     }
 }

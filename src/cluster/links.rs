@@ -10,7 +10,7 @@
 
 use super::members::{Other, View};
 use super::pause::Pause;
-use super::{Deliver, Delivered, Secrets, causes};
+use super::{Deliver, Delivered, Lost, Secrets, causes};
 use crate::frame::{Publication, Target};
 use crate::metrics::ClusterMetrics;
 use crate::proto::order::Empty;
@@ -18,14 +18,11 @@ use crate::proto::order::proxy_client::ProxyClient;
 use crate::proto::v1::relay_client::RelayClient;
 use crate::proto::v1::{PullRequest, RelayBatch, RelayedMessage};
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tonic::Request;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
@@ -34,19 +31,21 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 const CONNECT: Duration = Duration::from_secs(2);
 /// A node says something every second: after this it is gone, or the way to it is.
 const SILENCE: Duration = Duration::from_secs(3);
+/// How often a proxy of gpush's that is silent is asked for a sign of life, by TCP; and how often in vain, until it is gone.
+const PROBE: (Duration, u32) = (Duration::from_secs(1), 3);
 /// Batches of one source with messages that wait for room; then no more is read from it.
 const WAITING_BATCHES_MAX: usize = 4;
 /// Largest batch taken. What another node allows in one message is its own affair; ours refuses and counts it.
 const BATCH_BYTES_MAX: usize = 512 << 20;
 /// Bytes on their way in one stream before they are read.
 const WINDOW: u32 = 4 << 20;
-/// Sources that are gone and whose place is remembered, should they come back.
+/// Sources that are gone and whose place is remembered, should they come back; the oldest is forgotten.
 const PAST_MAX: usize = 1024;
 
 /// Where in a source's log this node is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cursor {
-    /// The last sequence had; `None`: none yet, and no stream ever began.
+    /// The last sequence had, 0 if nothing is; `None`: whatever comes first.
     after: Option<u64>,
 }
 
@@ -61,6 +60,9 @@ struct Taken {
 }
 
 impl Cursor {
+    /// In front of all that a source ever accepted while others could know of it.
+    const BEGINNING: Cursor = Cursor { after: Some(0) };
+
     fn take(&mut self, batch: RelayBatch) -> Taken {
         let RelayBatch { first, mut messages, .. } = batch;
         let due = self.after.map_or(first, |after| after + 1);
@@ -72,11 +74,31 @@ impl Cursor {
     }
 }
 
+/// Where this node was with sources that are gone, oldest first.
+#[derive(Default)]
+struct Past(VecDeque<(String, Cursor)>);
+
+impl Past {
+    fn remember(&mut self, id: String, cursor: Cursor) {
+        if self.0.len() == PAST_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((id, cursor));
+    }
+
+    fn take(&mut self, id: &str) -> Option<Cursor> {
+        let at = self.0.iter().position(|(past, _)| past == id)?;
+        self.0.remove(at).map(|(_, cursor)| cursor)
+    }
+}
+
 /// All links of this node.
 pub(super) struct Links {
     pub(super) this: String,
     pub(super) view: watch::Receiver<View>,
     pub(super) deliver: Arc<dyn Deliver>,
+    /// Messages in batches that wait for room, over all links; beyond it nothing is read.
+    pub(super) waiting_max: u32,
     pub(super) tls: Option<ClientTlsConfig>,
     pub(super) secrets: Secrets,
     pub(super) metrics: Arc<ClusterMetrics>,
@@ -88,18 +110,19 @@ impl Links {
         let mut nodes: JoinSet<(String, Cursor)> = JoinSet::new();
         let mut proxies: JoinSet<Bytes> = JoinSet::new();
         let (mut linked, mut pulled) = (HashSet::new(), HashSet::new());
-        let mut past: HashMap<String, Cursor> = HashMap::new();
+        let mut past = Past::default();
+        let room = Room::new(self.waiting_max);
         loop {
             let view = self.view.borrow_and_update().clone();
             for (id, other) in view.others.iter().filter(|(_, other)| other.member.is_source()) {
                 if linked.insert(id.clone()) {
-                    let cursor = past.remove(id).unwrap_or_default();
-                    nodes.spawn(self.link(id.clone()).run(cursor, other.is_newcomer));
+                    let begin = if other.is_newcomer { Cursor::BEGINNING } else { Cursor::default() };
+                    nodes.spawn(self.link(id.clone(), &room).run(past.take(id).unwrap_or(begin)));
                 }
             }
             for key in view.proxies.into_keys() {
                 if pulled.insert(key.clone()) {
-                    let link = self.link(String::from_utf8_lossy(&key).into_owned());
+                    let link = self.link(String::from_utf8_lossy(&key).into_owned(), &room);
                     proxies.spawn(async move {
                         link.pull_from_proxy(&key).await;
                         key
@@ -112,16 +135,14 @@ impl Links {
                     // A panic is a mistake of ours, and where that link was is not known any more: rather none than everything twice.
                     let Ok((id, cursor)) = ended else { continue };
                     linked.remove(&id);
-                    if past.len() < PAST_MAX {
-                        past.insert(id, cursor);
-                    }
+                    past.remember(id, cursor);
                 }
                 Some(Ok(key)) = proxies.join_next() => drop(pulled.remove(&key)),
             }
         }
     }
 
-    fn link(&self, id: String) -> Link {
+    fn link(&self, id: String, room: &Room) -> Link {
         Link {
             id,
             this: self.this.clone(),
@@ -130,7 +151,8 @@ impl Links {
             tls: self.tls.clone(),
             secrets: self.secrets.clone(),
             metrics: self.metrics.clone(),
-            waiting: FuturesUnordered::new(),
+            room: room.clone(),
+            places: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
             is_told: false,
         }
     }
@@ -146,24 +168,59 @@ struct Link {
     tls: Option<ClientTlsConfig>,
     secrets: Secrets,
     metrics: Arc<ClusterMetrics>,
-    waiting: FuturesUnordered<BoxFuture<'static, usize>>,
+    room: Room,
+    /// One for each batch that may wait for room.
+    places: Arc<Semaphore>,
     /// That it is down is in the log already.
     is_told: bool,
 }
 
-/// Counts a link as up for as long as it lives.
-struct Up(Arc<ClusterMetrics>);
+/// What all links together may have waiting, so that publishers of this node's own find room to wait too.
+#[derive(Clone)]
+struct Room {
+    all: Arc<Semaphore>,
+    messages_max: u32,
+}
+
+impl Room {
+    fn new(messages_max: u32) -> Room {
+        Room { all: Arc::new(Semaphore::new(messages_max as usize)), messages_max }
+    }
+
+    /// As many messages as may be delivered at once: more would wait for room that never comes.
+    fn split(&self, mut messages: Vec<RelayedMessage>) -> (Vec<RelayedMessage>, Vec<RelayedMessage>) {
+        let rest = messages.split_off(messages.len().min(self.messages_max as usize));
+        (messages, rest)
+    }
+
+    async fn take(&self, messages: usize) -> OwnedSemaphorePermit {
+        self.all.clone().acquire_many_owned(messages as u32).await.expect("nobody closes it")
+    }
+}
+
+/// Counts a link as up, and what its source still has for it, for as long as it lives.
+struct Up {
+    metrics: Arc<ClusterMetrics>,
+    behind: u64,
+}
 
 impl Up {
     fn new(metrics: &Arc<ClusterMetrics>) -> Up {
         metrics.relay_links.set(metrics.relay_links.get() + 1);
-        Up(metrics.clone())
+        Up { metrics: metrics.clone(), behind: 0 }
+    }
+
+    fn set_behind(&mut self, behind: u64) {
+        let others = self.metrics.relay_behind.get() - self.behind;
+        self.metrics.relay_behind.set(others + behind);
+        self.behind = behind;
     }
 }
 
 impl Drop for Up {
     fn drop(&mut self) {
-        self.0.relay_links.set(self.0.relay_links.get() - 1);
+        self.set_behind(0);
+        self.metrics.relay_links.set(self.metrics.relay_links.get() - 1);
     }
 }
 
@@ -171,12 +228,12 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Link {
     /// Pulls from a node until it is gone. Returns where that was.
-    async fn run(mut self, mut cursor: Cursor, from_beginning: bool) -> (String, Cursor) {
+    async fn run(mut self, mut cursor: Cursor) -> (String, Cursor) {
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_millis(500));
         loop {
             let other = self.view.borrow().others.get(&self.id).cloned();
             let Some(other) = other else { return (self.id, cursor) };
-            let Err(failure) = self.pull(&other, &mut cursor, from_beginning, &mut pause).await;
+            let Err(failure) = self.pull(&other, &mut cursor, &mut pause).await;
             self.failed(&other.member.relay, &failure);
             pause.wait().await;
         }
@@ -186,7 +243,6 @@ impl Link {
         &mut self,
         other: &Other,
         cursor: &mut Cursor,
-        from_beginning: bool,
         pause: &mut Pause,
     ) -> Result<std::convert::Infallible, Failure> {
         let epoch = u64::from_str_radix(&self.id, 16)?;
@@ -196,7 +252,6 @@ impl Link {
             node: self.this.clone(),
             epoch: if cursor.after.is_some() { epoch } else { 0 },
             after: cursor.after.unwrap_or(0),
-            from_beginning,
         });
         if let Some(token) = (self.secrets.shown)() {
             request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
@@ -210,7 +265,6 @@ impl Link {
                 return Err(format!("{} is another node now", other.member.relay).into());
             }
             if up.is_none() {
-                up = Some(Up::new(&self.metrics));
                 pause.reset();
                 self.is_told = false;
                 tracing::info!(
@@ -221,7 +275,7 @@ impl Link {
                 );
             }
             let behind = batch.next.saturating_sub(batch.first + batch.messages.len() as u64);
-            self.metrics.relay_behind.set(behind);
+            up.get_or_insert_with(|| Up::new(&self.metrics)).set_behind(behind);
             let taken = cursor.take(batch);
             self.metrics.relay_duplicates.add(taken.duplicates);
             if taken.missed > 0 {
@@ -256,36 +310,48 @@ impl Link {
 
     async fn pull_data(&mut self, address: &str, pause: &mut Pause) -> Result<std::convert::Infallible, Failure> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-        let endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true).tcp_keepalive(Some(SILENCE));
+        // Not by HTTP/2's pings: grpc-go takes those of a stream without data for an attack.
+        let endpoint = endpoint
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Some(SILENCE))
+            .tcp_keepalive_interval(Some(PROBE.0))
+            .tcp_keepalive_retries(Some(PROBE.1));
         let mut client = ProxyClient::new(endpoint.connect().await?).max_decoding_message_size(BATCH_BYTES_MAX);
-        let mut pushes = in_time(client.pull_data(Empty {})).await??.into_inner();
         let _up = Up::new(&self.metrics);
+        if !self.is_told {
+            tracing::info!(address, "pulling from a proxy of gpush");
+        }
+        // Without a deadline: grpc-go answers with the first push, which may be hours away.
+        let mut pushes = client.pull_data(Empty {}).await?.into_inner();
         pause.reset();
-        self.is_told = false;
-        tracing::info!(address, "pulling from a proxy of gpush");
+        if std::mem::take(&mut self.is_told) {
+            tracing::info!(address, "pulling from a proxy of gpush again");
+        }
         while let Some(push) = pushes.message().await? {
             self.give(vec![RelayedMessage { uid: push.uid, topic: push.topic, data: push.data }]).await;
         }
         Err("it ended the stream".into())
     }
 
-    /// Gives messages to this node's subscribers. Returns when few enough of them wait for room.
+    /// Gives messages to this node's subscribers, when few enough of those before them wait for room.
     async fn give(&mut self, messages: Vec<RelayedMessage>) {
-        if messages.is_empty() {
-            return;
-        }
         self.metrics.relay_received.add(messages.len() as u64);
-        let Delivered { refused, waiting } = self.deliver.deliver(publications(messages));
-        self.metrics.relay_lost_refused.add(refused as u64);
-        self.waiting.extend(waiting);
-        while self.waiting.len() >= WAITING_BATCHES_MAX
-            && let Some(refused) = self.waiting.next().await
-        {
-            self.metrics.relay_lost_refused.add(refused as u64);
-        }
-        // Those that are done meanwhile.
-        while let Some(Some(refused)) = futures_util::FutureExt::now_or_never(self.waiting.next()) {
-            self.metrics.relay_lost_refused.add(refused as u64);
+        let (mut now, mut rest) = self.room.split(messages);
+        while !now.is_empty() {
+            let place = self.places.clone().acquire_owned().await.expect("nobody closes it");
+            let room = self.room.take(now.len()).await;
+            let Delivered { lost, waiting } = self.deliver.deliver(publications(now));
+            count(&self.metrics, lost);
+            if let Some(waiting) = waiting {
+                // Beside the link: what becomes of them is counted when it is known, whether more comes or not.
+                let metrics = self.metrics.clone();
+                tokio::spawn(async move {
+                    count(&metrics, waiting.await);
+                    drop((place, room));
+                });
+            }
+            (now, rest) = self.room.split(rest);
         }
     }
 
@@ -298,6 +364,11 @@ impl Link {
             tracing::warn!(id = self.id, address, failure, "not pulling from it any more; trying again");
         }
     }
+}
+
+fn count(metrics: &ClusterMetrics, lost: Lost) {
+    metrics.relay_lost_refused.add(lost.refused as u64);
+    metrics.relay_lost_draining.add(lost.draining as u64);
 }
 
 /// Messages as this node's own publishers would give them; neighbours to one topic share its name.
@@ -336,6 +407,7 @@ async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
 
     fn batch(first: u64, count: u64) -> RelayBatch {
         let message = |n: u64| RelayedMessage { data: n.to_string().into(), ..RelayedMessage::default() };
@@ -371,6 +443,85 @@ mod tests {
         assert_eq!(taken(&mut cursor, 4, 3), (0, 2, vec!["6".into()]));
         assert_eq!(taken(&mut cursor, 1, 2), (0, 2, vec![]));
         assert_eq!(cursor.after, Some(6));
+    }
+
+    #[test]
+    fn what_a_newcomer_no_longer_keeps_at_the_first_contact_is_missed() {
+        assert_eq!(taken(&mut { Cursor::BEGINNING }, 901, 0), (900, 0, vec![]));
+        assert_eq!(taken(&mut { Cursor::BEGINNING }, 1, 1), (0, 0, vec!["1".into()]));
+    }
+
+    #[test]
+    fn of_sources_that_are_gone_the_oldest_is_forgotten() {
+        let mut past = Past::default();
+        let at = |n: usize| Cursor { after: Some(n as u64) };
+        (0..=PAST_MAX).for_each(|n| past.remember(n.to_string(), at(n)));
+        assert_eq!((past.take("0"), past.take("1"), past.take("1")), (None, Some(at(1)), None));
+        assert_eq!(past.take(&PAST_MAX.to_string()), Some(at(PAST_MAX)));
+    }
+
+    #[test]
+    fn what_all_links_are_behind_is_their_sum_and_goes_with_them() {
+        let metrics = Arc::new(ClusterMetrics::default());
+        let (mut a, mut b) = (Up::new(&metrics), Up::new(&metrics));
+        a.set_behind(5);
+        b.set_behind(70);
+        a.set_behind(1);
+        assert_eq!((metrics.relay_behind.get(), metrics.relay_links.get()), (71, 2));
+        drop(b);
+        assert_eq!((metrics.relay_behind.get(), metrics.relay_links.get()), (1, 1));
+    }
+
+    /// Subscribers with room for none: whatever comes waits until released.
+    struct Full {
+        given: Mutex<Vec<usize>>,
+        released: watch::Receiver<bool>,
+    }
+
+    impl Deliver for Full {
+        fn deliver(&self, publications: Vec<Publication>) -> Delivered {
+            self.given.lock().unwrap().push(publications.len());
+            let released = self.released.clone();
+            let refused = Lost { refused: publications.len(), draining: 0 };
+            let waiting = async move {
+                super::super::told(released).await;
+                refused
+            };
+            Delivered { lost: Lost::default(), waiting: Some(Box::pin(waiting)) }
+        }
+    }
+
+    #[tokio::test]
+    async fn links_together_have_no_more_waiting_than_allowed_and_count_it_when_nothing_comes_behind() {
+        let (release, released) = watch::channel(false);
+        let full = Arc::new(Full { given: Mutex::default(), released });
+        let metrics = Arc::new(ClusterMetrics::default());
+        let secrets = Secrets { allows: Arc::new(|_| true), shown: Arc::new(|| None) };
+        let view = watch::channel(View::default()).1;
+        let (this, deliver) = ("a".to_owned(), full.clone());
+        let links = Links { this, view, deliver, waiting_max: 5, tls: None, secrets, metrics: metrics.clone() };
+        let room = Room::new(links.waiting_max);
+        let giving = ["b", "c"].map(|id| {
+            let mut link = links.link(id.into(), &room);
+            tokio::spawn(async move { link.give(batch(1, 4).messages).await })
+        });
+        while full.given.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*full.given.lock().unwrap(), [4], "four of five wait: four more are too many");
+        release.send_replace(true);
+        for link in giving {
+            link.await.unwrap();
+        }
+        while metrics.relay_lost_refused.get() < 8 {
+            tokio::task::yield_now().await;
+        }
+        let mut link = links.link("d".into(), &room);
+        link.give(batch(1, 12).messages).await;
+        assert_eq!(*full.given.lock().unwrap(), [4, 4, 5, 5, 2], "a batch above the bound is given in parts");
     }
 
     #[test]

@@ -66,7 +66,8 @@ impl Log {
         Log { epoch, first: 1, entries: VecDeque::new(), bytes: 0, messages_max, bytes_max, is_open: false }
     }
 
-    /// Keeps messages from now on. Until a node is a member nobody can know of it, and what nobody can know of is not made up later.
+    /// Keeps and numbers messages from now on. Until a node is a member nobody can know of it, and what nobody can know of is not made up
+    /// later. So 1 is the first message that is due to whoever was there before.
     pub(super) fn open(&mut self) {
         self.is_open = true;
     }
@@ -74,7 +75,6 @@ impl Log {
     /// Appends what was just accepted, a copy that pins nothing else.
     pub(super) fn append(&mut self, publication: &Publication) {
         if !self.is_open {
-            self.first += 1;
             return;
         }
         let entry = Entry { target: publication.target.clone(), data: publication.data.clone() };
@@ -102,8 +102,6 @@ impl Log {
         if request.epoch == self.epoch {
             // More than there is would be a puller's mistake, which must not make it wait for ever.
             request.after.saturating_add(1).min(self.next())
-        } else if request.from_beginning {
-            self.first
         } else {
             self.next()
         }
@@ -142,15 +140,15 @@ mod tests {
         batch.messages.iter().map(|m| std::str::from_utf8(&m.data).unwrap()).collect()
     }
 
-    fn pull(epoch: u64, after: u64, from_beginning: bool) -> PullRequest {
-        PullRequest { node: "b".into(), epoch, after, from_beginning }
+    fn pull(epoch: u64, after: u64) -> PullRequest {
+        PullRequest { node: "b".into(), epoch, after }
     }
 
     #[test]
     fn whoever_comes_back_goes_on_behind_what_it_had() {
         let mut log = log(100, 1 << 20);
         appended(&mut log, 1..=5);
-        let due = log.due(&pull(7, 3, false));
+        let due = log.due(&pull(7, 3));
         let batch = log.batch(due);
         assert_eq!((batch.epoch, batch.first, batch.next, texts(&batch)), (7, 4, 6, vec!["4", "5"]));
         let empty = log.batch(6);
@@ -161,10 +159,10 @@ mod tests {
     fn a_newcomer_begins_now_and_an_elder_at_the_beginning() {
         let mut log = log(100, 1 << 20);
         appended(&mut log, 1..=5);
-        assert_eq!(log.due(&pull(0, 0, false)), 6);
-        assert_eq!(log.due(&pull(0, 0, true)), 1);
-        assert_eq!(log.due(&pull(6, 3, true)), 1, "that was another life");
-        assert_eq!(log.due(&pull(7, u64::MAX, true)), 6, "nobody has more than there is");
+        assert_eq!(log.due(&pull(0, 0)), 6);
+        assert_eq!(log.due(&pull(7, 0)), 1);
+        assert_eq!(log.due(&pull(6, 3)), 6, "that was another life");
+        assert_eq!(log.due(&pull(7, u64::MAX)), 6, "nobody has more than there is");
     }
 
     #[test]
@@ -194,12 +192,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_accepted_before_anybody_could_know_is_not_kept() {
+    fn what_was_accepted_before_anybody_could_know_is_neither_kept_nor_numbered() {
         let mut log = Log::new(7, 10, 1 << 20);
         appended(&mut log, 1..=2);
         log.open();
         appended(&mut log, 3..=3);
-        assert_eq!((log.due(&pull(0, 0, true)), texts(&log.batch(1))), (3, vec!["3"]));
+        assert_eq!((log.due(&pull(7, 0)), texts(&log.batch(1)), log.next()), (1, vec!["3"], 2));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 
 use super::etcd::{Access, Change, Changes, Etcd, EtcdError};
 use super::pause::Pause;
-use super::told;
+use super::{NOT_ASKED, told};
 use crate::config::Role;
 use crate::metrics::ClusterMetrics;
 use crate::proto::etcd::KeyValue;
@@ -146,14 +146,21 @@ impl Membership {
             self.metrics.etcd_connected.set(0);
             let server = &self.access.endpoints[attempt % self.access.endpoints.len()];
             let trouble = format!("etcd at {server}: {}", error.causes());
-            if self.view.borrow().trouble.is_none() || attempt == 0 {
-                tracing::warn!(
-                    "not a member of the cluster: {trouble}; its own clients are served, and it goes on trying"
-                );
+            let was = self.view.borrow().trouble.clone();
+            let is_first_round = was.as_deref() == Some(NOT_ASKED);
+            if is_first_round && attempt + 1 < self.access.endpoints.len() {
+                // Publishers wait meanwhile: one server that is away is no reason to let them in too early.
+                tracing::warn!("{trouble}; asking the next");
             } else {
-                tracing::debug!("still not a member: {trouble}");
+                if is_first_round || was.is_none() {
+                    tracing::warn!(
+                        "not a member of the cluster: {trouble}; its own clients are served, and it goes on trying"
+                    );
+                } else {
+                    tracing::debug!("still not a member: {trouble}");
+                }
+                self.view.send_modify(|view| view.trouble = Some(trouble));
             }
-            self.view.send_modify(|view| view.trouble = Some(trouble));
             tokio::select! {
                 () = told(self.leave.clone()) => return,
                 () = pause.wait() => {}

@@ -50,6 +50,8 @@ const SETTLE: Duration = Duration::from_secs(3);
 const LEAVE: Duration = Duration::from_secs(4);
 /// How long pullers may take to read what they have not had yet, at the end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// What [`Cluster::leave`] and [`Cluster::stop`] take at most, together.
+pub const STOP_MS_MAX: u64 = (LEAVE.as_millis() + LAST_WORDS.as_millis()) as u64;
 
 /// How accepted publications leave for other nodes.
 pub trait Carrier: Send + Sync {
@@ -67,9 +69,18 @@ pub trait Deliver: Send + Sync {
 /// What became of publications of another node.
 pub struct Delivered {
     /// Refused at once.
+    pub lost: Lost,
+    /// Those that wait for room, if any; completes with what was refused of them in the end.
+    pub waiting: Option<BoxFuture<'static, Lost>>,
+}
+
+/// How many publications of another node were refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Lost {
+    /// For want of room, or too large.
     pub refused: usize,
-    /// Those that wait for room, if any; completes with how many of them were refused in the end.
-    pub waiting: Option<BoxFuture<'static, usize>>,
+    /// Since this node is on its way out.
+    pub draining: usize,
 }
 
 /// Says of the value of an `authorization` whether it lets its bearer in.
@@ -175,6 +186,8 @@ pub struct Prepared {
     files: Files,
     listener: Option<std::net::TcpListener>,
     epoch: u64,
+    /// Messages of other nodes in batches that wait for room.
+    waiting_max: u32,
 }
 
 /// Where this node listens.
@@ -218,7 +231,9 @@ impl Prepared {
             std::net::TcpListener::bind(address).map_err(|error| ClusterError::Bind { address: address.clone(), error })
         });
         let epoch = getrandom::u64()?.max(1);
-        Ok(Some(Prepared { files, listener: listener.transpose()?, epoch, settings }))
+        // The other half is for publishers of this node's own.
+        let waiting_max = u32::try_from(config.publish.publish_waiting_max / 2).unwrap_or(u32::MAX).max(1);
+        Ok(Some(Prepared { files, listener: listener.transpose()?, epoch, waiting_max, settings }))
     }
 
     /// Where other nodes pull from this one.
@@ -232,7 +247,7 @@ impl Prepared {
     /// The relay's port could not be registered with the runtime.
     pub fn start(self, around: Surroundings) -> io::Result<Cluster> {
         let relay_address = self.relay_address();
-        let Prepared { settings, files, listener, epoch } = self;
+        let Prepared { settings, files, listener, epoch, waiting_max } = self;
         let Surroundings { addresses, deliver, load, secrets, metrics } = around;
         let id = format!("{epoch:016x}");
         let (view, viewed) = watch::channel(View { trouble: Some(NOT_ASKED.into()), ..View::default() });
@@ -288,7 +303,7 @@ impl Prepared {
         let membership = tokio::spawn(membership.run());
         if settings.role.subscribes() && settings.transport == Transport::Relay {
             let view = viewed.clone();
-            tokio::spawn(Links { this: id, view, deliver, tls: client_tls, secrets, metrics }.run());
+            tokio::spawn(Links { this: id, view, deliver, waiting_max, tls: client_tls, secrets, metrics }.run());
         }
         Ok(Cluster { relay, view: viewed, leaving, stopping, membership, serving })
     }
@@ -310,7 +325,7 @@ impl Cluster {
         self.relay.clone().map(|relay| relay as Arc<dyn Carrier>)
     }
 
-    /// Completes when this node is a member, or knows why it can't be: what it accepts before, no other node could know of.
+    /// Completes when this node is a member, or each server of etcd's failed it once: what it accepts before, no other node could know of.
     pub async fn settled(&mut self) {
         let is_settled = self.view.wait_for(|view| view.trouble.as_deref() != Some(NOT_ASKED));
         drop(tokio::time::timeout(SETTLE, is_settled).await);

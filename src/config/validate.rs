@@ -318,6 +318,7 @@ impl Config {
                     .to_owned(),
             );
         }
+        warnings.extend(self.doubtful_in_a_cluster());
         for (key, address) in self.gopush_publishing().filter(|(_, a)| !is_loopback(a)) {
             warnings.push(format!(
                 "{key} = {address} and compat.gopush.insecure = true: whoever reaches this port may publish"
@@ -371,6 +372,44 @@ impl Config {
     }
 }
 
+impl Config {
+    /// What works between nodes, and otherwise than meant.
+    fn doubtful_in_a_cluster(&self) -> Vec<String> {
+        let (cluster, gopush) = (&self.cluster, &self.compat.gopush);
+        let mut warnings = Vec::new();
+        if !cluster.is_relay_open() {
+            return warnings;
+        }
+        if gopush.enabled && !gopush.gateway_list.is_empty() {
+            warnings.push(
+                "compat.gopush.gateway_list is set, and the nodes of cluster.etcd pull from one another: gateways that are nodes get each push twice; leave them out of the list"
+                    .to_owned(),
+            );
+        }
+        let far = cluster.etcd.iter().find(|address| !is_loopback_url(address));
+        if let Some(etcd) = far
+            && is_loopback(&cluster.relay_address)
+            && cluster.relay_advertise.is_empty()
+        {
+            warnings.push(format!(
+                "cluster.relay_address = {} and etcd is at {etcd}: nodes on other machines can't pull from this one, nothing it accepts reaches them; set cluster.relay_address to an address that they reach, with tokens or certificates",
+                cluster.relay_address
+            ));
+        }
+        let open = cluster.etcd.iter().find(|address| address.starts_with("http://") && !is_loopback_url(address));
+        if let Some(etcd) = open
+            && cluster.etcd_user.is_empty()
+            && !cluster.relay_tokens_file.is_empty()
+            && cluster.relay_ca_file.is_empty()
+        {
+            warnings.push(format!(
+                "cluster.etcd has {etcd}, without cluster.etcd_user: whoever can write there is a node, and is shown the token of cluster.relay_tokens_file; give etcd users, or certificates to the nodes (cluster.relay_ca_file)"
+            ));
+        }
+        warnings
+    }
+}
+
 fn problem(key: &str, message: String) -> Problem {
     Problem { key: key.to_owned(), place: None, message }
 }
@@ -379,6 +418,13 @@ fn problem(key: &str, message: String) -> Problem {
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let all = |ip: IpAddr| ip.is_unspecified();
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || all(a.ip()) || all(b.ip()))
+}
+
+/// As etcd's are written, without a path.
+fn is_loopback_url(url: &str) -> bool {
+    let address = url.split("://").last().unwrap_or(url);
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host == "localhost" || is_loopback(address)
 }
 
 fn is_loopback(address: &str) -> bool {
@@ -582,6 +628,7 @@ mod tests {
         assert!(exposed.contains("cluster.insecure = true"), "{exposed}");
         let with_tokens = |c: &mut Config| {
             open(c);
+            c.cluster.etcd = vec!["http://127.0.0.1:2379".into()];
             c.cluster.relay_tokens_file = "tokens".into();
         };
         assert_eq!(warned(with_tokens), Vec::<String>::new());
@@ -607,6 +654,50 @@ mod tests {
             closed(&mut config);
             config.validate().expect("nothing listens there");
         }
+    }
+
+    #[test]
+    fn what_a_cluster_does_otherwise_than_meant_is_said() {
+        let far = |c: &mut Config| c.cluster.etcd = vec!["http://localhost:2379".into(), "http://10.0.0.7:2379".into()];
+        let silent = warned(far);
+        assert!(silent.len() == 1 && silent[0].contains("nothing it accepts reaches them"), "{silent:?}");
+        assert!(silent[0].contains("http://10.0.0.7:2379"), "{silent:?}");
+        let near = |c: &mut Config| {
+            c.cluster.etcd = vec!["http://localhost:2379".into(), "http://127.0.0.1:1".into(), "http://[::1]:1".into()];
+        };
+        let advertised = |c: &mut Config| {
+            far(c);
+            c.cluster.relay_advertise = "10.0.0.1:10069".into();
+        };
+        assert_eq!((warned(near), warned(advertised)), (vec![], vec![]));
+
+        let tokens = |c: &mut Config| {
+            advertised(c);
+            c.cluster.relay_tokens_file = "tokens".into();
+        };
+        let open = warned(tokens);
+        assert!(open.len() == 1 && open[0].contains("whoever can write there is a node"), "{open:?}");
+        let closed = |c: &mut Config| {
+            tokens(c);
+            (c.cluster.etcd_user, c.cluster.etcd_password_file) = ("fanwire".into(), "password".into());
+        };
+        let tls = |c: &mut Config| {
+            tokens(c);
+            c.cluster.etcd = vec!["https://10.0.0.7:2379".into()];
+        };
+        assert_eq!((warned(closed), warned(tls)), (vec![], vec![]));
+
+        let twice = |c: &mut Config| {
+            near(c);
+            c.compat.gopush.enabled = true;
+            c.compat.gopush.gateway_list = vec!["10.0.0.2:7788".into()];
+        };
+        assert!(warned(twice).iter().any(|warning| warning.contains("get each push twice")));
+        let alone = |c: &mut Config| {
+            twice(c);
+            c.cluster.etcd.clear();
+        };
+        assert!(!warned(alone).iter().any(|warning| warning.contains("twice")));
     }
 
     #[test]

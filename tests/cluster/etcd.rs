@@ -4,9 +4,29 @@ use crate::gateway::wait_until;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
+static PORTS: AtomicU16 = AtomicU16::new(0);
+
+/// A port that nobody listens on now, below those that the kernel gives to whoever asks for any: nobody comes to have it by chance while
+/// etcd is stopped.
+fn port() -> u16 {
+    const FIRST: u16 = 10_000;
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let lowest: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+    // If that leaves too few, any will have to do.
+    let count = if lowest > FIRST + 1000 { lowest - FIRST } else { 50_000 };
+    // Other runs of these tests begin elsewhere.
+    let begin = std::process::id().wrapping_mul(97);
+    loop {
+        let step = u32::from(PORTS.fetch_add(1, Ordering::Relaxed));
+        let port = FIRST + (begin.wrapping_add(step) % u32::from(count)) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
 
 /// One server of etcd, which may or may not run now.
 pub struct Etcd {
@@ -22,10 +42,7 @@ impl Etcd {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("fanwire-etcd-{}-{number}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
-        let (client, peer) = (free(), free());
-        let port = |listener: TcpListener| listener.local_addr().unwrap().port();
-        Etcd { directory, client_port: port(client), peer_port: port(peer), child: None }
+        Etcd { directory, client_port: port(), peer_port: port(), child: None }
     }
 
     /// Running, and answering.

@@ -7,14 +7,17 @@ use crate::node::{Listener, Node, cluster};
 use fanwire::proto::order::proxy_server::{Proxy, ProxyServer};
 use fanwire::proto::order::{Data, Empty};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 type Pull = mpsc::UnboundedSender<Result<Data, Status>>;
 
-/// A proxy of gpush's, as far as its sockets see it.
+/// A proxy of gpush's, as far as its sockets see it: as grpc-go does, it answers a call with its first push, not before.
 struct FakeProxy {
     address: SocketAddr,
     pulls: Arc<Mutex<Vec<Pull>>>,
@@ -29,12 +32,13 @@ impl Proxy for Service {
         Err(Status::unimplemented("nobody pushes here"))
     }
 
-    type PullDataStream = UnboundedReceiverStream<Result<Data, Status>>;
+    type PullDataStream = Pin<Box<dyn Stream<Item = Result<Data, Status>> + Send>>;
 
     async fn pull_data(&self, _: Request<Empty>) -> Result<Response<Self::PullDataStream>, Status> {
-        let (pull, pushes) = mpsc::unbounded_channel();
+        let (pull, mut pushes) = mpsc::unbounded_channel();
         self.0.lock().unwrap().push(pull);
-        Ok(Response::new(UnboundedReceiverStream::new(pushes)))
+        let first = pushes.recv().await.expect("the senders live as long as the proxy");
+        Ok(Response::new(Box::pin(tokio_stream::once(first).chain(UnboundedReceiverStream::new(pushes)))))
     }
 }
 
@@ -53,6 +57,11 @@ impl FakeProxy {
         for pull in &*self.pulls.lock().unwrap() {
             let _ = pull.send(Ok(Data { topic: topic.into(), data: data.to_owned().into(), ..Data::default() }));
         }
+    }
+
+    /// Pulls that ever began.
+    fn begun(&self) -> usize {
+        self.pulls.lock().unwrap().len()
     }
 
     fn open(&self) -> usize {
@@ -92,6 +101,8 @@ fn its_proxies_are_pulled_from_for_as_long_as_their_key_is_there() {
     let two = cluster_beside(&etcd, 1);
     let mut listeners: Vec<_> = two.iter().map(|node| Listener::new(node, "t")).collect();
     wait_until("both pull", || early.open() == 2);
+    std::thread::sleep(Duration::from_secs(4)); // A node would be given up by now; a proxy without pushes is not.
+    assert_eq!(early.begun(), 2);
     early.push("t", "early 1");
     listeners.iter_mut().for_each(|listener| listener.hears(&[("early", 1)]));
 
