@@ -149,9 +149,7 @@ fn the_calculator_of_the_page_is_that_of_the_doctor() {
     let constants = [
         format!("= {} + shards", memory::human(memory::BASE_BYTES)),
         format!("connections × {} B", memory::CONNECTION_BYTES),
-        format!("shard = {:.1} MB", memory::SHARD_BYTES as f64 / 1e6),
-        format!("queue_items_max × {} B", memory::QUEUE_ITEM_BYTES),
-        format!("places × {} B", memory::SLOT_BYTES),
+        format!("shards × {:.2} MB", memory::SHARD_BYTES as f64 / 1e6),
         format!("connections × {},{:03} B", memory::SOCKET_BYTES / 1000, memory::SOCKET_BYTES % 1000),
         format!("tracks: {} B", memory::TRACKED_BYTES),
         format!("slow clients × {} × socket_send_buffer_bytes", memory::SEND_BUFFERS_PINNED),

@@ -47,8 +47,6 @@ pub struct Demand {
     pub pending_bytes_max: u64,
     /// `slow.owed_bytes_max`.
     pub owed_bytes_max: u64,
-    /// `shards.queue_items_max`.
-    pub queue_items_max: u64,
     /// Whether the firewall tracks connections.
     pub tracked: bool,
 }
@@ -67,7 +65,6 @@ impl Demand {
             listen_backlog: u64::from(config.shards.listen_backlog),
             pending_bytes_max: config.slow.pending_bytes_max as u64,
             owed_bytes_max: config.slow.owed_bytes_max as u64,
-            queue_items_max: config.shards.queue_items_max as u64,
             tracked: false,
         }
     }
