@@ -492,6 +492,7 @@ mod tests {
                 "net.ipv4.tcp_mem",
                 "net.ipv4.tcp_max_orphans",
                 "net.ipv4.tcp_max_tw_buckets",
+                "net.ipv4.tcp_ehash_entries",
                 "frequency governor",
                 "network card eno1",
             ]
