@@ -18,8 +18,8 @@ const DEADLINES_PER_TURN_MAX: usize = 4096;
 /// Arrivals taken in one turn. Each costs the core some 25 µs until it has subscribed, and those who are here wait meanwhile.
 const ARRIVALS_PER_TURN_MAX: usize = 128;
 
-/// The same while a round is under way: of 256 sends and what so many arrivals bring, two thirds are the round's.
-const ARRIVALS_PER_TURN_IN_ROUND_MAX: usize = 12;
+/// The same while a round is under way: of 256 sends and what so many arrivals bring, six sevenths are the round's.
+const ARRIVALS_PER_TURN_IN_ROUND_MAX: usize = 8;
 
 /// Why a connection ends; each has its counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
