@@ -14,9 +14,13 @@ use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Connections that a spawned gateway has room for without being told.
 const SPAWNED_CONNECTIONS_MAX: u64 = 10_000;
+
+/// `--spin` of clients with a core of their own: longer than between two messages of the loads that are about latency.
+const SPIN_US: u64 = 1000;
 
 const EXAMPLES: &str = "\
 Against a gateway that runs here with its defaults, no flag is needed; any other WebSocket server, NATS and Centrifugo are measured by the
@@ -183,6 +187,10 @@ pub struct Args {
     /// Run clients and publisher on this core
     #[arg(long, value_name = "CORE")]
     core: Option<usize>,
+    /// Clients that have read all go on looking for so many µs before they sleep: waking one that sleeps costs the sender on the
+    /// same machine as much as a message, and each message some latency [default: 1000 if --core is a core of their own, else 0]
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    spin: Option<u64>,
     /// Instead of a gateway, a plain send() for each client and message, by a process of ours
     #[arg(long, conflicts_with_all = ["saturate", "idle", "deflate", "dialect"])]
     bare: bool,
@@ -441,6 +449,7 @@ impl Args {
                 ring_slots_max: self.ring_slots,
                 buffers: self.buffers.next_power_of_two(),
                 buffer_bytes: self.buffer_bytes,
+                spin: self.spin(),
             },
             load: (!self.idle).then_some(Load { pace, size: self.size, source }),
             zipf: self.zipf.filter(|_| self.zipf_of != "connections" && !bare),
@@ -454,6 +463,11 @@ impl Args {
             admin: None,
             metrics: self.metric.clone(),
         })
+    }
+
+    fn spin(&self) -> Duration {
+        let alone = self.core.is_some() && self.core != self.server_core.or(self.spawn);
+        Duration::from_micros(self.spin.unwrap_or(if alone { SPIN_US } else { 0 }))
     }
 
     /// What shows a run's seconds, on stderr: a bar while it connects and a line that stays in place on a terminal, plain

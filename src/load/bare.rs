@@ -7,6 +7,7 @@
 use super::schedule::{Pace, Schedule};
 use super::stamp::MESSAGE_BYTES_MIN;
 use crate::clock::Time;
+use crate::sys;
 use crate::websocket::{FrameHeader, Opcode, frame, handshake};
 use std::io::{self, BufRead, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -116,6 +117,7 @@ fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {
 pub(super) fn run(clients: &mut [Client], schedule: &Schedule, join: u64) -> u64 {
     // By topic; accepted order within one, which is the order of their sockets in memory.
     clients.sort_by_key(|c| c.topic);
+    sys::sharpen_timers();
     let mut waited = 0;
     let mut payload = vec![0; schedule.size.max(MESSAGE_BYTES_MIN)];
     let mut message = Vec::new();

@@ -19,13 +19,15 @@ use super::tally::{Tally, histogram};
 use super::{centrifugo, gpush, zipf};
 use crate::clock::Time;
 use crate::socket::{Buffer, ClientRing, ClientRingOptions, Event};
-use crate::sys::EventFd;
+use crate::sys::{self, EventFd};
 use crate::websocket::deflate::Inflater;
 use crate::websocket::{Opcode, frame, handshake};
 use hdrhistogram::Histogram;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 /// Connections that are between connect and the subscribe's answer at a time: well below any listen backlog.
 const UNDER_WAY_MAX: u32 = 128;
@@ -99,6 +101,8 @@ pub struct ClientsPlan {
     pub buffers: u16,
     /// Bytes of each.
     pub buffer_bytes: u32,
+    /// While messages flow: how long they go on looking for the next thing before they sleep.
+    pub spin: Duration,
 }
 
 impl ClientsPlan {
@@ -226,6 +230,8 @@ pub(crate) struct Clients {
     returning: HashMap<u32, Time>, // Those under way again, since when.
     storm: Option<Time>,           // When it began.
     storm_next: u32,               // The first of it that has not been started.
+    last_event: Time,              // Until when something came.
+    spun_ns: u64,                  // CPU time of looking while nothing did.
     odd: Vec<(u8, Vec<u8>)>,       // Frames of the connection at hand that are no messages of ours.
     pub(crate) tally: Tally,
     pub(crate) counts: Counts,
@@ -309,6 +315,8 @@ impl Clients {
             returning: HashMap::new(),
             storm: None,
             storm_next: plan.connections,
+            last_event: Time::now(),
+            spun_ns: 0,
             odd: Vec::new(),
             tally: Tally::new(plan.all(), plan.publishers),
             counts: Counts::default(),
@@ -424,12 +432,39 @@ impl Clients {
         }
         // While more of the storm is to come it does not wait.
         let mut busy = self.storm.is_some() && self.storm_next < self.plan.all();
+        let spins = self.schedule.is_some() && !self.plan.spin.is_zero();
+        if spins && !busy {
+            self.spin(until);
+        }
         for ring in 1..self.rings.len() {
             self.rings[ring].enter(None);
             busy |= self.reap(ring);
         }
-        self.rings[0].enter((!busy).then_some(until));
-        self.reap(0);
+        let wait = (!busy).then_some(until);
+        if spins {
+            self.rings[0].enter_eager(wait);
+        } else {
+            self.rings[0].enter(wait);
+        }
+        busy |= self.reap(0);
+        if busy {
+            self.last_event = Time::now();
+        }
+    }
+
+    /// Looks until something is there, nothing has been for the plan's time, or `until`. Whoever else wants the core has it.
+    fn spin(&mut self, until: Time) {
+        let until = until.min(self.last_event + self.plan.spin);
+        let began_ns = sys::thread_cpu_ns();
+        while Time::now() < until && !self.rings.iter_mut().any(ClientRing::has_work) {
+            thread::yield_now();
+        }
+        self.spun_ns += sys::thread_cpu_ns() - began_ns;
+    }
+
+    /// CPU time of this thread, without what it looked for something to do, ns.
+    pub(crate) fn cpu_ns(&self) -> u64 {
+        sys::thread_cpu_ns() - self.spun_ns
     }
 
     /// Reads what slow connections were sent, to see which of them the server has ended; up to ten seconds, or until nothing
@@ -863,6 +898,7 @@ mod tests {
             ring_slots_max: 16,
             buffers: 16,
             buffer_bytes: 1024,
+            spin: Duration::ZERO,
         }
     }
 
@@ -944,6 +980,38 @@ mod tests {
         assert_eq!(u64::from(clients.slow_open()) + clients.counts.slow_ends.values().sum::<u64>(), 4);
         assert_eq!(clients.counts.ends.values().sum::<u64>() + clients.counts.slow_ends.values().sum::<u64>(), 1);
         assert_eq!(clients.close().0.subscribed, 40);
+    }
+
+    #[test]
+    fn who_looks_on_instead_of_sleeping_misses_nothing_and_does_not_call_it_work() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plan = ClientsPlan { spin: Duration::from_secs(60), ..plan(listener.local_addr().unwrap(), 40) };
+        let server = thread::spawn(move || -> Vec<bare::Client> {
+            (0..40).map(|_| bare::welcome(listener.accept().unwrap().0).unwrap()).collect()
+        });
+        let mut clients = connected(plan);
+        let mut peers = server.join().unwrap();
+        let schedule = schedule(1);
+        clients.load_begins(schedule.clone());
+        let (worked_ns, end) = (clients.cpu_ns(), Time::now().plus_ms(50));
+        while Time::now() < end {
+            clients.turn(end);
+        }
+        let worked_ns = clients.cpu_ns() - worked_ns;
+        // On a busy machine it looks once and gives way.
+        assert!(
+            clients.spun_ns > 0 && worked_ns < 25_000_000,
+            "{} ns looking, {worked_ns} ns at work",
+            clients.spun_ns
+        );
+
+        let messages = schedule.messages().unwrap();
+        let writing = thread::spawn({
+            let schedule = schedule.clone();
+            move || bare::run(&mut peers, &schedule, 1)
+        });
+        turn_until(&mut clients, |c| c.lost(&schedule, messages, &BTreeMap::new()).0 == 0);
+        writing.join().unwrap();
     }
 
     #[test]

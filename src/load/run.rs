@@ -15,7 +15,6 @@ use super::server::{self, Server};
 use super::stamp::{MESSAGE_BYTES_MIN, Stream};
 use super::tally::{Tally, histogram};
 use crate::clock::Time;
-use crate::sys;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::sync::mpsc;
@@ -256,7 +255,7 @@ impl Driver<'_> {
         let usage = usage.unwrap_or_default();
         self.rss_bytes_max = self.rss_bytes_max.max(usage.rss_bytes);
         let (received, bytes) = (self.clients.tally.received, self.clients.tally.bytes);
-        Ok(Sample { at_ns: Time::now().0, usage, client_cpu_ns: sys::thread_cpu_ns(), received, bytes })
+        Ok(Sample { at_ns: Time::now().0, usage, client_cpu_ns: self.clients.cpu_ns(), received, bytes })
     }
 
     /// One turn, at most until `until`, and the live line if its second is over.
@@ -267,7 +266,7 @@ impl Driver<'_> {
             && self.clients.storm_is_over()
         {
             storm.over_ns = now.0;
-            storm.client_cpu_ns = sys::thread_cpu_ns() - storm.client_cpu_ns;
+            storm.client_cpu_ns = self.clients.cpu_ns() - storm.client_cpu_ns;
             storm.parts[1] = self.clients.tally.next_part();
         }
         if now >= self.second {
@@ -413,7 +412,7 @@ impl Driver<'_> {
             if Time::now() >= storm_at {
                 storm_at = Time::NEVER;
                 let parts = [self.clients.tally.next_part(), histogram(), histogram()];
-                let client_cpu_ns = sys::thread_cpu_ns();
+                let client_cpu_ns = self.clients.cpu_ns();
                 self.storm = Some(Storm { began_ns: Time::now().0, over_ns: 0, client_cpu_ns, parts });
                 self.clients.storm_begins();
             }

@@ -263,14 +263,34 @@ impl ClientRing {
     /// # Panics
     /// If the ring is broken.
     pub fn enter(&mut self, wait: Option<Time>) {
+        self.wait(wait, WAKE_COMPLETIONS);
+    }
+
+    /// As [`enter`](Self::enter), and the first completion wakes: for who then goes on looking ([`has_work`](Self::has_work)).
+    ///
+    /// # Panics
+    /// If the ring is broken.
+    pub fn enter_eager(&mut self, wait: Option<Time>) {
+        self.wait(wait, 1);
+    }
+
+    /// The kernel has something for this ring, or this ring for the kernel; no system call.
+    pub fn has_work(&mut self) -> bool {
+        let queue = self.ring.submission();
+        let work = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        work || !self.ring.completion().is_empty()
+    }
+
+    fn wait(&mut self, wait: Option<Time>, completions: usize) {
         let wait_ns = wait.map_or(0, |t| t.since_ns(Time::now()));
         if wait_ns == 0 || !self.ring.completion().is_empty() {
             return self.flush();
         }
         let timeout = Timespec::new().sec(wait_ns / 1_000_000_000).nsec((wait_ns % 1_000_000_000) as u32);
         let arguments = SubmitArgs::new().timespec(&timeout);
-        let result = if self.ring.params().is_feature_min_timeout() {
-            self.ring.submitter().submit_with_args(WAKE_COMPLETIONS, &arguments.min_wait_usec(WAKE_US_MAX))
+        let result = if completions > 1 && self.ring.params().is_feature_min_timeout() {
+            self.ring.submitter().submit_with_args(completions, &arguments.min_wait_usec(WAKE_US_MAX))
         } else {
             self.ring.submitter().submit_with_args(1, &arguments)
         };
