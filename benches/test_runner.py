@@ -98,5 +98,11 @@ class Files(unittest.TestCase):
         self.assertEqual([row.rounds for row in one.rows], [1, 1])
 
 
+class Remarks(unittest.TestCase):
+    def test_of_those_that_differ_in_their_figures_the_worst_stands_in_the_table(self):
+        late = "the publisher is late: p99 %d ms behind"
+        self.assertEqual(pages.worst({late % 98, late % 1200, late % 300, "client-bound"}), ["client-bound", late % 1200])
+
+
 if __name__ == "__main__":
     unittest.main()

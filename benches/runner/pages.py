@@ -1,6 +1,7 @@
 """A scenario's results as Markdown and as CSV."""
 
 import csv
+import re
 
 from .rounds import FIGURES
 
@@ -52,6 +53,15 @@ def quantity(n):
     return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.1f} k" if n >= 1e4 else f"{n:,.0f}"
 
 
+def worst(remarks):
+    """Of those that differ only in their figures, the one with the largest."""
+    numbers = lambda remark: [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", remark)]
+    kinds = {}
+    for remark in sorted(remarks, key=numbers):
+        kinds[re.sub(r"[\d.,]+", "#", remark)] = remark
+    return sorted(kinds.values())
+
+
 def table(scenario, results, servers):
     figures = scenario.figures or USUAL
     used = [figure for figure in figures if any(result.median(figure) is not None for result in results.values())]
@@ -63,7 +73,7 @@ def table(scenario, results, servers):
             value = result.median(figure)
             cells.append("" if value is None else COLUMNS[figure][1](value))
         remarks = [f"not measured: {result.reason}"] if result.reason else []
-        remarks += sorted(result.remarks | result.problems)
+        remarks += worst(result.remarks) + sorted(result.problems)
         cells += ["; ".join(remarks).replace("|", "\\|")]
         lines.append(f"| {row} | {servers[name].title} | {' | '.join(cells)} |")
     return lines
