@@ -1,5 +1,6 @@
 //! etcd's v3 interface, as much of it as members need: one connection to one of its servers, every call with a deadline.
 
+use crate::causes::causes;
 use crate::proto::etcd::auth_client::AuthClient;
 use crate::proto::etcd::kv_client::KvClient;
 use crate::proto::etcd::lease_client::LeaseClient;
@@ -39,7 +40,7 @@ pub(super) enum EtcdError {
 impl EtcdError {
     /// With what is behind it: tonic's own text is only "transport error".
     pub(super) fn causes(&self) -> String {
-        super::causes(self)
+        causes(self)
     }
 }
 

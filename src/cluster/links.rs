@@ -10,7 +10,8 @@
 
 use super::members::{Other, View};
 use super::pause::Pause;
-use super::{Deliver, Delivered, Lost, Secrets, causes};
+use super::{Deliver, Delivered, Lost, Secrets};
+use crate::causes::causes;
 use crate::frame::{Publication, Target};
 use crate::metrics::ClusterMetrics;
 use crate::proto::order::Empty;

@@ -24,6 +24,7 @@ mod relay;
 
 pub use members::{Load, Member};
 
+use crate::causes::causes;
 use crate::config::{self, Config, Transport};
 use crate::frame::Publication;
 use crate::metrics::ClusterMetrics;
@@ -392,17 +393,6 @@ pub async fn nodes(settings: &config::Cluster) -> Result<Vec<Member>, String> {
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().chars().take(64).collect()
-}
-
-/// An error with what is behind it: tonic's own text is only "transport error".
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Completes when told, or when nobody can tell any more.
