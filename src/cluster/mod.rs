@@ -169,7 +169,8 @@ impl Files {
         } else {
             None
         };
-        Ok(Files { etcd: Access { endpoints: settings.etcd.clone(), user, tls }, relay })
+        let probe = members::node_key(&settings.prefix, "");
+        Ok(Files { etcd: Access { endpoints: settings.etcd.clone(), user, tls, probe }, relay })
     }
 }
 
@@ -378,16 +379,10 @@ impl Notes {
 /// A sentence: a file can't be read, or no server of etcd's answers.
 pub async fn nodes(settings: &config::Cluster) -> Result<Vec<Member>, String> {
     let access = Files::read(settings).map_err(|error| error.to_string())?.etcd;
-    let mut said = Vec::new();
-    for (attempt, server) in access.endpoints.iter().enumerate() {
-        let found =
-            async { Etcd::connect(&access, attempt).await?.find(&members::node_key(&settings.prefix, "")).await };
-        match found.await {
-            Ok(found) => return Ok(found.kvs.iter().filter_map(members::member_of).collect()),
-            Err(error) => said.push(format!("etcd at {server}: {}", error.causes())),
-        }
-    }
-    Err(said.join("\n"))
+    let mut etcd = Etcd::connect(&access, 0).await.map_err(|error| error.causes())?;
+    let found = etcd.find(&members::node_key(&settings.prefix, "")).await;
+    let found = found.map_err(|error| format!("etcd at {}: {}", etcd.server, error.causes()))?;
+    Ok(found.kvs.iter().filter_map(members::member_of).collect())
 }
 
 fn host_name() -> String {

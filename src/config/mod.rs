@@ -546,13 +546,13 @@ section! { "cluster"
     Cluster {
         /// What this node is for. `ingest` has publishers and no subscribers, `fanout` subscribers and no publishers (the HTTP port keeps its admin pages).
         role: Role = Role::All => Allowed::OneOf(&["all", "ingest", "fanout"]),
-        /// Members of etcd (v3), tried in this order and round again; one that answers is enough.
+        /// Members of etcd (v3), asked in this order, the next one as soon as one fails or hesitates; one that answers is enough.
         etcd: Vec<String> = Vec::new() => ETCD,
         /// What the keys of this cluster begin with: a node is `PREFIX/nodes/ID`.
         prefix: String = "fanwire".into() => KEY_PREFIX,
         /// gpush's `keyPrefix`, usually `proxy`: this node is found there by gpush's sockets, and pulls from gpush's proxies that it finds there. Empty = neither.
         gpush_prefix: String = String::new() => KEY_PREFIX_OR_NONE,
-        /// etcd user; empty = none.
+        /// etcd user; empty = none. Where etcd has no users it is not needed and does no harm.
         etcd_user: String = String::new() => NAME_OR_NONE,
         /// File with that user's password.
         etcd_password_file: String = String::new() => FILE,
