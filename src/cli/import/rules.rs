@@ -108,16 +108,13 @@ pub(super) const GPUSH: System = System {
         setting("", "server.PullPort", "publish.grpc_address", port, ""),
         setting("", "server.HttpPort", "publish.http_address", port, "Also /metrics, /healthz and /readyz."),
         dropped("", "server.PushPort", UNUSED),
-        Rule {
-            part: "",
-            theirs: "authUrl",
-            becomes: Becomes::Setting {
-                ours: "auth.url",
-                convert: text,
-                when: Some("authUrl"),
-                note: "Asked with a time limit; every answer that is not a clear yes is 30003.",
-            },
-        },
+        setting_if(
+            "authUrl",
+            "authUrl",
+            "auth.url",
+            text,
+            "Asked with a time limit; every answer that is not a clear yes is 30003.",
+        ),
         dropped("", "bucket.BucketCount", SPREAD),
         dropped("", "bucket.DispatchChanSize", QUEUES),
         setting(
@@ -135,16 +132,13 @@ pub(super) const GPUSH: System = System {
                 "messages always leave together, once a tick; true makes a tick as long as WriteRate",
             ),
         },
-        Rule {
-            part: "",
-            theirs: "connection.WriteRate",
-            becomes: Becomes::Setting {
-                ours: "shards.tick_interval_us",
-                convert: ms_to_us,
-                when: Some("connection.EnableWriteBuffer"),
-                note: "The least time between two writes to a client: the first message after a quiet spell leaves at once. Without this line it is 1 ms, which costs little more.",
-            },
-        },
+        setting_if(
+            "connection.EnableWriteBuffer",
+            "connection.WriteRate",
+            "shards.tick_interval_us",
+            ms_to_us,
+            "The least time between two writes to a client: the first message after a quiet spell leaves at once. Without this line it is 1 ms, which costs little more.",
+        ),
         dropped(
             "",
             "connection.WriteBuf",
