@@ -4,7 +4,7 @@ import pathlib
 import tempfile
 import unittest
 
-from runner import pages, rounds, scenario, verdict
+from runner import cluster, pages, rounds, scenario, verdict
 
 FILE = """
 title = "t"
@@ -102,6 +102,53 @@ class Remarks(unittest.TestCase):
     def test_of_those_that_differ_in_their_figures_the_worst_stands_in_the_table(self):
         late = "the publisher is late: p99 %d ms behind"
         self.assertEqual(pages.worst({late % 98, late % 1200, late % 300, "client-bound"}), ["client-bound", late % 1200])
+
+
+class Clusters(unittest.TestCase):
+    row = cluster.Row("relay", 3, 50_000)
+
+    def round(self, others=(50_000, 49_900), p99s=(3000, 5000), lost=0):
+        report = {
+            "messages": 100_000, "published_per_s": 50_000.0, "lost": lost, "refused": 0, "client_busy_percent": 30, "publisher_busy_percent": 20,
+            "nodes": [{"deliveries_per_s": 50_000, "p50_us": 1000, "p99_us": 2000}]
+            + [{"deliveries_per_s": rate, "p50_us": 1500, "p99_us": p99} for rate, p99 in zip(others, p99s)],
+        }
+        used = {
+            "etcd": {"etcd": 0.01}, "node 0": {"control": 0.5, "accept": 0.01, "shards": 0.1},
+            "node 1": {"control": 0.2, "shards": 0.1}, "node 2": {"control": 0.4, "shards": 0.1},
+        }
+        return cluster.measured(self.row, report, used)
+
+    def test_cpu_is_told_by_thread_and_message_and_the_worst_node_stands_for_the_others(self):
+        one = self.round()
+        self.assertAlmostEqual(one.own_control_us, 5.1)
+        self.assertAlmostEqual(one.other_control_us, 3.0)
+        self.assertAlmostEqual(one.load_us, 10.0)
+        self.assertEqual((one.other_per_s, one.other_p99_us, one.above_local_us), (49_900, 5000, 3000))
+        self.assertAlmostEqual(one.cores, 0.05 * (5.1 + 1 + 2 * (3 + 1) + 0.1 + 10))
+
+    def test_a_row_is_the_median_of_its_rounds_and_a_loss_in_one_of_them_stays(self):
+        rounds_ = [self.round(p99s=(p99, p99), lost=lost) for p99, lost in [(4000, 0), (9000, 0), (60_000, 1)]]
+        [row] = cluster.medians(rounds_)
+        self.assertEqual((row.other_p99_us, row.lost), (9000, 1))
+
+    def test_what_is_judged_is_three_nodes_that_keep_up_with_a_bounded_delay(self):
+        self.assertEqual(cluster.misses([self.round()]), [])
+        for bad, word in [(self.round(others=(50_000, 40_000)), "delivered"), (self.round(lost=1), "lost"), (self.round(p99s=(3000, 13_000)), "above local")]:
+            [said] = cluster.misses([bad])
+            self.assertIn(word, said)
+
+    def test_rounds_come_back_from_their_file_as_they_were(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / "scale.csv"
+            alone = cluster.measured(cluster.Row("alone", 1, 1000), {**self.report(), "nodes": []}, {"node 0": {"control": 0.1, "shards": 0.1}})
+            cluster.write_csv(path, [self.round(), alone])
+            self.assertEqual(cluster.read_csv(path), [self.round(), alone])
+            self.assertIn("| alone | 1 |", cluster.table([alone])[-1])
+
+    def report(self):
+        return {"messages": 1000, "published_per_s": 1000.0, "lost": 0, "refused": 0, "client_busy_percent": 3, "publisher_busy_percent": 2,
+                "deliveries_per_s": 1000.0, "p50_us": 100, "p99_us": 200}
 
 
 if __name__ == "__main__":

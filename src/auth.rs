@@ -10,6 +10,7 @@
 //! Bounded in time (`auth.deadline_ms`), in the size of the answer, and in how many run at once (`auth.concurrent_max`: one more waits
 //! for its turn within its time). Connections are kept for the next login, certificates are checked against the system's roots.
 
+use crate::causes::causes;
 use crate::config::{Auth, LoginMode};
 use crate::metrics::{ControlMetrics, Counter};
 use crate::queue::UID_BYTES_MAX;
@@ -22,7 +23,6 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
-use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -155,7 +155,7 @@ impl Asker {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.url.clone();
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let response = self.client.request(request).await.map_err(|e| Trouble::Unreachable(with_causes(&e)))?;
+        let response = self.client.request(request).await.map_err(|e| Trouble::Unreachable(causes(&e)))?;
         let mut body = Limited::new(response.into_body(), self.answer_bytes_max);
         let mut answer = BytesMut::new();
         while let Some(frame) = body.frame().await {
@@ -177,17 +177,6 @@ impl Asker {
         tracing::warn!(url = %self.url, unlogged = *unlogged, "a login was refused without a word of auth.url: {trouble}");
         *complaint = (Some(now + COMPLAINT_INTERVAL), 0);
     }
-}
-
-/// An error and what caused it: hyper's own text leaves out why.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn provider() -> rustls::crypto::CryptoProvider {

@@ -9,7 +9,7 @@
 //! 1  dialect                           one client family each, over websocket
 //! 1  queue    socket   websocket       mechanisms, ignorant of one another
 //! 1  host                              the machine under the gateway: what it offers, what connections ask
-//! 0  frame ids clock config metrics sys demo
+//! 0  frame ids clock config metrics sys demo causes
 //! ·  sim                               stands in for socket, queue pace and clock; tests only
 //! ```
 
@@ -17,6 +17,7 @@
 
 pub mod accept;
 pub mod auth;
+mod causes;
 pub mod cli;
 pub mod clock;
 pub mod cluster;

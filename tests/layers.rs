@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// Top-level modules and their level. A module may use every lower level.
 const LEVELS: &[(&str, u8)] = &[
     ("frame", 0),
+    ("causes", 0),
     ("ids", 0),
     ("clock", 0),
     ("config", 0),

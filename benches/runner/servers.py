@@ -172,10 +172,11 @@ class Fanwire(Server):
     def version(self):
         return output([str(self.binary), "--version"])
 
-    def start(self, row, directory):
+    def serve(self, settings, directory):
+        """Starts it on free ports; where it has subscribers, gRPC and HTTP."""
         any_port = "127.0.0.1:0"
         command = [self.binary, "serve", "--listen", any_port, "--grpc-address", any_port, "--http-address", any_port]
-        for setting in ["log.level=warn", *row.settings]:
+        for setting in ["log.level=warn", *settings]:
             command += ["--set", setting]
         self.spawn(command, directory, stdout=subprocess.PIPE, cwd=directory)
         # As `fanwire bench --spawn` reads them.
@@ -186,7 +187,10 @@ class Fanwire(Server):
                     found.setdefault(name, line.removeprefix(name).split()[0].removeprefix("http://").rstrip("/"))
             if len(found) == len(names):
                 break
-        url, grpc, http = (found[name] for name in names)
+        return tuple(found[name] for name in names)
+
+    def start(self, row, directory):
+        url, grpc, http = self.serve(row.settings, directory)
         return ["--url", url, "--grpc", grpc, "--http", http, "--admin", http, "--server-pid", self.process.pid]
 
 

@@ -39,6 +39,9 @@ Throughput of publishing, 16 batches of 100 in flight, and a failure if it is be
 A million clients, and one message to all of them:
   fanwire bench --connections 1000000 --ramp 60000 --messages 1 --url ws://127.0.0.1:9992/ws
 
+Into one node of a cluster, and out of all three:
+  fanwire bench --url ws://10.0.0.1:9992/ws --node 10.0.0.2:9992 --node 10.0.0.3:9992 --grpc 10.0.0.1:10067 --connections 3 --rate 50000
+
 100,000 clients that come back at once beside 10,000 that are measured, of which 50 a second leave and return:
   fanwire bench --spawn 0 --core 1 --topics 1000 --rate 1000 --storm 100000 --churn 50
 nginx with nchan, and a NATS server:
@@ -57,6 +60,10 @@ pub struct Args {
     /// Subscribe here; {topic} in it is replaced [default: where a gateway on this machine serves the dialect]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// Subscribe at this node too, as at --url: connections take turns over the nodes of a cluster, each of which has the topics
+    /// from the first on, and what each delivers is shown apart; repeatable
+    #[arg(long, value_name = "ADDRESS", requires = "url", conflicts_with_all = ["spawn", "bare", "compare_bare", "spread"])]
+    node: Vec<String>,
     /// What the clients speak; raw: WebSocket of any server, whose --url or --hello names the topic; nats: its client
     /// protocol over TCP [default: gpush; nats for a nats:// URL]
     #[arg(long, value_name = "DIALECT", value_parser = ["gpush", "centrifugo", "go-push", "raw", "nats"])]
@@ -137,7 +144,7 @@ pub struct Args {
     /// [default: grpc; nats with --dialect nats]
     #[arg(long, value_name = "INTERFACE", value_parser = ["grpc", "http", "centrifugo", "nats", "post"])]
     publish: Option<String>,
-    /// gRPC interface: PublishStream
+    /// gRPC interface: PublishStream; several nodes' with commas between: publishers take turns over them
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10067")]
     grpc: String,
     /// HTTP interface: POST /v1/pushData
@@ -156,7 +163,7 @@ pub struct Args {
     #[arg(long, value_name = "URL")]
     post_url: Option<String>,
     /// Publishers, each with a connection and an order of its own; those by HTTP have one request under way at a time
-    /// [default: 1; by HTTP 16, or what --saturate says]
+    /// [default: one for each address; by HTTP 16, or what --saturate says]
     #[arg(long, value_name = "N", alias = "http-connections", value_parser = clap::value_parser!(u32).range(1..=i64::from(PUBLISHERS_MAX)))]
     publishers: Option<u32>,
     /// Messages of one batch at most
@@ -413,11 +420,16 @@ impl Args {
                 Pace::Saturate { in_flight },
             ) => in_flight as u32,
             (Source::Publisher(PublishPlan { interface: Interface::Http { .. }, .. }), Pace::Rate { .. }) => 16,
+            (Source::Publisher(PublishPlan { interface: Interface::Grpc { address }, .. }), _) => {
+                address.split(',').count() as u32
+            }
             _ => 1,
         };
         let bare = matches!(source, Source::Bare { .. });
         let publishers = self.publishers.filter(|_| !bare).unwrap_or(usual);
         let (target, host, path) = parse_url(&url.replacen("nats://", "ws://", 1))?;
+        let node = |address: &String| parse_url(&format!("ws://{address}")).map(|(address, ..)| address);
+        let nodes = self.node.iter().map(node).collect::<Result<Vec<_>, _>>()?;
         let core = self.server_core.or(self.spawn);
         let server = pid.map(|pid| Watched::new(pid, core)).transpose().map_err(|e| e.to_string())?;
         let (warmup_s, duration_s) = match (self.messages, pace) {
@@ -431,6 +443,7 @@ impl Args {
         Ok(Plan {
             clients: ClientsPlan {
                 target,
+                nodes,
                 host,
                 path,
                 headers: self.header.clone(),
@@ -589,6 +602,10 @@ mod tests {
         );
         assert_eq!(plan("bench -c 1000 --slow-percent 1", grpc.clone()).clients.slow, 10);
         assert_eq!(plan("bench --rate 0", grpc).clients.publishers, 1);
+        let two = Interface::Grpc { address: "h:1,h:2".into() };
+        assert_eq!(plan("bench", two.clone()).clients.publishers, 2);
+        let nodes = plan("bench --url ws://127.0.0.1:1/ws --node 127.0.0.1:2 --node 127.0.0.1:3", two).clients.nodes;
+        assert_eq!(nodes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["127.0.0.1:2", "127.0.0.1:3"]);
         let saturated = plan("bench --saturate 8", http.clone());
         assert_eq!((saturated.clients.publishers, saturated.load.unwrap().pace), (8, Pace::Saturate { in_flight: 8 }));
         assert!(plan("bench --idle", http).load.is_none());

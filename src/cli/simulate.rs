@@ -45,7 +45,8 @@ pub(super) struct Plan {
     pub(super) topic_prefix: String,
     /// Without it until SIGINT or SIGTERM.
     pub(super) duration: Option<Duration>,
-    pub(super) grpc: String,
+    /// Gateways, of which it has one until that is lost, and then the next.
+    pub(super) grpc: Vec<String>,
     pub(super) token: Option<String>,
 }
 
@@ -146,7 +147,7 @@ impl From<Status> for End {
 /// Publishes until `stop`.
 ///
 /// # Errors
-/// Nobody is there at the first attempt, or the gateway refuses us.
+/// Nobody is there at the first attempt at each gateway, or one refuses us.
 async fn simulate(plan: &Plan, stop: impl Future<Output = ()>, show: &mut impl FnMut(&str)) -> Result<Tally, String> {
     let mut stop = std::pin::pin!(stop);
     let mut feed = Feed::new(plan);
@@ -156,7 +157,9 @@ async fn simulate(plan: &Plan, stop: impl Future<Output = ()>, show: &mut impl F
         match feed.session(plan, stop.as_mut(), show).await {
             End::Stopped => return Ok(feed.tally),
             End::Hopeless(reason) => return Err(reason),
-            End::Lost(reason) if feed.tally.accepted == 0 && feed.tally.reconnects == 0 => return Err(reason),
+            End::Lost(reason) if feed.tally.accepted == 0 && feed.tally.reconnects + 1 == plan.grpc.len() as u64 => {
+                return Err(reason);
+            }
             End::Lost(reason) => show(&format!("{reason}; again in {} ms", backoff.as_millis())),
         }
         if feed.tally.accepted > accepted {
@@ -203,7 +206,8 @@ impl Feed {
     ) -> End {
         let (to_gateway, batches) = mpsc::channel(IN_FLIGHT_MAX as usize);
         let connecting = async {
-            let mut client = grpc_client(&plan.grpc).await.map_err(End::Lost)?;
+            let nth = self.tally.reconnects as usize % plan.grpc.len();
+            let mut client = grpc_client(&plan.grpc[nth]).await.map_err(End::Lost)?;
             let request = with_token(ReceiverStream::new(batches), plan.token.as_deref()).map_err(End::Hopeless)?;
             Ok(client.publish_stream(request).await?.into_inner())
         };
@@ -303,7 +307,7 @@ mod tests {
             topic: None,
             topic_prefix: "quotes:".into(),
             duration: None,
-            grpc,
+            grpc: vec![grpc],
             token: Some("secret".into()),
         }
     }
@@ -311,6 +315,16 @@ mod tests {
     fn simulated(plan: &Plan, ms: u64) -> Result<Tally, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(simulate(plan, async { sleep(Duration::from_millis(ms)).await }, &mut |_| {}))
+    }
+
+    #[test]
+    fn where_one_gateway_is_away_the_next_gets_the_quotes() {
+        let (address, _) = pretend::gateway(|_| false);
+        let nobody = "127.0.0.1:1".to_owned();
+        let tally = simulated(&Plan { grpc: vec![nobody.clone(), address], ..plan(nobody.clone()) }, 400).unwrap();
+        assert!(tally.accepted > 0 && tally.reconnects == 1, "{tally}");
+        let error = simulated(&Plan { grpc: vec![nobody.clone(), nobody.clone()], ..plan(nobody) }, 5000).unwrap_err();
+        assert!(error.contains("127.0.0.1:1"), "{error}");
     }
 
     #[test]

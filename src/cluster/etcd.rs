@@ -1,5 +1,6 @@
 //! etcd's v3 interface, as much of it as members need: one connection to one of its servers, every call with a deadline.
 
+use crate::causes::causes;
 use crate::proto::etcd::auth_client::AuthClient;
 use crate::proto::etcd::kv_client::KvClient;
 use crate::proto::etcd::lease_client::LeaseClient;
@@ -10,6 +11,7 @@ use crate::proto::etcd::{
     watch_request::RequestUnion,
 };
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::future::Future;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -18,10 +20,14 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 /// How long etcd may take for a connection, and for an answer.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// A server that has said nothing for so long gets company: the next is asked beside it. An etcd in the next room answers within
+/// milliseconds, so that a healthy cluster has one connection of each node; and of seven servers the last is asked after 1.5 s, half of
+/// what publishers wait for.
+const HESITATION: Duration = Duration::from_millis(250);
 
 /// Why etcd did not do what it was asked. Whoever asked begins again, with another server.
 #[derive(Debug, thiserror::Error)]
@@ -34,12 +40,14 @@ pub(super) enum EtcdError {
     Late,
     #[error("it ended the stream{0}")]
     Ended(String),
+    #[error("{0}")]
+    NoServer(String),
 }
 
 impl EtcdError {
     /// With what is behind it: tonic's own text is only "transport error".
     pub(super) fn causes(&self) -> String {
-        super::causes(self)
+        causes(self)
     }
 }
 
@@ -52,6 +60,8 @@ pub(super) struct Access {
     pub(super) user: Option<(String, String)>,
     /// For those of the endpoints that are https.
     pub(super) tls: ClientTlsConfig,
+    /// A key that this user may read, whether it is there or not.
+    pub(super) probe: String,
 }
 
 /// Puts into each call who calls, and that a server without a leader must not keep it waiting.
@@ -72,6 +82,8 @@ type Connection = InterceptedService<Channel, Caller>;
 
 /// A connection to one server.
 pub(super) struct Etcd {
+    /// Which.
+    pub(super) server: String,
     kv: KvClient<Connection>,
     lease: LeaseClient<Connection>,
     watch: WatchClient<Connection>,
@@ -95,10 +107,38 @@ async fn soon<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Etc
 }
 
 impl Etcd {
-    /// Connects to the `attempt`-th of the servers, counted round and round.
+    /// Connects to the first server that answers. The `attempt`-th is asked first, counted round and round; the next one once it has
+    /// failed, or has hesitated.
+    ///
+    /// # Errors
+    /// None of them answers; says why of each.
     pub(super) async fn connect(access: &Access, attempt: usize) -> Result<Etcd, EtcdError> {
-        let address = &access.endpoints[attempt % access.endpoints.len()];
-        let mut endpoint = Endpoint::from_shared(address.clone())?.connect_timeout(DEADLINE).tcp_nodelay(true);
+        let count = access.endpoints.len();
+        let mut next = (0..count).map(|step| &*access.endpoints[(attempt + step) % count]);
+        let mut asked = FuturesUnordered::new();
+        let mut said = Vec::new();
+        loop {
+            asked.extend(next.next().map(|server| async move { (server, Etcd::at(access, server).await) }));
+            let hesitates = async {
+                match next.len() {
+                    0 => std::future::pending().await,
+                    _ => tokio::time::sleep(HESITATION).await,
+                }
+            };
+            tokio::select! {
+                answer = asked.next() => match answer {
+                    Some((_, Ok(etcd))) => return Ok(etcd),
+                    Some((server, Err(error))) => said.push(format!("etcd at {server}: {}", error.causes())),
+                    None => return Err(EtcdError::NoServer(said.join("; "))),
+                },
+                () = hesitates => {}
+            }
+        }
+    }
+
+    /// Connects to `address`, and has it answer: a port that is open promises nothing, and a server without a leader can't do anything.
+    async fn at(access: &Access, address: &str) -> Result<Etcd, EtcdError> {
+        let mut endpoint = Endpoint::from_shared(address.to_owned())?.connect_timeout(DEADLINE).tcp_nodelay(true);
         if address.starts_with("https://") {
             endpoint = endpoint.tls_config(access.tls.clone())?;
         }
@@ -108,16 +148,26 @@ impl Etcd {
             None => None,
             Some((name, password)) => {
                 let request = AuthenticateRequest { name: name.clone(), password: password.clone() };
-                let token = soon(AuthClient::new(channel.clone()).authenticate(request)).await?.into_inner().token;
-                Some(token.parse().map_err(|_| EtcdError::Ended(": its token can't stand in a header".into()))?)
+                match soon(AuthClient::new(channel.clone()).authenticate(request)).await {
+                    Ok(answer) => {
+                        let token = answer.into_inner().token.parse();
+                        Some(token.map_err(|_| EtcdError::Ended(": its token can't stand in a header".into()))?)
+                    }
+                    // As etcd's own clients do: where nobody needs a name, none is shown.
+                    Err(EtcdError::Refused(status)) if status.code() == Code::FailedPrecondition => None,
+                    Err(error) => return Err(error),
+                }
             }
         };
         let caller = Caller(token);
-        Ok(Etcd {
+        let mut etcd = Etcd {
+            server: address.to_owned(),
             kv: KvClient::with_interceptor(channel.clone(), caller.clone()),
             lease: LeaseClient::with_interceptor(channel.clone(), caller.clone()),
             watch: WatchClient::with_interceptor(channel, caller),
-        })
+        };
+        soon(etcd.kv.range(RangeRequest { key: access.probe.clone().into(), range_end: Bytes::new() })).await?;
+        Ok(etcd)
     }
 
     /// Every key that begins with `prefix`.

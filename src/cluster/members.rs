@@ -3,7 +3,7 @@
 //! ```text
 //!  connect ─► lease, kept alive ─► own key ─► get all ─► watch from that revision on ──┐
 //!     ▲                                                                                │ any trouble: lease over, compacted,
-//!     └──────────────── pause, the next server ◄───────────────────────────────────────┘ server gone
+//!     └──────────────── pause, another server ◄────────────────────────────────────────┘ server gone
 //! ```
 //!
 //! After trouble everything begins again with a new lease and a get of everything, so nothing that happened meanwhile is missed.
@@ -137,30 +137,27 @@ impl Membership {
         let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut has_seen_all = false;
         for attempt in 0.. {
-            let outcome = match Etcd::connect(&self.access, attempt).await {
-                Ok(etcd) => self.session(etcd, &mut has_seen_all, &mut pause).await,
-                Err(error) => Err(error),
+            let trouble = match Etcd::connect(&self.access, attempt).await {
+                Ok(etcd) => {
+                    let server = etcd.server.clone();
+                    match self.session(etcd, &mut has_seen_all, &mut pause).await {
+                        Ok(()) => return,
+                        Err(error) => format!("etcd at {server}: {}", error.causes()),
+                    }
+                }
+                Err(error) => error.causes(),
             };
-            let Err(error) = outcome else { return };
             self.metrics.etcd_failures.add(1);
             self.metrics.etcd_connected.set(0);
-            let server = &self.access.endpoints[attempt % self.access.endpoints.len()];
-            let trouble = format!("etcd at {server}: {}", error.causes());
             let was = self.view.borrow().trouble.clone();
-            let is_first_round = was.as_deref() == Some(NOT_ASKED);
-            if is_first_round && attempt + 1 < self.access.endpoints.len() {
-                // Publishers wait meanwhile: one server that is away is no reason to let them in too early.
-                tracing::warn!("{trouble}; asking the next");
+            if was.is_none() || was.as_deref() == Some(NOT_ASKED) {
+                tracing::warn!(
+                    "not a member of the cluster: {trouble}; its own clients are served, and it goes on trying"
+                );
             } else {
-                if is_first_round || was.is_none() {
-                    tracing::warn!(
-                        "not a member of the cluster: {trouble}; its own clients are served, and it goes on trying"
-                    );
-                } else {
-                    tracing::debug!("still not a member: {trouble}");
-                }
-                self.view.send_modify(|view| view.trouble = Some(trouble));
+                tracing::debug!("still not a member: {trouble}");
             }
+            self.view.send_modify(|view| view.trouble = Some(trouble));
             tokio::select! {
                 () = told(self.leave.clone()) => return,
                 () = pause.wait() => {}

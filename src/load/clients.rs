@@ -64,6 +64,8 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub struct ClientsPlan {
     /// The server.
     pub target: SocketAddr,
+    /// Other nodes of its cluster, which serve the same: connections take turns, and what each node delivers is told apart.
+    pub nodes: Vec<SocketAddr>,
     /// `Host` header.
     pub host: String,
     /// Path of the dialect, with the query; `{topic}` in it is replaced.
@@ -79,7 +81,7 @@ pub struct ClientsPlan {
     pub sources: Vec<IpAddr>,
     /// How many.
     pub connections: u32,
-    /// Connection i subscribes to topic i % topics.
+    /// Connection i subscribes to topic i % topics; with other nodes each node has them in this order.
     pub topics: u32,
     /// Publishers whose messages will come.
     pub publishers: u32,
@@ -119,14 +121,21 @@ impl ClientsPlan {
         share(connection + 1) > share(connection)
     }
 
+    /// All nodes, of which `target` is the first.
+    fn nodes(&self) -> u32 {
+        1 + self.nodes.len() as u32
+    }
+
     /// Where `connection` comes from, if that is not the kernel's choice, and where it goes: so that no pair of addresses runs
     /// out of ports.
     fn addresses(&self, connection: u32) -> (Option<SocketAddr>, SocketAddr) {
-        let IpAddr::V4(first) = self.target.ip() else {
-            return (self.source(connection), self.target);
+        let node = (connection % self.nodes()) as usize;
+        let target = if node == 0 { self.target } else { self.nodes[node - 1] };
+        let IpAddr::V4(first) = target.ip() else {
+            return (self.source(connection), target);
         };
         let to = Ipv4Addr::from(u32::from(first).wrapping_add(connection % self.spread));
-        let target = SocketAddr::from((to, self.target.port()));
+        let target = SocketAddr::from((to, target.port()));
         let own = first.is_loopback() && self.sources.is_empty();
         let from = u32::from(Ipv4Addr::LOCALHOST) + connection / self.spread / PER_ADDRESS_PAIR % 0xff_fff0;
         (if own { Some(SocketAddr::from((Ipv4Addr::from(from), 0))) } else { self.source(connection) }, target)
@@ -278,12 +287,16 @@ impl Clients {
         let topics = plan.zipf.map(|exponent| zipf::deal(plan.topics, exponent, plan.all()));
         let connection = |i| Connection {
             carry: Vec::new(),
-            topic: topics.as_ref().map_or(i % plan.topics, |topics| topics[i as usize]),
+            topic: topics.as_ref().map_or(i / plan.nodes() % plan.topics, |topics| topics[i as usize]),
             state: State::Waiting,
             slow: plan.is_slow(i),
             open: false,
         };
         let nats = plan.dialect == Dialect::Nats;
+        let mut tally = Tally::new(plan.all(), plan.publishers);
+        if plan.nodes() > 1 {
+            tally.tell_apart(plan.nodes() as usize);
+        }
         Ok(Clients {
             rings,
             connections: (0..plan.all()).map(connection).collect(),
@@ -318,7 +331,7 @@ impl Clients {
             last_event: Time::now(),
             spun_ns: 0,
             odd: Vec::new(),
-            tally: Tally::new(plan.all(), plan.publishers),
+            tally,
             counts: Counts::default(),
             plan,
         })
@@ -360,6 +373,7 @@ impl Clients {
     pub(crate) fn load_begins(&mut self, schedule: Schedule) {
         self.tally.measure_only(self.plan.connections);
         self.tally.measure_from(schedule.from_ns);
+        self.tally.measure_until(schedule.until_ns);
         self.churn_from = (self.plan.churn_per_s > 0.0).then_some(Time(schedule.start_ns));
         self.schedule = Some(schedule);
     }
@@ -880,6 +894,7 @@ mod tests {
     fn plan(target: SocketAddr, connections: u32) -> ClientsPlan {
         ClientsPlan {
             target,
+            nodes: Vec::new(),
             host: target.to_string(),
             path: "/ws".into(),
             headers: Vec::new(),
@@ -941,6 +956,15 @@ mod tests {
         let sources = vec!["10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap()];
         let from = ClientsPlan { sources, ..elsewhere }.addresses(3).0.unwrap();
         assert_eq!(from.to_string(), "10.0.0.3:0");
+    }
+
+    #[test]
+    fn connections_take_turns_over_nodes_and_each_node_has_every_topic() {
+        let [a, b] = ["127.0.0.1:9", "127.0.0.1:8"].map(|address| address.parse().unwrap());
+        let clients = Clients::new(ClientsPlan { nodes: vec![b], topics: 2, ..plan(a, 6) }).unwrap();
+        let at = |i| (clients.plan.addresses(i).1, clients.topic(i));
+        assert_eq!([0, 1, 2, 3, 4, 5].map(at), [(a, 0), (b, 0), (a, 1), (b, 1), (a, 0), (b, 0)]);
+        assert_eq!(clients.tally.nodes.len(), 2);
     }
 
     #[test]

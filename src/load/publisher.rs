@@ -46,7 +46,7 @@ const REASONS_MAX: usize = 10;
 pub enum Interface {
     /// `fanwire.v1.Publisher/PublishStream`.
     Grpc {
-        /// `host:port`.
+        /// `host:port`, or several with commas between, over which publishers take turns.
         address: String,
     },
     /// A POST for each message, connections kept alive, one request at a time on each.
@@ -300,13 +300,14 @@ async fn speak(
     let PublishPlan { interface, token, .. } = plan;
     let mut lines = Vec::new();
     let mut workers = JoinSet::new();
-    for _ in 0..publishers {
+    for number in 0..publishers as usize {
         let (line, waiting) = unbounded_channel();
         lines.push(line);
         let (names, acks) = (Arc::clone(&names), acks.clone());
         match &interface {
             Interface::Grpc { address } => {
-                let client = grpc_client(address).await?;
+                let addresses: Vec<&str> = address.split(',').collect();
+                let client = grpc_client(addresses[number % addresses.len()]).await?;
                 workers.spawn(grpc::publish(client, token.clone(), names, waiting, acks));
             }
             Interface::Http { address, post } => {

@@ -72,6 +72,18 @@ impl fmt::Display for Live {
     }
 }
 
+/// What one of several nodes delivered within the measured window.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[allow(missing_docs)] // As below.
+pub struct NodeReport {
+    pub address: String,
+    pub deliveries_per_s: f64,
+    pub p50_us: u64,
+    pub p99_us: u64,
+    pub p999_us: u64,
+    pub max_us: u64,
+}
+
 /// What a run found. The unit is the name's last part; rates and CPU are of the measured window, counts of the whole run.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)] // Each field is named as it stands in the JSON.
@@ -134,6 +146,9 @@ pub struct Report {
     pub kernel_tcp_bytes: Option<f64>,
     #[serde(default)]
     pub kernel_bytes_per_connection: Option<f64>,
+    /// Of several nodes, what each delivered.
+    #[serde(default)]
+    pub nodes: Vec<NodeReport>,
     pub messages: u64,
     pub refused: u64,
     pub published_per_s: f64,
@@ -231,12 +246,7 @@ impl Report {
         let values: Vec<Map<String, Value>> = reports.iter().map(Report::fields).collect();
         let mut median = values.first()?.clone();
         for (name, value) in &mut median {
-            let mut all: Vec<&Value> = values.iter().map(|v| &v[name]).filter(|v| v.is_number()).collect();
-            if !all.is_empty() {
-                let number = |v: &&Value| v.as_f64().expect("filtered above");
-                all.sort_by(|a, b| number(a).total_cmp(&number(b)));
-                *value = all[(all.len() - 1) / 2].clone();
-            }
+            *value = median_of(&values.iter().map(|v| &v[name]).collect::<Vec<_>>());
         }
         let mut median: Report = serde_json::from_value(Value::Object(median)).expect("the shape of a report");
         let gathered = |part: fn(&Report) -> &Vec<String>| {
@@ -329,6 +339,11 @@ published/s | client + publisher CPU % | remarks |
                 "checks",
                 format!("lost {lost} ({lost_connections} readers), twice {duplicates}, disordered {disordered}{drops}"),
             );
+        }
+        for node in &self.nodes {
+            let [p50, p99, p999, max] = [node.p50_us, node.p99_us, node.p999_us, node.max_us].map(milliseconds);
+            let rate = quantity(node.deliveries_per_s);
+            row("at a node", format!("{}: {rate}/s, ms: p50 {p50}  p99 {p99}  p99.9 {p999}  max {max}", node.address));
         }
         if self.churned > 0 {
             let [p50, p99, max] = [self.return_p50_us, self.return_p99_us, self.return_max_us].map(milliseconds);
@@ -486,6 +501,28 @@ fn own_unit_ns(field: &str) -> f64 {
         () if field.contains("_us") => 1e3,
         () if field.contains("_ns") => 1.0,
         () => 1e9,
+    }
+}
+
+/// Of numbers the median (of an even number the lower), of lists of objects member by member; else what the first one says.
+fn median_of(values: &[&Value]) -> Value {
+    let mut numbers: Vec<&Value> = values.iter().copied().filter(|v| v.is_number()).collect();
+    if !numbers.is_empty() {
+        let number = |v: &&Value| v.as_f64().expect("filtered above");
+        numbers.sort_by(|a, b| number(a).total_cmp(&number(b)));
+        return numbers[(numbers.len() - 1) / 2].clone();
+    }
+    let member = |i: usize, name: &String| {
+        let of_all: Vec<&Value> = values.iter().filter_map(|v| v.get(i)?.get(name)).collect();
+        (name.clone(), median_of(&of_all))
+    };
+    let entry = |(i, entry): (usize, &Value)| match entry {
+        Value::Object(fields) => Value::Object(fields.keys().map(|name| member(i, name)).collect()),
+        other => other.clone(),
+    };
+    match values[0] {
+        Value::Array(entries) => Value::Array(entries.iter().enumerate().map(entry).collect()),
+        other => other.clone(),
     }
 }
 

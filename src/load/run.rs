@@ -9,11 +9,11 @@
 use super::clients::{Clients, ClientsPlan, Counts};
 use super::host::{KernelMemory, Machine, Usage, Watched};
 use super::publisher::{PublishPlan, Published, Publisher};
-use super::report::{Live, Phase, Report};
+use super::report::{Live, NodeReport, Phase, Report};
 use super::schedule::{Pace, Schedule};
 use super::server::{self, Server};
 use super::stamp::{MESSAGE_BYTES_MIN, Stream};
-use super::tally::{Tally, histogram};
+use super::tally::{AtNode, Tally, histogram};
 use crate::clock::Time;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
@@ -496,6 +496,14 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
     let late = published.map(|(_, p)| &p.late);
     let publisher_cpu_ns = published.map_or(0, |(_, p)| p.cpu_ns);
     let publisher_s = published.map_or(window_s, |(s, _)| s.measured_s());
+    let node = |(i, node): (usize, &AtNode)| NodeReport {
+        address: if i == 0 { plan.clients.target } else { plan.clients.nodes[i - 1] }.to_string(),
+        deliveries_per_s: node.received as f64 / publisher_s,
+        p50_us: node.latency.value_at_quantile(0.5),
+        p99_us: node.latency.value_at_quantile(0.99),
+        p999_us: node.latency.value_at_quantile(0.999),
+        max_us: node.latency.max(),
+    };
     let publisher_busy_percent = publisher_cpu_ns as f64 / 1e7 / publisher_s;
     let mut report = Report {
         machine: Machine::here(),
@@ -532,6 +540,7 @@ fn report(plan: &Plan, outcome: Outcome, published: Option<&(Schedule, Published
         kernel_slab_bytes,
         kernel_tcp_bytes,
         kernel_bytes_per_connection: kernel_slab_bytes.map(|bytes| bytes / there.max(1.0)),
+        nodes: tally.nodes.iter().enumerate().map(node).collect(),
         messages: published.map_or(0, |(_, p)| p.messages),
         refused: published.map_or(0, |(_, p)| p.refused.values().map(|n| u64::from(*n)).sum()),
         published_per_s: published.map_or(0.0, |(s, p)| p.acknowledged as f64 / s.measured_s()),

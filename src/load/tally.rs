@@ -30,6 +30,15 @@ impl Track {
 /// The first message expected of a stream of which any may be the first: above every sequence number that a run gets to.
 const ANY_FIRST: u32 = 1 << 30;
 
+/// What came by one of several nodes.
+#[derive(Debug)]
+pub(crate) struct AtNode {
+    /// Messages received within the measured window, whenever they were due.
+    pub(crate) received: u64,
+    /// Latencies, as in the total.
+    pub(crate) latency: Histogram<u64>,
+}
+
 /// Sums over all connections.
 #[derive(Debug)]
 pub(crate) struct Tally {
@@ -37,6 +46,9 @@ pub(crate) struct Tally {
     tracks: Vec<Track>, // Of connection c and publisher p: at c * publishers + p.
     measured: u32,      // Connections whose latency counts: those below.
     measure_from_ns: u64,
+    measure_until_ns: u64,
+    /// By node, if there are several: connection c is at node c % nodes.
+    pub(crate) nodes: Vec<AtNode>,
     interval: Histogram<u64>,
     total: Histogram<u64>,
     part: Histogram<u64>, // Of the total, what has come since `next_part`.
@@ -59,6 +71,8 @@ impl Tally {
             tracks: vec![Track::default(); connections as usize * publishers as usize],
             measured: connections,
             measure_from_ns: u64::MAX,
+            measure_until_ns: u64::MAX,
+            nodes: Vec::new(),
             interval: histogram(),
             total: histogram(),
             part: histogram(),
@@ -68,6 +82,11 @@ impl Tally {
             disordered: 0,
             foreign: 0,
         }
+    }
+
+    /// What comes by each of so many nodes is also counted apart.
+    pub(crate) fn tell_apart(&mut self, nodes: usize) {
+        self.nodes = (0..nodes).map(|_| AtNode { received: 0, latency: histogram() }).collect();
     }
 
     /// Only latencies at the first `connections` connections count from now on.
@@ -102,12 +121,19 @@ impl Tally {
         self.measure_from_ns = ns;
     }
 
+    /// What comes from then on is of no node's window any more.
+    pub(crate) fn measure_until(&mut self, ns: u64) {
+        self.measure_until_ns = ns;
+    }
+
     /// Counts the messages that `connection`, which listens to `topic`, has at `now_ns`.
     #[inline]
     pub(crate) fn at(&mut self, connection: u32, topic: u32, now_ns: u64) -> Counting<'_> {
         let first = connection as usize * self.publishers as usize;
         let measure_from_ns = if connection < self.measured { self.measure_from_ns } else { u64::MAX };
-        Counting { first, topic, now_ns, measure_from_ns, tally: self }
+        let node = if self.nodes.is_empty() { 0 } else { connection as usize % self.nodes.len() };
+        let is_in_window = (measure_from_ns..self.measure_until_ns).contains(&now_ns);
+        Counting { first, topic, now_ns, measure_from_ns, node, is_in_window, tally: self }
     }
 
     /// What `connection` lacks of what was sent to its topic.
@@ -142,6 +168,8 @@ pub(crate) struct Counting<'a> {
     topic: u32,
     now_ns: u64,
     measure_from_ns: u64,
+    node: usize,
+    is_in_window: bool,
 }
 
 impl Counting<'_> {
@@ -163,8 +191,16 @@ impl Counting<'_> {
         }
         self.tally.received += 1;
         self.tally.bytes += length as u64;
-        if stamp.due_ns >= self.measure_from_ns {
-            self.tally.interval.saturating_record(self.now_ns.saturating_sub(stamp.due_ns) / 1000);
+        let is_measured = stamp.due_ns >= self.measure_from_ns;
+        let latency_us = self.now_ns.saturating_sub(stamp.due_ns) / 1000;
+        if is_measured {
+            self.tally.interval.saturating_record(latency_us);
+        }
+        if let Some(node) = self.tally.nodes.get_mut(self.node) {
+            node.received += u64::from(self.is_in_window);
+            if is_measured {
+                node.latency.saturating_record(latency_us);
+            }
         }
     }
 }
@@ -260,6 +296,22 @@ mod tests {
         message(&mut tally, 0, 1);
         message(&mut tally, 0, 2);
         assert_eq!((tally.next_part().len(), tally.next_part().len(), tally.total().len()), (2, 0, 3));
+    }
+
+    #[test]
+    fn what_comes_by_each_node_is_told_apart_and_what_comes_late_is_not_of_the_window() {
+        let mut tally = Tally::new(4, 1);
+        tally.tell_apart(2);
+        tally.measure_from(1000);
+        tally.measure_until(10_000);
+        for (connection, sequence, due_ns, now_ns) in
+            [(0, 0, 500, 2000), (1, 0, 1000, 5000), (3, 0, 2000, 9000), (2, 0, 3000, 10_000), (0, 1, 500, 900)]
+        {
+            tally.at(connection, 0, now_ns).message(Stamp { stream: Stream(0), sequence, due_ns }, 128);
+        }
+        let nodes: Vec<_> = tally.nodes.iter().map(|n| (n.received, n.latency.len(), n.latency.max())).collect();
+        assert_eq!(nodes, [(1, 1, 7), (2, 2, 7)], "received in time, measured, longest µs");
+        assert_eq!((tally.received, tally.total().len()), (5, 3));
     }
 
     #[test]

@@ -11,7 +11,7 @@ static PORTS: AtomicU16 = AtomicU16::new(0);
 
 /// A port that nobody listens on now, below those that the kernel gives to whoever asks for any: nobody comes to have it by chance while
 /// etcd is stopped.
-fn port() -> u16 {
+pub fn port() -> u16 {
     const FIRST: u16 = 10_000;
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
     let lowest: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
@@ -28,8 +28,17 @@ fn port() -> u16 {
     }
 }
 
+/// What a server of etcd's shows, and what it wants to see: files in PEM.
+#[derive(Clone)]
+pub struct Tls {
+    pub ca: String,
+    pub certificate: String,
+    pub key: String,
+}
+
 /// One server of etcd, which may or may not run now.
 pub struct Etcd {
+    tls: Option<Tls>,
     directory: PathBuf,
     client_port: u16,
     peer_port: u16,
@@ -42,7 +51,7 @@ impl Etcd {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("fanwire-etcd-{}-{number}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
-        Etcd { directory, client_port: port(), peer_port: port(), child: None }
+        Etcd { tls: None, directory, client_port: port(), peer_port: port(), child: None }
     }
 
     /// Running, and answering.
@@ -52,9 +61,18 @@ impl Etcd {
         etcd
     }
 
+    /// Running behind TLS; clients need a certificate of its authority.
+    pub fn start_with(tls: &Tls) -> Etcd {
+        let mut etcd = Etcd::prepared();
+        etcd.tls = Some(tls.clone());
+        etcd.run();
+        etcd
+    }
+
     /// Where clients connect.
     pub fn address(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client_port)
     }
 
     /// Starts it, with what it knew when it stopped.
@@ -80,6 +98,10 @@ impl Etcd {
                 command.arg(value);
             }
         }
+        if let Some(tls) = &self.tls {
+            command.args(["--trusted-ca-file", &tls.ca, "--client-cert-auth"]);
+            command.args(["--cert-file", &tls.certificate, "--key-file", &tls.key]);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().expect("etcd is installed (scripts/install-tools etcd)");
         self.child = Some(child);
@@ -96,7 +118,11 @@ impl Etcd {
 
     /// What etcdctl prints, if it succeeds.
     pub fn ctl(&self, arguments: &[&str]) -> Option<String> {
-        let output = Command::new("etcdctl")
+        let mut command = Command::new("etcdctl");
+        if let Some(tls) = &self.tls {
+            command.args(["--cacert", &tls.ca, "--cert", &tls.certificate, "--key", &tls.key]);
+        }
+        let output = command
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.address(), "--command-timeout", "2s"])
             .args(arguments)

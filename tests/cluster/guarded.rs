@@ -1,6 +1,6 @@
 //! Who may pull: tokens and certificates between nodes, and a user of etcd's.
 
-use crate::etcd::Etcd;
+use crate::etcd::{Etcd, Tls};
 use crate::gateway::wait_until;
 use crate::node::{Listener, Node, cluster, nodes};
 use fanwire::proto::v1::PullRequest;
@@ -126,9 +126,8 @@ fn nodes_with_certificates_of_one_authority_pull_and_others_do_not() {
     wait_until("they pull from each other alone", || two[0].sees(2, 1) && two[1].sees(2, 1));
 }
 
-#[test]
-fn etcd_with_users_lets_in_whoever_has_the_password() {
-    let etcd = Etcd::start();
+/// Users in an etcd: `node` has the password `secret`.
+fn add_users(etcd: &Etcd) {
     for arguments in [
         &["user", "add", "root:rootpass"][..],
         &["user", "grant-role", "root", "root"],
@@ -140,20 +139,86 @@ fn etcd_with_users_lets_in_whoever_has_the_password() {
     ] {
         etcd.ctl(arguments).unwrap_or_else(|| panic!("{arguments:?}"));
     }
+}
+
+/// Why a node says that it is no member.
+fn note(node: &Node) -> String {
+    node.get("/readyz").json()["notes"].to_string()
+}
+
+#[test]
+fn etcd_with_users_lets_in_whoever_has_the_password() {
+    let etcd = Etcd::start();
     let folder = Folder::new("users");
-    let right = folder.with("right", "secret\n");
+    let (right, wrong) = (folder.with("right", "secret\n"), folder.with("wrong", "guess\n"));
     let settings = [("cluster.etcd_user", "node"), ("cluster.etcd_password_file", right.as_str())];
+    let early = Node::start(&etcd, "early", &settings);
+    assert!(early.is_member(), "a name does no harm where none is needed: {}", note(&early));
+    drop(early);
+
+    add_users(&etcd);
     let two = cluster(&etcd, &["a", "b"], &settings);
     assert!(two[0].sees(1, 1));
     let user = ["--set", "cluster.etcd_user=node", "--set", &format!("cluster.etcd_password_file={right}")];
     assert_eq!(nodes(&etcd.address(), &user).1.lines().count(), 3);
 
-    let wrong = folder.with("wrong", "guess\n");
     let settings = [("cluster.etcd_user", "node"), ("cluster.etcd_password_file", wrong.as_str())];
     let refused = Node::start(&etcd, "c", &settings);
     wait_until("it says why it is none", || {
-        refused.get("/readyz").json()["notes"].to_string().contains("Unauthen")
-            || refused.get("/readyz").json()["notes"].to_string().contains("InvalidArgument")
+        note(&refused).contains("Unauthen") || note(&refused).contains("InvalidArgument")
     });
     assert_eq!(nodes(&etcd.address(), &[]).0, 1);
+}
+
+#[test]
+fn etcd_behind_tls_knows_nodes_by_certificate_and_password() {
+    let folder = Folder::new("etcd-tls");
+    let [ours, others] = ["ours", "others"].map(|name| {
+        let (ca, certificate, key) = certificates(&folder, name);
+        Tls { ca, certificate, key }
+    });
+    let shown = |ca: &Tls, own: &Tls| {
+        [
+            ("cluster.etcd_ca_file", ca.ca.clone()),
+            ("cluster.etcd_certificate_file", own.certificate.clone()),
+            ("cluster.etcd_certificate_key_file", own.key.clone()),
+        ]
+    };
+    let started = |etcd: &Etcd, name, settings: &[(&str, String)]| {
+        let settings: Vec<_> = settings.iter().map(|(key, value)| (*key, &**value)).collect();
+        Node::start(etcd, name, &settings)
+    };
+    let etcd = Etcd::start_with(&ours);
+    let two = ["a", "b"].map(|name| started(&etcd, name, &shown(&ours, &ours)));
+    two.iter().for_each(|node| wait_until("it pulls from the other", || node.sees(1, 1)));
+    let mut listener = Listener::new(&two[1], "t");
+    two[0].publish("t", 1..11);
+    listener.hears(&[("a", 10)]);
+    let set: Vec<_> = shown(&ours, &ours).into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let flags: Vec<_> = set.iter().flat_map(|setting| ["--set", setting]).collect();
+    assert_eq!(nodes(&etcd.address(), &flags).1.lines().count(), 3);
+
+    // Whom etcd does not know, who does not know etcd, and who shows nothing.
+    for (name, settings) in [
+        ("unknown", &shown(&ours, &others)[..]),
+        ("distrustful", &shown(&others, &ours)),
+        ("bare", &shown(&ours, &ours)[..1]),
+    ] {
+        let refused = started(&etcd, name, settings);
+        wait_until("it says why it is none", || note(&refused).contains(&format!("etcd at {}: ", etcd.address())));
+        assert!(!refused.is_member(), "{name}");
+        assert!(!note(&refused).contains("no answer within"), "{name}: {}", note(&refused));
+    }
+
+    drop(two);
+    add_users(&etcd);
+    let with_password = |word: &str| {
+        let file = folder.with(word, word);
+        let user = [("cluster.etcd_user", "node".to_owned()), ("cluster.etcd_password_file", file)];
+        [&shown(&ours, &ours)[..], &user].concat()
+    };
+    let member = started(&etcd, "c", &with_password("secret"));
+    wait_until("it is a member", || member.is_member());
+    let refused = started(&etcd, "d", &with_password("guess"));
+    wait_until("it says why it is none", || note(&refused).contains("authentication failed"));
 }

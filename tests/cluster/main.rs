@@ -16,11 +16,13 @@ mod publisher;
 mod background;
 mod etcd;
 mod faults;
+mod nats;
 mod node;
 
 mod drain;
 mod gpush;
 mod guarded;
+mod jetstream;
 mod members;
 mod relay;
 mod roles;

@@ -63,6 +63,19 @@ fn a_server_of_etcds_that_is_away_lets_nobody_publish_too_early() {
 }
 
 #[test]
+fn servers_of_etcds_that_say_nothing_let_nobody_publish_too_early() {
+    let etcd = Etcd::start();
+    // Each takes connections, as a frozen process does, and two seconds of whoever waits for it to speak.
+    let silent = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let addresses = silent.each_ref().map(|listener| format!("http://{}", listener.local_addr().unwrap()));
+    let servers = [&addresses[..], &[etcd.address()]].concat().join(",");
+    let node = Node::start(&etcd, "a", &[("cluster.etcd", &servers)]);
+    assert!(node.is_member(), "{}", node.stderr());
+    let (code, listed, stderr) = nodes(&servers, &[]);
+    assert_eq!((code, listed.lines().count()), (0, 2), "{stderr}");
+}
+
+#[test]
 fn load_is_told() {
     let etcd = Etcd::start();
     let node = Node::start(&etcd, "a", &[]);

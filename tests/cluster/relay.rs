@@ -2,7 +2,7 @@
 
 use crate::client::Client;
 use crate::etcd::Etcd;
-use crate::gateway::{wait_for, wait_until};
+use crate::gateway::{fanwire, wait_for, wait_until};
 use crate::node::{Listener, Node, cluster};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,34 @@ fn what_three_nodes_accept_at_once_every_subscriber_gets_in_order_and_once() {
     for node in &three {
         assert_eq!((node.lost(), node.received()), (0.0, 6000.0));
     }
+}
+
+#[test]
+fn the_bench_publishes_into_nodes_and_tells_apart_what_each_delivers() {
+    let etcd = Etcd::start();
+    let three = cluster(&etcd, &["a", "b", "c"], &[]);
+    let [a, b, c] = [&three[0], &three[1], &three[2]];
+    let output = fanwire(&["bench", "--url", &format!("ws://{}/ws", a.subscribers)])
+        .args(["--node", &b.subscribers.to_string(), "--node", &c.subscribers.to_string()])
+        .args(["--grpc", &format!("{},{}", a.grpc, b.grpc)])
+        .args(["--connections", "6", "--topics", "2", "--rate", "400", "--warmup", "0.5", "--duration", "1", "--json"])
+        .output()
+        .unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let report = &said["median"]["gateway"];
+    assert_eq!(said["wrong"], serde_json::json!([]), "{said}");
+    assert_eq!(
+        (&report["publishers"], &report["messages"], &report["received"]),
+        (&2.into(), &600.into(), &1800.into())
+    );
+    let nodes = report["nodes"].as_array().unwrap();
+    let addresses: Vec<_> = nodes.iter().map(|node| node["address"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(addresses, [a, b, c].map(|node| node.subscribers.to_string()));
+    for node in nodes {
+        assert!(node["deliveries_per_s"].as_f64().unwrap() > 200.0 && node["p99_us"].as_u64().unwrap() > 0, "{node}");
+    }
+    // Each of the two took half of it, and gave it to two others.
+    assert_eq!([a, b, c].map(Node::received), [300.0, 300.0, 600.0]);
 }
 
 #[test]

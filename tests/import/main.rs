@@ -55,6 +55,12 @@ fn imported(from: &str, files: &[&str]) -> (String, String) {
     let file = directory.0.join("fanwire.toml");
     std::fs::write(&file, &output.stdout).unwrap();
     let printed = text(&output.stdout).to_owned();
+    if printed.lines().any(|line| line.starts_with("etcd_password_file")) {
+        let checked = fanwire_in(&directory.0, &["config", "check"]);
+        assert_eq!(checked.status.code(), Some(78), "its password is not there yet");
+        assert!(text(&checked.stderr).contains("cluster.etcd_password_file etcd.password"), "{checked:?}");
+        std::fs::write(directory.0.join("etcd.password"), "secret\n").unwrap();
+    }
     if printed.lines().any(|line| line.starts_with("certificate_file")) {
         let checked = fanwire_in(&directory.0, &["config", "check"]);
         assert_eq!(checked.status.code(), Some(78), "its certificate is not there yet");
@@ -96,6 +102,10 @@ fn gpush_socket_and_proxy_become_one_file() {
         "tick_interval_us = 500_000",
         "deflate = true",
         "deflate_level = 9",
+        "etcd = [\"http://10.0.0.7:2379\", \"http://10.0.0.8:2379\"]",
+        "gpush_prefix = \"proxy\"",
+        "etcd_user = \"gpush\"",
+        "etcd_password_file = \"etcd.password\"",
     ] {
         assert!(printed.lines().any(|l| l == line), "{line} in\n{printed}");
     }
@@ -103,7 +113,22 @@ fn gpush_socket_and_proxy_become_one_file() {
         assert!(printed.lines().any(|l| l.starts_with('#') && l.contains(key)), "{key} in\n{printed}");
     }
     assert!(!printed.contains("not for the log") && !remarks.contains("not for the log"));
-    assert!(remarks.contains("publish.insecure = true: "), "{remarks}");
+    for said in [
+        "publish.insecure = true: ",
+        "etcd.endpoints = [\"127.0.0.1:2379\"] (gpush/proxy.toml:7) is not what",
+        "cluster.etcd_password_file = \"etcd.password\": ",
+    ] {
+        assert!(remarks.contains(said), "{said} in\n{remarks}");
+    }
+}
+
+#[test]
+fn gpush_keys_in_etcd_become_a_cluster_whose_user_is_empty_as_there() {
+    let (printed, _) = imported("gpush", &["gpush/socket.toml", "gpush/proxy.toml"]);
+    for line in ["etcd = [\"http://127.0.0.1:2379\"]", "gpush_prefix = \"proxy\""] {
+        assert!(printed.lines().any(|l| l == line), "{line} in\n{printed}");
+    }
+    assert!(!printed.lines().any(|line| line.starts_with("etcd_")), "{printed}");
 }
 
 #[test]

@@ -125,7 +125,6 @@ struct Draft<'a> {
     lines: BTreeMap<&'static str, Line>,
     /// Keys without a setting: what is said of them → which they are.
     dropped: Reasons,
-    later: Reasons,
     others: Reasons,
     remarks: Vec<String>,
     problems: Vec<String>,
@@ -133,9 +132,9 @@ struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     fn new(system: &'static System, parts: &'a [(&'static str, Vec<Found>)]) -> Draft<'a> {
-        let (dropped, later, others) = Default::default();
+        let (dropped, others) = Default::default();
         let (lines, remarks, problems) = Default::default();
-        Draft { system, sections: &[], parts, lines, dropped, later, others, remarks, problems }
+        Draft { system, sections: &[], parts, lines, dropped, others, remarks, problems }
     }
 
     /// Whether a key of theirs is there, and neither `false` nor empty nor 0.
@@ -144,6 +143,7 @@ impl<'a> Draft<'a> {
             Value::Boolean(b) => *b,
             Value::String(text) => !matches!(text.as_str(), "" | "false"),
             Value::Integer(n) => *n != 0,
+            Value::Array(items) => !items.is_empty(),
             _ => true,
         };
         // The first file that has it counts, and in it the last one, as for values.
@@ -156,7 +156,6 @@ impl<'a> Draft<'a> {
         let Some(rule) = self.system.rule(part, &found.path) else { return self.unknown(found, &origin) };
         match &rule.becomes {
             Becomes::Dropped(why) => self.dropped.add(format!("dropped: {why}"), origin),
-            Becomes::Later(missing) => self.later.add(format!("not yet: {missing}"), origin),
             Becomes::Decides(how) => self.dropped.add(*how, origin),
             Becomes::Setting { when: Some(key), .. } if !self.is_on(key) => {
                 let why = if key.eq_ignore_ascii_case(&found.path) { "empty" } else { "without effect there too" };
@@ -289,7 +288,6 @@ impl<'a> Draft<'a> {
         }
         for (title, entries) in [
             ("Settings that will be:", missing),
-            ("Keys that have no setting yet:", self.later.lines()),
             ("Keys that have no setting:", self.dropped.lines()),
             ("Keys that are not known:", self.others.lines()),
         ] {
@@ -480,7 +478,7 @@ mod tests {
     #[test]
     fn nothing_of_theirs_gets_out_of_its_comment_and_secrets_stay_out() {
         let text = "{\"a\\n[shards]\\ncount = 7\\n#\":\"b\\u0000\\ncount = 8\",
-            \"proxyRpc\":{\"password\":\"hunter2\",\"username\":\"x\\n[log]\"}}";
+            \"proxyRpc\":{\"password\":\"hunter2\",\"keyPrefix\":\"x\\n[log]\"}}";
         let imported = from(From::Gpush, &[("f\n[drain]", text)]).unwrap();
         assert!(settings(&imported).iter().all(|s| s.starts_with("listen.allowed_origins")), "{}", imported.toml);
         toml::from_str::<toml::Table>(&imported.toml).unwrap();
@@ -495,6 +493,8 @@ mod tests {
         assert!(problems[0].starts_with("b.json:2:"), "{problems:?}");
         assert!(problems[1].starts_with("a.toml:2: server.port = true: it must be a port"), "{problems:?}");
         assert!(problems[2].starts_with("a.toml:4: connection.TimeOut = 1.5: it must be a whole"), "{problems:?}");
+        let user = from(From::Gpush, &[("u.json", r#"{"proxyRpc":{"username":"a b"}}"#)]).unwrap_err();
+        assert!(user[0].contains("it must be at most 64 visible"), "{user:?}");
         let wrong = from(From::Gpush, &[("g.json", r#"{"wsPort":7777}"#)]).unwrap_err();
         assert!(wrong[0].contains("is it the right file?"), "{wrong:?}");
     }

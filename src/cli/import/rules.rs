@@ -28,8 +28,6 @@ pub(super) enum Becomes {
     },
     /// Nothing, and why.
     Dropped(&'static str),
-    /// Nothing yet, and what is missing.
-    Later(&'static str),
     /// Nothing by itself: it decides about other keys. How.
     Decides(&'static str),
 }
@@ -73,8 +71,15 @@ const fn dropped(part: &'static str, theirs: &'static str, why: &'static str) ->
     Rule { part, theirs, becomes: Becomes::Dropped(why) }
 }
 
-const fn later(theirs: &'static str, missing: &'static str) -> Rule {
-    Rule { part: "", theirs, becomes: Becomes::Later(missing) }
+/// A setting that counts only if `key` of theirs is there, and neither `false` nor empty.
+const fn setting_if(
+    key: &'static str,
+    theirs: &'static str,
+    ours: &'static str,
+    convert: fn(&Value) -> Result<Value, &'static str>,
+    note: &'static str,
+) -> Rule {
+    Rule { part: "", theirs, becomes: Becomes::Setting { ours, convert, when: Some(key), note } }
 }
 
 const QUEUES: &str = "queues between cores are bounded by shards.queue_items_max and shards.queue_bytes_max";
@@ -84,7 +89,9 @@ const STDERR: &str = "logs go to stderr; files and their rotation are the servic
 const TEXT: &str = "what a line of the log looks like is decided by log.format alone";
 const ALERTS: &str = "alerts come from /metrics (docs/OPERATING.md has rules)";
 const MACHINES: &str =
-    "taken over by hand: one process is proxy and socket, and several need cluster.etcd and cluster.gpush_prefix";
+    "Several machines need it; one process is proxy and socket, and alone it needs no etcd: then leave out [cluster].";
+const KEYS: &str = "gpush's sockets find this node there, and it pulls from gpush's proxies there: both may go on beside it. Each machine's nodes pull from one another at cluster.relay_address.";
+const PASSWORD: &str = "Put the password of gpush's configuration into this file: it stands nowhere here.";
 const UNUSED: &str = "gpush reads it and does nothing with it";
 const EVENTS: &str = "always event-driven, by io_uring";
 const OPEN: &str = "As there: whoever reaches the two publishing ports may publish. Better: a file of tokens in publish.tokens_file, or addresses on 127.0.0.1.";
@@ -101,16 +108,13 @@ pub(super) const GPUSH: System = System {
         setting("", "server.PullPort", "publish.grpc_address", port, ""),
         setting("", "server.HttpPort", "publish.http_address", port, "Also /metrics, /healthz and /readyz."),
         dropped("", "server.PushPort", UNUSED),
-        Rule {
-            part: "",
-            theirs: "authUrl",
-            becomes: Becomes::Setting {
-                ours: "auth.url",
-                convert: text,
-                when: Some("authUrl"),
-                note: "Asked with a time limit; every answer that is not a clear yes is 30003.",
-            },
-        },
+        setting_if(
+            "authUrl",
+            "authUrl",
+            "auth.url",
+            text,
+            "Asked with a time limit; every answer that is not a clear yes is 30003.",
+        ),
         dropped("", "bucket.BucketCount", SPREAD),
         dropped("", "bucket.DispatchChanSize", QUEUES),
         setting(
@@ -128,16 +132,13 @@ pub(super) const GPUSH: System = System {
                 "messages always leave together, once a tick; true makes a tick as long as WriteRate",
             ),
         },
-        Rule {
-            part: "",
-            theirs: "connection.WriteRate",
-            becomes: Becomes::Setting {
-                ours: "shards.tick_interval_us",
-                convert: ms_to_us,
-                when: Some("connection.EnableWriteBuffer"),
-                note: "The least time between two writes to a client: the first message after a quiet spell leaves at once. Without this line it is 1 ms, which costs little more.",
-            },
-        },
+        setting_if(
+            "connection.EnableWriteBuffer",
+            "connection.WriteRate",
+            "shards.tick_interval_us",
+            ms_to_us,
+            "The least time between two writes to a client: the first message after a quiet spell leaves at once. Without this line it is 1 ms, which costs little more.",
+        ),
         dropped(
             "",
             "connection.WriteBuf",
@@ -152,12 +153,22 @@ pub(super) const GPUSH: System = System {
             boolean,
             "Compressed only for clients that negotiated it.",
         ),
-        later("proxyRpc.endpoints", MACHINES),
-        later("proxyRpc.keyPrefix", MACHINES),
-        later("proxyRpc.username", MACHINES),
-        later("proxyRpc.password", MACHINES),
-        later("etcd.endpoints", MACHINES),
-        later("etcd.keyPrefix", MACHINES),
+        setting_if("proxyRpc.endpoints", "proxyRpc.endpoints", "cluster.etcd", etcd_servers, MACHINES),
+        setting_if("proxyRpc.endpoints", "proxyRpc.keyPrefix", "cluster.gpush_prefix", key_prefix, KEYS),
+        setting_if(
+            "proxyRpc.username",
+            "proxyRpc.username",
+            "cluster.etcd_user",
+            name,
+            "gpush reads it and shows it to nobody; here etcd is told, if it has users.",
+        ),
+        Rule {
+            part: "",
+            theirs: "proxyRpc.password",
+            becomes: Becomes::Decides("belongs into the file of cluster.etcd_password_file, if there is a username"),
+        },
+        setting_if("etcd.endpoints", "etcd.endpoints", "cluster.etcd", etcd_servers, MACHINES),
+        setting_if("etcd.endpoints", "etcd.keyPrefix", "cluster.gpush_prefix", key_prefix, KEYS),
         dropped("", "proxy.Addrs", UNUSED),
         setting("", "logger.level", "log.level", level, ""),
         setting("", "logger.json", "log.format", json_or_human, ""),
@@ -199,6 +210,14 @@ pub(super) const GPUSH: System = System {
             without: "",
             note: "Login (code 3) asks auth.url.",
             is_warning: false,
+        },
+        Added {
+            ours: "cluster.etcd_password_file",
+            value: "\"etcd.password\"",
+            when: Some("proxyRpc.username"),
+            without: "",
+            note: PASSWORD,
+            is_warning: true,
         },
         Added {
             ours: "publish.insecure",
@@ -396,6 +415,27 @@ fn text(value: &Value) -> Result<Value, &'static str> {
     value.as_str().map(|text| Value::String(text.to_owned())).ok_or("text in quotes")
 }
 
+/// `["10.0.0.7:2379"]`, as Go's client takes it, as addresses with a scheme.
+fn etcd_servers(value: &Value) -> Result<Value, &'static str> {
+    const WANTED: &str = "a list of addresses of etcd, each a host and a port";
+    let server = |item: &Value| {
+        let text = item.as_str().ok_or(WANTED)?.trim().trim_end_matches('/');
+        Ok(Value::String(if text.contains("://") { text.to_owned() } else { format!("http://{text}") }))
+    };
+    value.as_array().ok_or(WANTED)?.iter().map(server).collect::<Result<_, _>>().map(Value::Array)
+}
+
+fn name(value: &Value) -> Result<Value, &'static str> {
+    let is_name = |text: &&str| text.len() <= 64 && text.bytes().all(|b| b.is_ascii_graphic());
+    let name = value.as_str().filter(is_name).ok_or("at most 64 visible ASCII characters in quotes")?;
+    Ok(Value::String(name.to_owned()))
+}
+
+/// gpush's keys are `keyPrefix/LEASE`, and it looks for all that begin with `keyPrefix`.
+fn key_prefix(value: &Value) -> Result<Value, &'static str> {
+    Ok(Value::String(value.as_str().ok_or("text in quotes")?.trim_end_matches('/').to_owned()))
+}
+
 /// `9995`, `"9995"`, `":10067"` and `"10.0.0.5:10067"` as an address; without an IP address it is every one.
 fn port(value: &Value) -> Result<Value, &'static str> {
     const WANTED: &str = "a port, 1 to 65535, with or without an IP address and a colon before it";
@@ -472,6 +512,16 @@ mod tests {
         }
         for wrong in ["0", "65536", "-1", "\"\"", "\":\"", "\"x:1\"", "true", "\":0\"", "[1]"] {
             assert!(port(&read(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn servers_of_etcd_get_a_scheme_and_keys_lose_their_last_slash() {
+        let theirs = read(r#"["10.0.0.7:2379", "https://etcd-1:2379/"]"#);
+        assert_eq!(etcd_servers(&theirs), Ok(read(r#"["http://10.0.0.7:2379", "https://etcd-1:2379"]"#)));
+        assert!(etcd_servers(&read("\"10.0.0.7:2379\"")).is_err() && etcd_servers(&read("[2379]")).is_err());
+        for (theirs, ours) in [("\"proxy\"", "proxy"), ("\"/proxy/\"", "/proxy")] {
+            assert_eq!(key_prefix(&read(theirs)), Ok(Value::String(ours.into())));
         }
     }
 

@@ -1,6 +1,7 @@
 //! `fanwire.v1.Publisher/PublishStream`: batches one way, an answer to each the other way.
 
 use super::{Ack, Acks, Batch, STALLED};
+use crate::causes::causes;
 use crate::clock::Time;
 use crate::proto::v1::publisher_client::PublisherClient;
 use crate::proto::v1::{PublishBatch, PublishRequest, PublishResult};
@@ -80,15 +81,4 @@ pub fn with_token<T>(message: T, token: Option<&str>) -> Result<tonic::Request<T
         request.metadata_mut().insert("authorization", value);
     }
     Ok(request)
-}
-
-/// An error with what is behind it: tonic's own text is only "transport error".
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
