@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::Subscriber;
-use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -26,7 +26,7 @@ impl Handle {
     /// # Errors
     /// It is no filter; the old one stays.
     pub fn set_level(&self, level: &str) -> Result<(), ParseError> {
-        let filter = Targets::from_str(level)?;
+        let filter = filter(level)?;
         // It fails only if the subscriber is gone, and then there is nothing to filter.
         let _ = self.filter.reload(filter);
         *self.level.lock().unwrap_or_else(PoisonError::into_inner) = level.to_owned();
@@ -64,7 +64,7 @@ fn subscriber<W>(log: &Log, writer: W, ansi: bool) -> (impl Subscriber + Send + 
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let filter = Targets::from_str(&log.level).expect("validated: log.level is a filter");
+    let filter = filter(&log.level).expect("validated: log.level is a filter");
     let (filter, handle) = reload::Layer::new(filter);
     let format = fmt::layer().with_writer(writer);
     let format = if log.format == "json" { format.json().boxed() } else { format.with_ansi(ansi).boxed() };
@@ -72,6 +72,14 @@ where
         tracing_subscriber::registry().with(filter).with(format),
         Handle { filter: handle, level: Arc::new(Mutex::new(log.level.clone())) },
     )
+}
+
+/// The client of NATS speaks of each attempt as `info`, and of a refused login as its own failure. What of that matters our own lines say;
+/// its are there if they are asked for by name.
+fn filter(level: &str) -> Result<Targets, ParseError> {
+    const CLIENT: &str = "async_nats";
+    let filter = Targets::from_str(level)?;
+    Ok(if level.contains(CLIENT) { filter } else { filter.with_target(CLIENT, LevelFilter::OFF) })
 }
 
 #[cfg(test)]

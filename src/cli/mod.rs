@@ -11,6 +11,7 @@ pub mod nodes;
 pub mod publish;
 pub mod serve;
 mod simulate;
+pub mod subject;
 pub mod subscribe;
 pub mod tune;
 
@@ -58,6 +59,8 @@ enum Command {
     Sub(subscribe::Args),
     /// List the nodes of a cluster
     Nodes(nodes::Args),
+    /// Print the subject of NATS for a topic or a user
+    Subject(subject::Args),
     /// Print, check, document or take over the settings
     Config(config::Args),
     /// Say what on this machine stops or slows so many connections, and how to fix it
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Pub(args) => publish::run(*args),
         Command::Sub(args) => subscribe::run(args),
         Command::Nodes(args) => nodes::run(args),
+        Command::Subject(args) => subject::run(&args),
         Command::Config(args) => config::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tune(args) => tune::run(&args),

@@ -786,6 +786,43 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_of_nats_needs_a_server_one_login_and_times_that_fit() {
+        fn nats(c: &mut Config) {
+            c.cluster.transport = Transport::Nats;
+            c.cluster.nats = vec!["nats://127.0.0.1:4222".into()];
+        }
+        assert!(said(|c| c.cluster.transport = Transport::Nats).contains("cluster.nats is empty"));
+        assert!(said(|c| c.cluster.nats = vec!["10.0.0.7:4222".into()]).contains("as in `nats://10.0.0.7:4222`"));
+        assert!(
+            said(|c| c.cluster.nats_user = "fanwire".into()).contains("cluster.nats_password_file belong together")
+        );
+        let two = said(|c| {
+            nats(c);
+            (c.cluster.nats_token_file, c.cluster.nats_credentials_file) = ("a".into(), "b".into());
+        });
+        assert!(two.contains("only one can be given"), "{two}");
+        let plain = said(|c| {
+            nats(c);
+            c.cluster.nats_ca_file = "ca.pem".into();
+        });
+        assert!(plain.contains("write tls://"), "{plain}");
+        assert!(said(|c| c.cluster.nats_duplicate_window_ms = 1000).contains("would not know a message again"));
+        assert!(said(|c| c.cluster.nats_max_age_ms = 1000).contains("which NATS refuses"));
+        for stream in ["", "a.b", "a b"] {
+            let settings = [("cluster.nats_stream".to_owned(), stream.to_owned())];
+            assert!(crate::config::load(None, std::iter::empty(), &settings).is_err(), "{stream}");
+        }
+
+        assert!(warned(nats).is_empty());
+        let far = |c: &mut Config| {
+            nats(c);
+            c.cluster.nats = vec!["nats://10.0.0.7:4222".into()];
+        };
+        let open = warned(far).concat();
+        assert!(open.contains("whoever reaches it can publish"), "{open}");
+    }
+
+    #[test]
     fn what_belongs_together_in_a_cluster_is_given_together() {
         assert!(
             said(|c| c.cluster.etcd_user = "fanwire".into()).contains("cluster.etcd_password_file belong together")

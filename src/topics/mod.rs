@@ -1329,6 +1329,7 @@ mod tests {
                 queue::Answer::LoggedIn { uid, .. } => format!("{} is {uid}", client.slot),
                 other => format!("{} {other:?}", client.slot),
             },
+            ToShard::Epoch { epoch, base } => format!("epoch {epoch} from {base}"),
             other => panic!("topics never says {other:?}"),
         }
     }
@@ -1445,6 +1446,20 @@ mod tests {
             self.topics.publish(self.now, publication, &mut self.queues)
         }
 
+        /// As the stream gives it: the offset that is shown, if it is admitted at once.
+        fn delivered(&mut self, topic: &str, sequence: u64, data: &str) -> Option<u64> {
+            let publication = Publication::new(topic, data.to_owned());
+            match self.topics.deliver(self.now, publication, sequence, &mut self.queues) {
+                Outcome::Admitted(ack) => Some(ack.offset.0),
+                Outcome::Waiting(_) => None,
+                Outcome::Refused(refusal) => panic!("{refusal}"),
+            }
+        }
+
+        fn follow(&mut self, epoch: u64, after: u64) {
+            self.topics.follow(self.now, Epoch(epoch), after, &mut self.queues);
+        }
+
         pub(super) fn unsubscribe(&mut self, shard: ShardId, id: u32, generation: u32) {
             let interest = InterestRef { id: InterestId(id), generation };
             self.topics.shard_says(self.now, shard, FromShard::Unsubscribe { interest }, &mut self.queues);
@@ -1460,6 +1475,72 @@ mod tests {
         pub(super) fn after_ms(&mut self, ms: u64) {
             self.now = self.now.plus_ms(ms);
         }
+    }
+
+    #[test]
+    fn offsets_of_a_stream_are_its_sequences_and_a_topic_begins_where_the_stream_is() {
+        let mut w = World::new(10);
+        w.follow(9, 100);
+        w.subscribe(S0, 0, 1, "a");
+        assert_eq!(w.delivered("a", 101, "one"), Some(101));
+        assert_eq!(w.delivered("nobody's", 102, "two"), Some(102));
+        assert_eq!(w.topics.topics(), 1, "what nobody knows takes no place");
+        w.subscribe(S1, 0, 1, "nobody's");
+        assert_eq!(w.delivered("a", 103, "three"), Some(103));
+        assert_eq!(w.delivered("nobody's", 104, "four"), Some(104));
+        assert_eq!(w.queues.take(S0), ["epoch 9 from 0", "sub 0.1 100", "0.1 100>101 one", "0.1 101>103 three"]);
+        assert_eq!(w.queues.take(S1), ["epoch 9 from 0", "sub 0.1 102", "0.1 102>104 four"]);
+    }
+
+    #[test]
+    fn when_a_stream_begins_anew_shards_see_offsets_that_grow_and_clients_its_own() {
+        let mut w = World::new(10);
+        w.follow(9, 100);
+        w.subscribe(S0, 0, 1, "a");
+        w.delivered("a", 101, "old");
+        w.follow(10, 0);
+        assert_eq!(w.delivered("a", 1, "new"), Some(1));
+        let of_shard = w.queues.take(S0);
+        assert_eq!(of_shard[2..], ["0.1 100>101 old", "epoch 10 from 101", "0.1 101>102 new"]);
+    }
+
+    #[test]
+    fn nothing_of_an_epoch_overtakes_the_word_of_it() {
+        let mut w = World::new(2);
+        w.follow(9, 0);
+        w.subscribe(S0, 0, 1, "a");
+        w.follow(10, 0); // Its queue is full: it is told later.
+        assert_eq!(w.queues.take(S0), ["epoch 9 from 0", "sub 0.1 0"]);
+        assert_eq!(w.delivered("a", 1, "one"), Some(1));
+        assert_eq!(w.queues.take(S0), ["epoch 10 from 0", "0.1 0>1 one"]);
+
+        w.delivered("a", 2, "two");
+        w.delivered("a", 3, "three");
+        w.follow(11, 0);
+        assert_eq!(w.delivered("a", 1, "next"), None, "it waits");
+        assert_eq!(w.queues.take(S0), ["0.1 1>2 two", "0.1 2>3 three"]);
+        w.turn();
+        assert_eq!(w.queues.take(S0), ["epoch 11 from 3", "0.1 3>4 next"]);
+    }
+
+    #[test]
+    fn a_users_message_that_waited_comes_behind_later_ones_of_others() {
+        let mut w = World::new(1);
+        w.follow(9, 0);
+        w.queues.take(S0);
+        w.queues.take(S1);
+        w.log_in(S0, 0, "anna");
+        w.queues.take(S1);
+        w.log_in(S1, 0, "bert");
+        let to = |uid: &str| Publication { target: Target::user_or_topic(uid, "t"), data: "x".into() };
+        let waits = w.topics.deliver(w.now, to("anna"), 5, &mut w.queues);
+        assert!(matches!(waits, Outcome::Waiting(_)), "{waits:?}");
+        w.queues.take(S1);
+        let admitted = w.topics.deliver(w.now, to("bert"), 6, &mut w.queues);
+        assert!(matches!(admitted, Outcome::Admitted(Ack { offset: Offset(6), .. })), "{admitted:?}");
+        assert_eq!(w.queues.take(S0), ["0 is anna"]);
+        assert_eq!(w.turn().iter().map(|(_, result)| result.clone()).collect::<Vec<_>>(), [Ok(5)]);
+        assert_eq!(w.queues.take(S0), ["anna t 5 x"]);
     }
 
     fn epoch(outcome: Outcome) -> Epoch {

@@ -1,7 +1,8 @@
 //! Who may pull: tokens and certificates between nodes, and a user of etcd's.
 
 use crate::etcd::{Etcd, Tls};
-use crate::gateway::wait_until;
+use crate::gateway::{Gateway, Start, wait_until};
+use crate::nats::Nats;
 use crate::node::{Listener, Node, cluster, nodes};
 use fanwire::proto::v1::PullRequest;
 use fanwire::proto::v1::relay_client::RelayClient;
@@ -124,6 +125,36 @@ fn nodes_with_certificates_of_one_authority_pull_and_others_do_not() {
         stranger.sees(2, 0) && stranger.metrics().sum("fanwire_relay_link_failures_total", &[]) >= 2.0
     });
     wait_until("they pull from each other alone", || two[0].sees(2, 1) && two[1].sees(2, 1));
+}
+
+#[test]
+fn nats_with_certificates_lets_in_whoever_shows_one_of_its_authority() {
+    let folder = Folder::new("nats");
+    let (ca, certificate, key) = certificates(&folder, "ours");
+    let mut nats = Nats::prepared(&format!(
+        "tls: {{ cert_file: {certificate:?}, key_file: {key:?}, ca_file: {ca:?}, verify: true }}"
+    ));
+    nats.spawn();
+    let address = nats.address().replace("nats://", "tls://");
+    let start = |more: &[(&str, &str)]| {
+        let start = Start::new().sets(&[("cluster.transport", "nats"), ("cluster.nats", &address)]);
+        start.sets(more).start()
+    };
+    let connected = |node: &Gateway| node.metrics().sum("fanwire_cluster_nats_connected", &[]) == 1.0;
+    let ours = start(&[
+        ("cluster.nats_ca_file", &ca),
+        ("cluster.nats_certificate_file", &certificate),
+        ("cluster.nats_certificate_key_file", &key),
+    ]);
+    wait_until("it has the stream", || connected(&ours));
+    ours.push("t", "x");
+
+    let (other_ca, ..) = certificates(&folder, "theirs");
+    for stranger in [start(&[("cluster.nats_ca_file", &ca)]), start(&[("cluster.nats_ca_file", &other_ca)])] {
+        wait_until("it says why", || stranger.get("/readyz").body.contains("no stream for"));
+        wait_until("it has tried again", || stranger.metrics().sum("fanwire_cluster_nats_failures_total", &[]) >= 2.0);
+        assert!(!connected(&stranger));
+    }
 }
 
 /// Users in an etcd: `node` has the password `secret`.

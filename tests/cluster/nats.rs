@@ -99,6 +99,13 @@ impl Nats {
     pub fn signal(&self, name: &str) {
         let pid = self.child.as_ref().expect("it runs").id().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        if name == "STOP" {
+            wait_until("all of it stands still", || {
+                let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+                let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap();
+                threads.flatten().all(|thread| stat(thread).rsplit(')').next().unwrap().trim_start().starts_with('T'))
+            });
+        }
     }
 
     fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
@@ -128,16 +135,14 @@ impl Nats {
         wait_for("the stream is there", || self.api("STREAM.INFO.FANWIRE", &Value::Null))
     }
 
-    /// The name of the server that leads the stream.
-    pub fn leader(&self) -> String {
+    /// Which of `servers` leads the stream.
+    pub fn leader(servers: &[Nats]) -> usize {
         wait_for("the stream has a leader", || {
-            Some(self.api("STREAM.INFO.FANWIRE", &Value::Null)?["cluster"]["leader"].as_str()?.to_owned())
+            let running = servers.iter().filter(|nats| nats.child.is_some());
+            let info = running.filter_map(|nats| nats.api("STREAM.INFO.FANWIRE", &Value::Null)).next()?;
+            let leader = info["cluster"]["leader"].as_str()?;
+            servers.iter().position(|nats| nats.configuration.starts_with(&format!("server_name: {leader}\n")))
         })
-    }
-
-    /// As servers name themselves.
-    pub fn name(&self) -> &str {
-        self.configuration.lines().next().unwrap().strip_prefix("server_name: ").unwrap()
     }
 
     /// Deletes the stream.

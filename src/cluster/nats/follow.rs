@@ -39,6 +39,8 @@ const SHORTER_TIMES: u32 = 3;
 pub(super) struct Cursor {
     /// The stream, and the last sequence had of it.
     at: Option<(crate::ids::Epoch, u64)>,
+    /// Whether the control core knows of it.
+    is_told: bool,
     /// How often in a row it was shorter than that.
     shorter: u32,
 }
@@ -55,15 +57,17 @@ enum Look {
 }
 
 impl Cursor {
+    /// Begins where the stream is, unless it has begun: before this node publishes anything, which its subscribers are to get.
+    pub(super) fn begin(&mut self, stream: Stream) {
+        self.at.get_or_insert((stream.epoch, stream.last));
+    }
+
     fn look(&mut self, stream: Stream) -> Look {
+        self.begin(stream);
         match self.at {
-            // New messages only.
-            None => {
-                self.at = Some((stream.epoch, stream.last));
-                Look::Anew
-            }
             // Whatever is in it came behind what was in the other.
             Some((epoch, _)) if epoch != stream.epoch => {
+                self.is_told = true;
                 self.at = Some((stream.epoch, stream.first - 1));
                 Look::Anew
             }
@@ -72,10 +76,15 @@ impl Cursor {
                 if self.shorter < SHORTER_TIMES {
                     return Look::Doubtful;
                 }
-                self.shorter = 0;
+                (self.shorter, self.is_told) = (0, true);
                 self.at = Some((epoch, stream.last));
                 Look::Anew
             }
+            Some(_) if !self.is_told => {
+                self.is_told = true;
+                Look::Anew
+            }
+            None => unreachable!("begun above"),
             Some((epoch, after)) => {
                 self.shorter = 0;
                 let missed = (stream.first - 1).saturating_sub(after);
@@ -149,6 +158,7 @@ pub(super) async fn follow(
         shared.metrics.nats_behind.set(stream.last.saturating_sub(cursor.after()));
         let messages = consume(client, &shared.wanted_name, cursor.after() + 1).await?;
         shared.metrics.nats_consumers.add(1);
+        shared.well();
         let had = cursor.after();
         let ended = read(shared, client, cursor, messages, control).await;
         tracing::info!(after = cursor.after(), "{ended}; reading on from there with another consumer");
@@ -273,7 +283,7 @@ impl Shared {
     fn removed(&self, missed: u64) {
         if missed > 0 {
             self.metrics.nats_lost_removed.add(missed);
-            self.losses.say(
+            self.removals.say(
                 missed,
                 "messages are lost to this node: they went from the stream (cluster.nats_max_age_ms, cluster.nats_max_bytes) before it had them",
             );
@@ -298,8 +308,16 @@ mod tests {
     }
 
     #[test]
+    fn what_a_node_publishes_before_its_first_look_is_not_behind_it() {
+        let mut cursor = Cursor::default();
+        cursor.begin(stream(7, 1, 40));
+        assert_eq!((cursor.look(stream(7, 1, 45)), cursor.after()), (Look::Anew, 40));
+        assert_eq!(cursor.look(stream(7, 1, 45)), Look::Same { missed: 0 });
+    }
+
+    #[test]
     fn whoever_comes_back_goes_on_and_what_is_gone_is_counted_once() {
-        let mut cursor = Cursor { at: Some((Epoch(7), 40)), shorter: 0 };
+        let mut cursor = Cursor { at: Some((Epoch(7), 40)), is_told: true, shorter: 0 };
         assert_eq!(cursor.look(stream(7, 1, 50)), Look::Same { missed: 0 });
         assert_eq!(cursor.look(stream(7, 46, 50)), Look::Same { missed: 5 });
         assert_eq!((cursor.take(46), cursor.take(46), cursor.take(49)), (Some(0), None, Some(2)));
@@ -307,21 +325,21 @@ mod tests {
 
     #[test]
     fn an_emptied_stream_has_lost_what_was_not_had() {
-        let mut cursor = Cursor { at: Some((Epoch(7), 40)), shorter: 0 };
+        let mut cursor = Cursor { at: Some((Epoch(7), 40)), is_told: true, shorter: 0 };
         assert_eq!(cursor.look(stream(7, 51, 50)), Look::Same { missed: 10 });
         assert_eq!(cursor.take(51), Some(0));
     }
 
     #[test]
     fn a_stream_made_anew_is_read_from_its_beginning() {
-        let mut cursor = Cursor { at: Some((Epoch(7), 40)), shorter: 0 };
+        let mut cursor = Cursor { at: Some((Epoch(7), 40)), is_told: true, shorter: 0 };
         assert_eq!(cursor.look(stream(8, 1, 3)), Look::Anew);
         assert_eq!((cursor.after(), cursor.take(1)), (0, Some(0)));
     }
 
     #[test]
     fn a_shorter_stream_is_believed_at_the_third_look() {
-        let mut cursor = Cursor { at: Some((Epoch(7), 40)), shorter: 0 };
+        let mut cursor = Cursor { at: Some((Epoch(7), 40)), is_told: true, shorter: 0 };
         let looks = [(); 2].map(|()| cursor.look(stream(7, 1, 30)));
         assert_eq!(looks, [Look::Doubtful, Look::Doubtful]);
         assert_eq!(cursor.look(stream(7, 1, 40)), Look::Same { missed: 0 });

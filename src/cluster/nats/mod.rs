@@ -44,7 +44,7 @@ const BATCHES_MAX: usize = 4;
 const WAITING_BATCHES_MAX: usize = 4;
 /// How often publications that have waited too long are looked for.
 const EXPIRY: Duration = Duration::from_millis(50);
-/// How often a loss that goes on is said.
+/// How often what goes on is said.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// Is told what became of a publication.
@@ -79,7 +79,9 @@ struct Shared {
     epoch: AtomicU64,
     /// What is the matter, and since when; nothing if all is well.
     trouble: watch::Sender<Option<(String, Instant)>>,
-    losses: Losses,
+    removals: Repeated,
+    refusals: Repeated,
+    silences: Repeated,
     metrics: Arc<ClusterMetrics>,
 }
 
@@ -182,30 +184,30 @@ impl Shared {
     }
 }
 
-/// Says how many are lost, at once and then no more often than [`SAY_EVERY`].
+/// Says what may go on and on: at once, and then no more often than [`SAY_EVERY`].
 #[derive(Default)]
-struct Losses(Mutex<(u64, Option<Instant>)>);
+struct Repeated(Mutex<(u64, Option<Instant>)>);
 
-impl Losses {
-    fn say(&self, messages: u64, why: &str) {
+impl Repeated {
+    fn say(&self, count: u64, why: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (unsaid, last) = &mut *state;
-        *unsaid += messages;
+        *unsaid += count;
         if last.is_none_or(|last| last.elapsed() >= SAY_EVERY) {
-            tracing::warn!(messages = *unsaid, "{why}");
+            tracing::warn!(count = *unsaid, "{why}");
             (*unsaid, *last) = (0, Some(Instant::now()));
         }
     }
 }
 
+/// Reads the file that a setting names.
+type ReadFile = dyn Fn(&'static str, &String) -> Result<Vec<u8>, super::ClusterError>;
+
 /// How this node reaches NATS, its files read.
 ///
 /// # Errors
 /// One of them can't be used.
-pub(super) fn access(
-    settings: &Cluster,
-    read: &dyn Fn(&'static str, &String) -> Result<Vec<u8>, super::ClusterError>,
-) -> Result<Access, super::ClusterError> {
+pub(super) fn access(settings: &Cluster, read: &ReadFile) -> Result<Access, super::ClusterError> {
     let secret =
         |key, file: &String| Ok::<_, super::ClusterError>(String::from_utf8_lossy(&read(key, file)?).trim().to_owned());
     let given = |file: &String| !file.is_empty();
@@ -353,7 +355,9 @@ impl Nats {
             answers,
             epoch: AtomicU64::new(0),
             trouble: watch::Sender::new(Some((NOT_ASKED.into(), Instant::now()))),
-            losses: Losses::default(),
+            removals: Repeated::default(),
+            refusals: Repeated::default(),
+            silences: Repeated::default(),
             metrics,
         });
         if settings.nats_storage == NatsStorage::Memory {
@@ -429,7 +433,7 @@ async fn tell(shared: Arc<Shared>, mut answered: mpsc::UnboundedReceiver<Vec<Ans
                 if !late.is_empty() {
                     let trouble = shared.trouble.borrow().as_ref().map(|(text, _)| text.clone());
                     let trouble = trouble.unwrap_or_else(|| "the stream has no leader now".into());
-                    shared.losses.say(late.len() as u64, "messages of publishers were not acknowledged in time: they were told so");
+                    shared.silences.say(late.len() as u64, "messages of publishers were not acknowledged in time: they were told so");
                     shared.give_up(late, &trouble);
                 }
             }
@@ -478,7 +482,7 @@ impl Shared {
         self.metrics.nats_lost_draining.add(lost.draining as u64);
         if lost.refused > 0 {
             let why = "messages of the stream are lost to subscribers here: no room within publish.publish_wait_ms, or not to be delivered (too large, not UTF-8)";
-            self.losses.say(lost.refused as u64, why);
+            self.refusals.say(lost.refused as u64, why);
         }
     }
 }

@@ -54,6 +54,14 @@ pub(super) struct Sending {
     pub(super) data: Bytes,
 }
 
+/// What becomes of what was stuck.
+#[derive(Debug, PartialEq)]
+pub(super) struct Resumed<D> {
+    pub(super) given_up: Vec<(D, Fate)>,
+    /// How many are sent again.
+    pub(super) again: usize,
+}
+
 /// Everything that has no acknowledgement yet, in the order in which it came, bounded in messages and bytes. `D` is given back with what
 /// became of it.
 pub(super) struct Outbox<D> {
@@ -175,11 +183,11 @@ impl<D> Outbox<D> {
     ///
     /// # Panics
     /// If something is out: its answer would decide.
-    pub(super) fn resume(&mut self) -> Vec<(D, Fate)> {
+    pub(super) fn resume(&mut self) -> Resumed<D> {
         assert!(self.sent == 0, "{} are out", self.sent);
         self.is_held = false;
         self.unsent = self.first;
-        let mut given_up = Vec::new();
+        let (mut given_up, mut again) = (Vec::new(), 0);
         let mut stored: HashSet<Arc<str>> = HashSet::new();
         for entry in self.entries.iter_mut().rev() {
             match entry.standing {
@@ -189,13 +197,16 @@ impl<D> Outbox<D> {
                     self.bytes -= std::mem::take(&mut entry.data).len();
                     given_up.extend(entry.done.take().zip(Some(entry.fate())));
                 }
-                Standing::Stuck => entry.standing = Standing::Unsent,
+                Standing::Stuck => {
+                    entry.standing = Standing::Unsent;
+                    again += 1;
+                }
                 Standing::Unsent | Standing::Sent(_) | Standing::GivenUp => {}
             }
         }
         self.trim();
         given_up.reverse();
-        given_up
+        Resumed { given_up, again }
     }
 
     /// Gives up what came before `then`.
@@ -303,8 +314,8 @@ mod tests {
         assert_eq!(s.outbox.acked(0), Some(0));
         s.outbox.cut_off();
         s.outbox.push(s.start, "a".into(), b"new", 3).unwrap();
-        assert_eq!(s.ids(), [], "nothing overtakes");
-        assert_eq!(s.outbox.resume(), []);
+        assert!(s.ids().is_empty(), "nothing overtakes");
+        assert_eq!(s.outbox.resume(), Resumed { given_up: vec![], again: 2 });
         assert_eq!(s.ids(), [1, 2, 3]);
     }
 
@@ -316,7 +327,7 @@ mod tests {
         assert_eq!(s.outbox.acked(2), Some(2));
         assert!(s.outbox.is_held() && s.outbox.sent() == 1);
         s.outbox.cut_off();
-        assert_eq!(s.outbox.resume(), [(0, Fate::NotStored)], "2 is stored, so that 0 may not follow it");
+        assert_eq!(s.outbox.resume().given_up, [(0, Fate::NotStored)], "2 is stored, so that 0 may not follow it");
         assert_eq!(s.ids(), [1, 3]);
     }
 
@@ -349,9 +360,9 @@ mod tests {
         assert!(!s.outbox.is_held());
         assert_eq!(s.outbox.overdue(s.start + PATIENCE), 2);
         s.outbox.push(s.start, "c".into(), b"", 2).unwrap();
-        assert_eq!(s.ids(), []);
+        assert!(s.ids().is_empty());
         assert_eq!(s.outbox.acked(1), Some(1), "late, and true");
-        assert_eq!(s.outbox.resume(), []);
+        assert_eq!(s.outbox.resume(), Resumed { given_up: vec![], again: 1 });
         assert_eq!(s.ids(), [0, 2]);
     }
 

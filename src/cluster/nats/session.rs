@@ -4,16 +4,16 @@
 //! over the next one, in order: a client that connects again by itself would send the rest of its queue first, ahead of what was lost.
 
 use super::follow::{Cursor, follow};
-use super::outbox::Sending;
+use super::outbox::{Resumed, Sending};
 use super::stream::{self, Problem};
-use super::{Answer, Followed, Shared};
+use super::{Answer, Followed, Repeated, Shared};
 use crate::topics::{Ack, Refusal};
 use async_nats::client::PublishErrorKind;
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
@@ -91,11 +91,11 @@ struct Connection {
 async fn connect(access: &Access, attempt: usize) -> Result<Connection, String> {
     let (losing, lost) = watch::channel(false);
     let losing = Arc::new(losing);
-    let said = Arc::new(Mutex::new(String::new()));
+    let complaints = Arc::new(Repeated::default());
     let server = &access.servers[attempt % access.servers.len()];
     let options = access.options().map_err(|error| format!("cluster.nats_credentials_file: {error}"))?;
     let options = options.event_callback(move |event| {
-        let (losing, said) = (losing.clone(), said.clone());
+        let (losing, complaints) = (losing.clone(), complaints.clone());
         async move {
             match event {
                 Event::Disconnected | Event::Closed => drop(losing.send_replace(true)),
@@ -104,12 +104,8 @@ async fn connect(access: &Access, attempt: usize) -> Result<Connection, String> 
                         ServerError::Other(text) => text,
                         error => error.to_string(),
                     };
-                    // Once: what is not permitted would be said again with every message.
-                    let mut last = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    if *last != text {
-                        tracing::warn!("NATS says: {text}");
-                        *last = text;
-                    }
+                    // What is not permitted is said again with every message.
+                    complaints.say(1, &format!("NATS says: {text}"));
                 }
                 _ => {}
             }
@@ -134,13 +130,15 @@ pub(super) async fn run(
     let stream = stream::have(&client, &shared.wanted).await.map_err(|error| at(&error))?;
     shared.set_epoch(stream.epoch);
     tracing::info!(server, stream = shared.wanted_name, "connected to NATS");
+    if shared.is_following {
+        cursor.begin(stream);
+    } else {
+        shared.well();
+    }
     let following = async {
         if !shared.is_following {
-            shared.well();
             return std::future::pending().await;
         }
-        // Its first look at the stream makes this node ready, as publishing does not wait for it.
-        shared.well();
         follow(shared, &client, cursor, control).await.map_err(|error| at(&error))
     };
     tokio::select! {
@@ -168,19 +166,19 @@ async fn publish(shared: &Arc<Shared>, client: &Client) -> Result<Infallible, St
     }
     let mut tick = tokio::time::interval(TICK);
     loop {
-        let sendings = {
+        let sendings: Option<Vec<_>> = {
             let mut outbox = shared.outbox();
             let now = Instant::now();
             let overdue = now.checked_sub(RESEND).map_or(0, |then| outbox.overdue(then));
             if overdue > 0 {
                 tracing::warn!(messages = overdue, "NATS does not acknowledge; sending again what it may not have");
             }
-            if outbox.is_held() && outbox.sent() == 0 {
-                drop(outbox);
-                resume(shared, client).await?;
-                continue;
-            }
-            std::iter::from_fn(|| outbox.next(now)).take(BURST).collect::<Vec<_>>()
+            let is_stuck = outbox.is_held() && outbox.sent() == 0;
+            (!is_stuck).then(|| std::iter::from_fn(|| outbox.next(now)).take(BURST).collect())
+        };
+        let Some(sendings) = sendings else {
+            resume(shared, client).await?;
+            continue;
         };
         let is_full = sendings.len() == BURST;
         for sending in sendings {
@@ -208,11 +206,7 @@ async fn publish(shared: &Arc<Shared>, client: &Client) -> Result<Infallible, St
 async fn resume(shared: &Shared, client: &Client) -> Result<(), String> {
     let stream = stream::have(client, &shared.wanted).await.map_err(|error| error.to_string())?;
     shared.set_epoch(stream.epoch);
-    let (given_up, again) = {
-        let mut outbox = shared.outbox();
-        let given_up = outbox.resume();
-        (given_up, outbox.len())
-    };
+    let Resumed { given_up, again } = shared.outbox().resume();
     shared.metrics.nats_resent.add(again as u64);
     shared.give_up(given_up, &"it was sent before another to the same subject, which the stream has");
     if again > 0 {
