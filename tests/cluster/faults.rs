@@ -7,6 +7,7 @@
 //! ```
 
 use crate::background::Background;
+use crate::lab::Place;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -42,8 +43,16 @@ pub struct Faults {
 impl Faults {
     /// In front of nothing yet: connections are reset until there is something.
     pub fn new() -> Faults {
-        let background = Background::new();
-        let listener = background.run(TcpListener::bind("127.0.0.1:0")).unwrap();
+        Faults::listening(Background::new(), ([127, 0, 0, 1], 0).into())
+    }
+
+    /// The same at an address of a network.
+    pub fn within(place: &Place, port: u16) -> Faults {
+        Faults::listening(Background::within(place), (place.address, port).into())
+    }
+
+    fn listening(background: Background, address: SocketAddr) -> Faults {
+        let listener = background.run(TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap();
         let behind = Arc::new(Mutex::new(None));
         let network = Network { is_silent: false, is_cut: false, cuts: 0, delay: Duration::ZERO };

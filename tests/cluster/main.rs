@@ -16,6 +16,7 @@ mod publisher;
 mod background;
 mod etcd;
 mod faults;
+mod lab;
 mod node;
 
 mod drain;
