@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Where iproute2 keeps the names of namespaces.
@@ -53,7 +53,10 @@ impl Lab {
     pub fn new() -> Option<Lab> {
         static MAY: OnceLock<bool> = OnceLock::new();
         if !*MAY.get_or_init(may_have_networks) {
-            let _ = writeln!(std::io::stderr(), "SKIPPED: `ip netns add` is not allowed here (CAP_SYS_ADMIN): a test of real networks");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: `ip netns add` is not allowed here (CAP_SYS_ADMIN): a test of real networks"
+            );
             return None;
         }
         let name = format!("{PREFIX}{}-{}", owner(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -124,13 +127,9 @@ impl Place {
         for (namespace, device) in [(&self.namespace.name, "eth0"), (&self.switch, &*self.port)] {
             let mut tc = Command::new("tc");
             match kbit_per_s {
-                Some(rate) => tc.args(["-n", namespace, "qdisc", "replace", "dev", device, "root", "tbf", "rate"]).args([
-                    &format!("{rate}kbit"),
-                    "burst",
-                    "16kb",
-                    "latency",
-                    "100ms",
-                ]),
+                Some(rate) => tc
+                    .args(["-n", namespace, "qdisc", "replace", "dev", device, "root", "tbf", "rate"])
+                    .args([&format!("{rate}kbit"), "burst", "16kb", "latency", "100ms"]),
                 None => tc.args(["-n", namespace, "qdisc", "delete", "dev", device, "root"]),
             };
             run(&mut tc);

@@ -13,15 +13,20 @@ mod http;
 #[path = "../e2e/publisher.rs"]
 mod publisher;
 
+mod audience;
 mod background;
 mod etcd;
 mod faults;
+mod fleet;
 mod lab;
+mod load;
 mod node;
+mod record;
 
 mod drain;
 mod gpush;
 mod guarded;
 mod members;
+mod namespaces;
 mod relay;
 mod roles;
