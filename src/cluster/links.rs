@@ -21,7 +21,7 @@ use bytes::Bytes;
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tonic::Request;
@@ -39,6 +39,9 @@ const WAITING_BATCHES_MAX: usize = 4;
 const BATCH_BYTES_MAX: usize = 512 << 20;
 /// Bytes on their way in one stream before they are read.
 const WINDOW: u32 = 4 << 20;
+/// What is added to this node's age when it asks for what was accepted since it came: the way to a source takes time, and what comes twice
+/// is less than what is missing.
+const AGE_MARGIN: Duration = Duration::from_millis(100);
 /// Sources that are gone and whose place is remembered, should they come back; the oldest is forgotten.
 const PAST_MAX: usize = 1024;
 
@@ -60,12 +63,16 @@ struct Taken {
 }
 
 impl Cursor {
-    /// In front of all that a source ever accepted while others could know of it.
+    /// In front of all that a source accepted since this node came, and others could know of the source.
     const BEGINNING: Cursor = Cursor { after: Some(0) };
 
     fn take(&mut self, batch: RelayBatch) -> Taken {
-        let RelayBatch { first, mut messages, .. } = batch;
-        let due = self.after.map_or(first, |after| after + 1);
+        let RelayBatch { first, mut messages, due, .. } = batch;
+        let due = match self.after {
+            // At the first contact the source knows what was due. One of an older version says nothing of it.
+            None | Some(0) if due > 0 => due,
+            after => after.map_or(first, |after| after + 1),
+        };
         let duplicates = due.saturating_sub(first).min(messages.len() as u64);
         messages.drain(..duplicates as usize);
         let end = first + duplicates + messages.len() as u64;
@@ -95,6 +102,8 @@ impl Past {
 /// All links of this node.
 pub(super) struct Links {
     pub(super) this: String,
+    /// Since when this node may have subscribers.
+    pub(super) started: Instant,
     pub(super) view: watch::Receiver<View>,
     pub(super) deliver: Arc<dyn Deliver>,
     /// Messages in batches that wait for room, over all links; beyond it nothing is read.
@@ -146,6 +155,7 @@ impl Links {
         Link {
             id,
             this: self.this.clone(),
+            started: self.started,
             view: self.view.clone(),
             deliver: self.deliver.clone(),
             tls: self.tls.clone(),
@@ -163,6 +173,7 @@ struct Link {
     /// Its id, or its key if it is a proxy of gpush.
     id: String,
     this: String,
+    started: Instant,
     view: watch::Receiver<View>,
     deliver: Arc<dyn Deliver>,
     tls: Option<ClientTlsConfig>,
@@ -246,12 +257,16 @@ impl Link {
         pause: &mut Pause,
     ) -> Result<std::convert::Infallible, Failure> {
         let epoch = u64::from_str_radix(&self.id, 16)?;
+        let connecting = Instant::now();
         let channel = connect(&other.member.relay, self.tls.clone()).await?;
+        // The request takes no longer than all that went to and fro for the connection.
+        let age = self.started.elapsed() + connecting.elapsed() + AGE_MARGIN;
         let mut client = RelayClient::new(channel).max_decoding_message_size(BATCH_BYTES_MAX);
         let mut request = Request::new(PullRequest {
             node: self.this.clone(),
             epoch: if cursor.after.is_some() { epoch } else { 0 },
             after: cursor.after.unwrap_or(0),
+            age_ms: age.as_millis() as u64,
         });
         if let Some(token) = (self.secrets.shown)() {
             request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
@@ -411,7 +426,13 @@ mod tests {
 
     fn batch(first: u64, count: u64) -> RelayBatch {
         let message = |n: u64| RelayedMessage { data: n.to_string().into(), ..RelayedMessage::default() };
-        RelayBatch { epoch: 7, first, messages: (first..first + count).map(message).collect(), next: first + count }
+        RelayBatch {
+            epoch: 7,
+            first,
+            messages: (first..first + count).map(message).collect(),
+            next: first + count,
+            due: 0,
+        }
     }
 
     fn taken(cursor: &mut Cursor, first: u64, count: u64) -> (u64, u64, Vec<String>) {
@@ -449,6 +470,19 @@ mod tests {
     fn what_a_newcomer_no_longer_keeps_at_the_first_contact_is_missed() {
         assert_eq!(taken(&mut { Cursor::BEGINNING }, 901, 0), (900, 0, vec![]));
         assert_eq!(taken(&mut { Cursor::BEGINNING }, 1, 1), (0, 0, vec!["1".into()]));
+    }
+
+    #[test]
+    fn at_the_first_contact_the_source_says_what_was_due() {
+        for begin in [Cursor::default(), Cursor::BEGINNING] {
+            let mut cursor = begin;
+            let first = |first: u64, due: u64| RelayBatch { due, ..batch(first, 0) };
+            assert_eq!(cursor.take(first(41, 41)).missed, 0, "what was before was not this node's");
+            assert_eq!(taken(&mut cursor, 41, 1), (0, 0, vec!["41".into()]));
+            let mut cursor = begin;
+            assert_eq!(cursor.take(first(41, 38)).missed, 3);
+            assert_eq!(cursor.take(first(45, 30)).missed, 4, "at a later one the cursor knows");
+        }
     }
 
     #[test]
@@ -499,7 +533,9 @@ mod tests {
         let secrets = Secrets { allows: Arc::new(|_| true), shown: Arc::new(|| None) };
         let view = watch::channel(View::default()).1;
         let (this, deliver) = ("a".to_owned(), full.clone());
-        let links = Links { this, view, deliver, waiting_max: 5, tls: None, secrets, metrics: metrics.clone() };
+        let started = Instant::now();
+        let links =
+            Links { this, started, view, deliver, waiting_max: 5, tls: None, secrets, metrics: metrics.clone() };
         let room = Room::new(links.waiting_max);
         let giving = ["b", "c"].map(|id| {
             let mut link = links.link(id.into(), &room);

@@ -37,7 +37,7 @@ use relay::Relay;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
@@ -186,6 +186,7 @@ pub struct Prepared {
     files: Files,
     listener: Option<std::net::TcpListener>,
     epoch: u64,
+    started: Instant,
     /// Messages of other nodes in batches that wait for room.
     waiting_max: u32,
 }
@@ -233,7 +234,8 @@ impl Prepared {
         let epoch = getrandom::u64()?.max(1);
         // The other half is for publishers of this node's own.
         let waiting_max = u32::try_from(config.publish.publish_waiting_max / 2).unwrap_or(u32::MAX).max(1);
-        Ok(Some(Prepared { files, listener: listener.transpose()?, epoch, waiting_max, settings }))
+        let (listener, started) = (listener.transpose()?, Instant::now());
+        Ok(Some(Prepared { files, listener, epoch, started, waiting_max, settings }))
     }
 
     /// Where other nodes pull from this one.
@@ -247,7 +249,7 @@ impl Prepared {
     /// The relay's port could not be registered with the runtime.
     pub fn start(self, around: Surroundings) -> io::Result<Cluster> {
         let relay_address = self.relay_address();
-        let Prepared { settings, files, listener, epoch, waiting_max } = self;
+        let Prepared { settings, files, listener, epoch, started, waiting_max } = self;
         let Surroundings { addresses, deliver, load, secrets, metrics } = around;
         let id = format!("{epoch:016x}");
         let (view, viewed) = watch::channel(View { trouble: Some(NOT_ASKED.into()), ..View::default() });
@@ -303,7 +305,9 @@ impl Prepared {
         let membership = tokio::spawn(membership.run());
         if settings.role.subscribes() && settings.transport == Transport::Relay {
             let view = viewed.clone();
-            tokio::spawn(Links { this: id, view, deliver, waiting_max, tls: client_tls, secrets, metrics }.run());
+            tokio::spawn(
+                Links { this: id, started, view, deliver, waiting_max, tls: client_tls, secrets, metrics }.run(),
+            );
         }
         Ok(Cluster { relay, view: viewed, leaving, stopping, membership, serving })
     }
