@@ -179,7 +179,7 @@ impl Args {
                 topic: self.topic.clone().filter(|topic| !topic.is_empty()),
                 topic_prefix: self.topic_prefix.clone(),
                 duration: self.duration.map(Duration::from_secs_f64),
-                grpc: self.grpc[0].clone(),
+                grpc: self.grpc.clone(),
                 token: self.token.clone(),
             }));
         }

@@ -45,7 +45,8 @@ pub(super) struct Plan {
     pub(super) topic_prefix: String,
     /// Without it until SIGINT or SIGTERM.
     pub(super) duration: Option<Duration>,
-    pub(super) grpc: String,
+    /// Where to publish, the next where one is lost; at least one.
+    pub(super) grpc: Vec<String>,
     pub(super) token: Option<String>,
 }
 
@@ -151,12 +152,13 @@ async fn simulate(plan: &Plan, stop: impl Future<Output = ()>, show: &mut impl F
     let mut stop = std::pin::pin!(stop);
     let mut feed = Feed::new(plan);
     let mut backoff = BACKOFF_MIN;
-    loop {
+    for attempt in 1.. {
         let accepted = feed.tally.accepted;
-        match feed.session(plan, stop.as_mut(), show).await {
+        let address = &plan.grpc[(attempt - 1) % plan.grpc.len()];
+        match feed.session(plan, address, stop.as_mut(), show).await {
             End::Stopped => return Ok(feed.tally),
             End::Hopeless(reason) => return Err(reason),
-            End::Lost(reason) if feed.tally.accepted == 0 && feed.tally.reconnects == 0 => return Err(reason),
+            End::Lost(reason) if feed.tally.accepted == 0 && attempt == plan.grpc.len() => return Err(reason),
             End::Lost(reason) => show(&format!("{reason}; again in {} ms", backoff.as_millis())),
         }
         if feed.tally.accepted > accepted {
@@ -166,6 +168,7 @@ async fn simulate(plan: &Plan, stop: impl Future<Output = ()>, show: &mut impl F
         backoff = (backoff * 2).min(BACKOFF_MAX);
         feed.tally.reconnects += 1;
     }
+    unreachable!("attempts don't run out")
 }
 
 /// The quotes on their way.
@@ -198,12 +201,13 @@ impl Feed {
     async fn session(
         &mut self,
         plan: &Plan,
+        address: &str,
         mut stop: Pin<&mut impl Future<Output = ()>>,
         show: &mut impl FnMut(&str),
     ) -> End {
         let (to_gateway, batches) = mpsc::channel(IN_FLIGHT_MAX as usize);
         let connecting = async {
-            let mut client = grpc_client(&plan.grpc).await.map_err(End::Lost)?;
+            let mut client = grpc_client(address).await.map_err(End::Lost)?;
             let request = with_token(ReceiverStream::new(batches), plan.token.as_deref()).map_err(End::Hopeless)?;
             Ok(client.publish_stream(request).await?.into_inner())
         };
@@ -303,7 +307,7 @@ mod tests {
             topic: None,
             topic_prefix: "quotes:".into(),
             duration: None,
-            grpc,
+            grpc: vec![grpc],
             token: Some("secret".into()),
         }
     }
@@ -311,6 +315,16 @@ mod tests {
     fn simulated(plan: &Plan, ms: u64) -> Result<Tally, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(simulate(plan, async { sleep(Duration::from_millis(ms)).await }, &mut |_| {}))
+    }
+
+    #[test]
+    fn where_nobody_is_the_next_address_is_tried() {
+        let (address, _) = pretend::gateway(|_| false);
+        let nowhere = "127.0.0.1:1".to_owned();
+        let of = |grpc| Plan { grpc, ..plan(address.clone()) };
+        let tally = simulated(&of(vec![nowhere.clone(), address.clone()]), 500).unwrap();
+        assert!(tally.accepted > 0 && tally.reconnects == 1, "{tally}");
+        assert!(simulated(&of(vec![nowhere.clone(), nowhere]), 2000).is_err());
     }
 
     #[test]

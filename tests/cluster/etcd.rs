@@ -102,10 +102,21 @@ impl Etcd {
         wait_until("etcd answers", || self.ctl(&["endpoint", "health"]).is_some());
     }
 
+    /// Sends it a signal, by the name kill(1) knows.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("it runs").id();
+        assert!(Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap().success());
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
+    }
+
     /// Kills it.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
+            let _ = child.kill(); // It may have ended by itself.
             child.wait().unwrap();
         }
     }

@@ -66,7 +66,7 @@ impl Load {
     /// Stops when every batch under way is answered or given up.
     pub fn stop(mut self) {
         self.stop.send_replace(true);
-        self.backgrounds[0].run(async move { drop(self.done.recv().await) });
+        self.backgrounds[0].run(async move { self.done.recv().await });
     }
 }
 

@@ -22,7 +22,9 @@ mod lab;
 mod load;
 mod node;
 mod record;
+mod trouble;
 
+mod chaos;
 mod drain;
 mod gpush;
 mod guarded;
@@ -30,3 +32,4 @@ mod members;
 mod namespaces;
 mod relay;
 mod roles;
+mod rolling;

@@ -31,7 +31,15 @@ struct Entry {
 struct Alive {
     /// `None`: nobody knows which; whoever published chose by itself.
     node: Option<usize>,
-    killed: Option<Instant>,
+    ended: Option<Ended>,
+}
+
+/// How a life ended.
+#[derive(Clone, Copy)]
+struct Ended {
+    at: Instant,
+    /// What may have been on its way then: nothing, if it said farewell.
+    under_way: Duration,
 }
 
 struct Session {
@@ -96,8 +104,9 @@ pub struct SessionId(usize);
 pub struct FaultId(usize);
 
 /// All of it.
-#[derive(Default)]
 pub struct Record {
+    /// Whether an acknowledgement is the word of one node alone.
+    dies_with_its_node: bool,
     publishers: Vec<Vec<Entry>>,
     lives: Vec<Alive>,
     sessions: Vec<Session>,
@@ -150,6 +159,21 @@ impl Verdict {
 }
 
 impl Record {
+    /// Nothing yet. With `dies_with_its_node` an acknowledgement is the word of one node, and not of something that outlives it.
+    pub fn new(dies_with_its_node: bool) -> Record {
+        Record {
+            dies_with_its_node,
+            publishers: Vec::new(),
+            lives: Vec::new(),
+            sessions: Vec::new(),
+            faults: Vec::new(),
+            gaps: Vec::new(),
+            delivered: 0,
+            doubled: Vec::new(),
+            disordered: Vec::new(),
+        }
+    }
+
     /// One more who publishes.
     pub fn add_publisher(&mut self) -> usize {
         self.publishers.push(Vec::new());
@@ -167,7 +191,7 @@ impl Record {
     }
 
     fn begin_any_life(&mut self, node: Option<usize>) -> Life {
-        self.lives.push(Alive { node, killed: None });
+        self.lives.push(Alive { node, ended: None });
         Life((self.lives.len() - 1) as u16)
     }
 
@@ -177,7 +201,12 @@ impl Record {
 
     /// It is killed without a word, and what it had accepted and not given on dies with it.
     pub fn killed(&mut self, life: Life) {
-        self.lives[usize::from(life.0)].killed = Some(Instant::now());
+        self.lives[usize::from(life.0)].ended = Some(Ended { at: Instant::now(), under_way: UNDER_WAY });
+    }
+
+    /// It was drained: everybody whose way to it is in order has all that it accepted.
+    pub fn drained(&mut self, life: Life) {
+        self.lives[usize::from(life.0)].ended = Some(Ended { at: Instant::now(), under_way: Duration::ZERO });
     }
 
     /// The next message of a publisher is on its way to `life`: its number.
@@ -280,9 +309,9 @@ impl Record {
     }
 
     /// Since when it is uncertain whether a message of `a` has reached `b`, if one of them ends at `end`.
-    fn in_doubt_since(&self, a: Life, b: Life, end: Instant) -> Instant {
+    fn in_doubt_since(&self, a: Life, b: Life, end: Ended) -> Instant {
         let ways = [self.node(a), self.node(b)];
-        let mut since = end - UNDER_WAY;
+        let mut since = end.at - end.under_way;
         loop {
             let troubles =
                 self.faults.iter().filter(|fault| fault.nodes.iter().any(|node| ways.contains(&Some(*node))));
@@ -336,18 +365,19 @@ impl Record {
             if entry.sent < session.began || session.has(publisher, number) {
                 continue;
             }
-            let killed = self.lives[usize::from(entry.life.0)].killed;
+            let origin = self.lives[usize::from(entry.life.0)].ended;
             // Nothing that came behind it by the same way is here either.
             let is_at_the_end = session.order.get(&(publisher, entry.life)).is_none_or(|last| *last < number);
             let is_in_doubt =
-                |end: Instant| is_at_the_end && accepted >= self.in_doubt_since(entry.life, session.life, end);
-            if session.ended.is_some_and(is_in_doubt) {
+                |end: Ended| is_at_the_end && accepted >= self.in_doubt_since(entry.life, session.life, end);
+            if session.ended.is_some_and(|at| is_in_doubt(Ended { at, under_way: UNDER_WAY })) {
                 verdict.cut_short += 1;
-            } else if let Some(killed) = killed
+            } else if let Some(ended) = origin
+                && self.dies_with_its_node
                 && session.life != entry.life
-                && is_in_doubt(killed)
+                && is_in_doubt(ended)
             {
-                died.insert((publisher, number), killed.saturating_duration_since(accepted));
+                died.insert((publisher, number), ended.at.saturating_duration_since(accepted));
             } else {
                 let life = entry.life.0;
                 let ended = if session.ended.is_some() { ", whose session ended later" } else { "" };
@@ -365,7 +395,7 @@ impl Record {
 /// A record with one publisher at the first of two nodes and a subscriber at the second.
 #[cfg(test)]
 fn two_nodes() -> (Record, usize, Life, SessionId) {
-    let mut record = Record::default();
+    let mut record = Record::new(true);
     let publisher = record.add_publisher();
     let (a, b) = (record.begin_life(0), record.begin_life(1));
     let session = record.begin_session(0, b);
@@ -413,6 +443,9 @@ fn only_the_end_of_what_a_killed_node_accepted_dies_with_it() {
     let verdict = record.judge();
     assert_eq!((verdict.lost.len(), verdict.died_with_their_node), (1, 2), "the first is not of the end: {verdict:?}");
     assert!(verdict.died_within < UNDER_WAY);
+    record.dies_with_its_node = false;
+    assert_eq!(record.judge().lost.len(), 3, "where it outlives its node");
+    record.dies_with_its_node = true;
     // A node of the same name that lives on is no excuse.
     let again = record.begin_life(0);
     publish(&mut record, publisher, again, 1);
@@ -438,6 +471,19 @@ fn what_a_killed_node_accepted_long_before_is_lost_unless_its_ways_were_in_troub
     assert_eq!(judged(None), (1, 0));
     assert_eq!(judged(Some(&[2])), (1, 0), "trouble of another");
     assert_eq!(judged(Some(&[0])), (0, 1));
+}
+
+#[test]
+fn what_a_drained_node_accepted_is_there_unless_its_ways_were_in_trouble() {
+    for (trouble, lost, died) in [(&[][..], 1, 0), (&[1], 0, 1)] {
+        let (mut record, publisher, a, _) = two_nodes();
+        let fault = record.begin_fault("cut", trouble);
+        publish(&mut record, publisher, a, 1);
+        record.drained(a);
+        record.end_fault(fault);
+        let verdict = record.judge();
+        assert_eq!((verdict.lost.len(), verdict.died_with_their_node), (lost, died), "{verdict:?}");
+    }
 }
 
 #[test]
