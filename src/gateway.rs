@@ -199,6 +199,23 @@ pub fn try_ring(config: &Config, slots: usize) -> Result<String, String> {
     })
 }
 
+/// How long an address that is taken may still become free.
+const TAKEN_AFTER: Duration = Duration::from_secs(2);
+
+/// Listens, also where the last gateway was killed a moment ago: its accepts stand in a ring, which the kernel takes down some time after
+/// the process is gone, and the port with it. A supervisor would take "is taken" for something that starting again can't mend.
+fn listen_patiently(address: std::net::SocketAddr, options: ListenOptions) -> std::io::Result<Listener> {
+    let end = Time::now() + TAKEN_AFTER;
+    loop {
+        match listen(address, options) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Time::now() < end => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 fn ring_features(config: &Config) -> Features {
     match config.shards.ring_features.as_str() {
         "6.1" => Features::LINUX_6_1,
@@ -257,7 +274,7 @@ impl Gateway {
                 .address
                 .parse()
                 .map_err(|e| StartError::Text(format!("listen.address {}: {e}", block.address)))?;
-            listeners.push(listen(address, options).map_err(|e| text(&e))?);
+            listeners.push(listen_patiently(address, options).map_err(|e| text(&e))?);
         }
         let tokens = Arc::new(tokens);
         let node = match cluster::Prepared::new(&config).map_err(|e| text(&e))? {
