@@ -10,11 +10,11 @@
 use crate::accept::{self, Acceptor, ShardDoor, high_water};
 use crate::auth::Login;
 use crate::clock::Time;
-use crate::cluster::{self, Cluster, Deliver, Delivered, Lost};
+use crate::cluster::{self, Cluster, Deliver, Delivered, InPlace, Lost};
 use crate::config::Config;
 use crate::encode::{EncodeSettings, Encoder};
 use crate::frame::Publication;
-use crate::ids::ShardId;
+use crate::ids::{Epoch, ShardId};
 use crate::ingest::{
     Admission, Control, GopushServer, Hooks, LogLevel, Oracle, Server, ShardQueues, Tokens, TokensError, Waiting,
     check_certificate,
@@ -650,7 +650,7 @@ impl Running {
                 let health = health.clone();
                 Arc::new(move || health.reasons())
             },
-            notes: Arc::new(move || notes.iter().filter_map(cluster::Notes::get).collect()),
+            notes: Arc::new(move || notes.iter().flat_map(cluster::Notes::get).collect()),
             stats: {
                 let shards = self.shard_metrics.clone();
                 Arc::new(move || stats(&shards))
@@ -746,6 +746,7 @@ impl Running {
                 subscribers: self.subscribers.clone(),
             },
             deliver: Arc::new(Subscribers(self.control.clone())),
+            in_place: Arc::new(Subscribers(self.control.clone())),
             load: Arc::new(load),
             secrets: cluster::Secrets {
                 allows: Arc::new(move |authorization| tokens.allow(authorization)),
@@ -756,6 +757,18 @@ impl Running {
         if let Some(carrier) = cluster.carrier() {
             self.control.set_tap(Box::new(move |publication| carrier.carry(publication)));
         }
+        if let Some(stream) = cluster.stream() {
+            let control = Arc::downgrade(&self.control);
+            self.control.set_upstream(Box::new(move |publication, sent| {
+                let control = control.clone();
+                let done = move |outcome| {
+                    if let Some(control) = control.upgrade() {
+                        control.answer(sent, outcome);
+                    }
+                };
+                stream(&publication, Box::new(done));
+            }));
+        }
         Ok(Some(cluster))
     }
 }
@@ -765,26 +778,41 @@ struct Subscribers(Arc<Control>);
 
 impl Deliver for Subscribers {
     fn deliver(&self, publications: Vec<Publication>) -> Delivered {
-        let (mut lost, mut waiting) = (Lost::default(), Vec::new());
-        let count = |lost: &mut Lost, outcome: Result<Ack, Refusal>| match outcome {
-            Ok(_) => {}
-            Err(Refusal::Draining) => lost.draining += 1,
-            Err(_) => lost.refused += 1,
-        };
-        self.0.try_deliver_all(publications, |admission| match admission {
-            Admission::Done(outcome) => count(&mut lost, outcome),
-            Admission::Waiting(one) => waiting.push(one),
-        });
-        let all = move |waiting: Vec<Waiting>| async move {
-            let mut lost = Lost::default();
-            for one in waiting {
-                count(&mut lost, one.await);
-            }
-            lost
-        };
-        let waiting = (!waiting.is_empty()).then(|| all(waiting).boxed());
-        Delivered { lost, waiting }
+        delivered(|each| self.0.try_deliver_all(publications, each))
     }
+}
+
+impl InPlace for Subscribers {
+    fn begin(&self, epoch: Epoch, after: u64) {
+        self.0.follow(epoch, after);
+    }
+
+    fn deliver_in_place(&self, publications: Vec<(u64, Publication)>) -> Delivered {
+        delivered(|each| self.0.try_deliver_in_place(publications, each))
+    }
+}
+
+/// What became of publications, of which `deliver` gives each one's admission to its argument.
+fn delivered(deliver: impl FnOnce(&mut dyn FnMut(Admission))) -> Delivered {
+    let (mut lost, mut waiting) = (Lost::default(), Vec::new());
+    let count = |lost: &mut Lost, outcome: Result<Ack, Refusal>| match outcome {
+        Ok(_) => {}
+        Err(Refusal::Draining) => lost.draining += 1,
+        Err(_) => lost.refused += 1,
+    };
+    deliver(&mut |admission| match admission {
+        Admission::Done(outcome) => count(&mut lost, outcome),
+        Admission::Waiting(one) => waiting.push(one),
+    });
+    let all = move |waiting: Vec<Waiting>| async move {
+        let mut lost = Lost::default();
+        for one in waiting {
+            count(&mut lost, one.await);
+        }
+        lost
+    };
+    let waiting = (!waiting.is_empty()).then(|| all(waiting).boxed());
+    Delivered { lost, waiting }
 }
 
 /// Stops in order: no publishes and no new clients, then every shard lets its connections go.

@@ -336,6 +336,8 @@ cells! {
         refused_invalid: Counter = "publications_refused" { reason: "invalid" },
         /// Refused: draining.
         refused_draining: Counter = "publications_refused" { reason: "draining" },
+        /// Refused: the stream could not be reached, did not want it, or has not said in time whether it has it.
+        refused_stream: Counter = "publications_refused" { reason: "stream" },
         /// Refused: no token or a wrong one.
         refused_unauthorized: Counter = "publications_refused" { reason: "unauthorized" },
         /// Refused: a page that is not in `publish.allowed_origins`, where no token is asked for.
@@ -452,6 +454,44 @@ cells! {
         relay_lost_refused: Counter = "relay_lost_messages" { reason: "refused" },
         /// Messages of other nodes that came while this one was draining; its clients are on their way to another.
         relay_lost_draining: Counter = "relay_lost_messages" { reason: "draining" },
+        /// Whether there is a connection to NATS and the stream is there.
+        nats_connected: Gauge = "cluster_nats_connected",
+        /// Connections made to NATS; all but the first after one was lost.
+        nats_connects: Counter = "cluster_nats_connects",
+        /// Times that NATS could not be reached, was lost, or did not have the stream.
+        nats_failures: Counter = "cluster_nats_failures",
+        /// Messages of this node's publishers taken for the stream.
+        nats_published: Counter = "cluster_nats_published_messages",
+        /// Messages that the stream has acknowledged.
+        nats_acknowledged: Counter = "cluster_nats_acknowledged_messages",
+        /// Messages sent once more, since their acknowledgement did not come; the stream keeps one of each.
+        nats_resent: Counter = "cluster_nats_resent_messages",
+        /// Messages taken and not acknowledged yet.
+        nats_in_flight: Gauge = "cluster_nats_in_flight_messages",
+        /// Messages refused: `cluster.nats_in_flight_max` were in flight, or their bytes.
+        nats_failed_busy: Counter = "cluster_nats_failed_messages" { reason: "busy" },
+        /// Messages refused that are not in the stream: NATS was away, or the stream had no leader.
+        nats_failed_away: Counter = "cluster_nats_failed_messages" { reason: "away" },
+        /// Messages whose publishers were told that they may be in the stream or not: no acknowledgement within `cluster.nats_publish_timeout_ms`.
+        nats_failed_late: Counter = "cluster_nats_failed_messages" { reason: "late" },
+        /// Messages that NATS did not want, as over its `max_payload`.
+        nats_failed_refused: Counter = "cluster_nats_failed_messages" { reason: "refused" },
+        /// Messages got from the stream.
+        nats_received: Counter = "cluster_nats_received_messages",
+        /// Sequence of the last one.
+        nats_last_sequence: Gauge = "cluster_nats_last_sequence",
+        /// Messages that were behind it in the stream when it was sent.
+        nats_behind: Gauge = "cluster_nats_behind_messages",
+        /// Consumers made: one for each connection, and one whenever a message was dropped on its way.
+        nats_consumers: Counter = "cluster_nats_consumers",
+        /// Messages lost to this node: they went from the stream before it had them.
+        nats_lost_removed: Counter = "cluster_nats_lost_messages" { reason: "removed" },
+        /// Messages of the stream refused here: no room within `publish_wait_ms`, too large for this node, or not UTF-8.
+        nats_lost_refused: Counter = "cluster_nats_lost_messages" { reason: "refused" },
+        /// Messages of the stream that came while this node was draining; its clients are on their way to another.
+        nats_lost_draining: Counter = "cluster_nats_lost_messages" { reason: "draining" },
+        /// Messages of the stream whose subject names nobody: published straight into NATS.
+        nats_skipped: Counter = "cluster_nats_skipped_messages",
         /// Messages that all nodes together still had for this one when they were last heard.
         relay_behind: Gauge = "relay_behind_messages",
         /// Messages kept for other nodes.

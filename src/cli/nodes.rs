@@ -35,7 +35,7 @@ pub fn run(args: Args) -> ExitCode {
     let etcd = args.etcd.map(|etcd| ("cluster.etcd".to_owned(), etcd));
     let settings: Vec<_> = args.set.into_iter().chain(etcd).collect();
     let config = match config::load(args.config.as_deref(), environment(), &settings) {
-        Ok(loaded) if loaded.config.cluster.is_on() => loaded.config,
+        Ok(loaded) if loaded.config.cluster.has_members() => loaded.config,
         Ok(_) => {
             eprintln!("cluster.etcd is empty, so there is no cluster to ask for: give --etcd, or --config");
             return ExitCode::from(EXIT_CONFIG);

@@ -188,23 +188,23 @@ struct Link {
 
 /// What all links together may have waiting, so that publishers of this node's own find room to wait too.
 #[derive(Clone)]
-struct Room {
+pub(super) struct Room {
     all: Arc<Semaphore>,
     messages_max: u32,
 }
 
 impl Room {
-    fn new(messages_max: u32) -> Room {
+    pub(super) fn new(messages_max: u32) -> Room {
         Room { all: Arc::new(Semaphore::new(messages_max as usize)), messages_max }
     }
 
     /// As many messages as may be delivered at once: more would wait for room that never comes.
-    fn split(&self, mut messages: Vec<RelayedMessage>) -> (Vec<RelayedMessage>, Vec<RelayedMessage>) {
+    pub(super) fn split<T>(&self, mut messages: Vec<T>) -> (Vec<T>, Vec<T>) {
         let rest = messages.split_off(messages.len().min(self.messages_max as usize));
         (messages, rest)
     }
 
-    async fn take(&self, messages: usize) -> OwnedSemaphorePermit {
+    pub(super) async fn take(&self, messages: usize) -> OwnedSemaphorePermit {
         self.all.clone().acquire_many_owned(messages as u32).await.expect("nobody closes it")
     }
 }

@@ -12,20 +12,24 @@
 //! delivered and goes no further. So order is total within one origin and topic, nobody waits for anybody, and what is lost is counted
 //! where it is missed. All of it runs on the control core, as tasks; without `cluster.etcd` there is none.
 //!
-//! How publications travel is a seam of its own, [`Carrier`]; offsets come from `topics`' `Sequencer` in any case.
+//! How publications travel is a seam of its own: [`Carrier`] for what goes to others beside its way here, and for a stream that gives them
+//! to every node, this one among them, [`Cluster::stream`] up and [`InPlace`] down (`nats`), where offsets come from it.
 
 mod door;
 mod etcd;
 mod links;
 mod log;
 mod members;
+mod nats;
 mod pause;
 mod relay;
 
 pub use members::{Load, Member};
+pub use nats::{Done, subject};
 
 use crate::config::{self, Config, Transport};
 use crate::frame::Publication;
+use crate::ids::Epoch;
 use crate::metrics::ClusterMetrics;
 use door::Door;
 use etcd::{Access, Etcd};
@@ -33,6 +37,7 @@ use futures_util::future::BoxFuture;
 use links::Links;
 use log::Log;
 use members::{Membership, View};
+use nats::Nats;
 use relay::Relay;
 use std::io;
 use std::net::SocketAddr;
@@ -64,6 +69,14 @@ pub trait Carrier: Send + Sync {
 pub trait Deliver: Send + Sync {
     /// Admits or refuses each, in order.
     fn deliver(&self, publications: Vec<Publication>) -> Delivered;
+}
+
+/// This node's own subscribers, for what comes from a stream that all nodes read.
+pub trait InPlace: Send + Sync {
+    /// The stream has this epoch, and what comes from now on is behind `after`.
+    fn begin(&self, epoch: Epoch, after: u64);
+    /// Admits or refuses each, in order; each with its place in the stream.
+    fn deliver_in_place(&self, publications: Vec<(u64, Publication)>) -> Delivered;
 }
 
 /// What became of publications of another node.
@@ -119,6 +132,9 @@ pub enum ClusterError {
     /// Look at the certificates.
     #[error("the certificates of cluster.relay_* can't be used: {0}")]
     Certificates(#[from] tonic::transport::Error),
+    /// No thread.
+    #[error("no thread for NATS: {0}")]
+    Thread(io::Error),
     /// No randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
@@ -127,6 +143,7 @@ pub enum ClusterError {
 /// The files that `[cluster]` names, read.
 struct Files {
     etcd: Access,
+    nats: Option<nats::Access>,
     relay: Option<(ServerTlsConfig, ClientTlsConfig)>,
 }
 
@@ -168,7 +185,9 @@ impl Files {
         } else {
             None
         };
-        Ok(Files { etcd: Access { endpoints: settings.etcd.clone(), user, tls }, relay })
+        let nats = settings.transport == Transport::Nats;
+        let nats = nats.then(|| nats::access(settings, &|key, file| read(key, file))).transpose()?;
+        Ok(Files { nats, etcd: Access { endpoints: settings.etcd.clone(), user, tls }, relay })
     }
 }
 
@@ -185,6 +204,7 @@ pub struct Prepared {
     settings: config::Cluster,
     files: Files,
     listener: Option<std::net::TcpListener>,
+    nats: Option<nats::Thread>,
     epoch: u64,
     started: Instant,
     /// Messages of other nodes in batches that wait for room.
@@ -208,6 +228,8 @@ pub struct Surroundings {
     pub addresses: Addresses,
     /// Its subscribers.
     pub deliver: Arc<dyn Deliver>,
+    /// The same, for a stream.
+    pub in_place: Arc<dyn InPlace>,
     /// What it has to do now.
     pub load: Arc<dyn Fn() -> Load + Send + Sync>,
     /// What nodes show one another.
@@ -217,7 +239,7 @@ pub struct Surroundings {
 }
 
 impl Prepared {
-    /// Reads the files and takes the relay's port; `None` without `cluster.etcd`.
+    /// Reads the files and takes the relay's port; `None` without `cluster.etcd` and `cluster.nats`.
     ///
     /// # Errors
     /// A file or the port can't be had.
@@ -234,8 +256,9 @@ impl Prepared {
         let epoch = getrandom::u64()?.max(1);
         // The other half is for publishers of this node's own.
         let waiting_max = u32::try_from(config.publish.publish_waiting_max / 2).unwrap_or(u32::MAX).max(1);
+        let nats = files.nats.is_some().then(nats::Thread::start).transpose().map_err(ClusterError::Thread)?;
         let (listener, started) = (listener.transpose()?, Instant::now());
-        Ok(Some(Prepared { files, listener, epoch, started, waiting_max, settings }))
+        Ok(Some(Prepared { files, listener, nats, epoch, started, waiting_max, settings }))
     }
 
     /// Where other nodes pull from this one.
@@ -249,10 +272,11 @@ impl Prepared {
     /// The relay's port could not be registered with the runtime.
     pub fn start(self, around: Surroundings) -> io::Result<Cluster> {
         let relay_address = self.relay_address();
-        let Prepared { settings, files, listener, epoch, started, waiting_max } = self;
-        let Surroundings { addresses, deliver, load, secrets, metrics } = around;
+        let Prepared { settings, files, listener, nats, epoch, started, waiting_max } = self;
+        let Surroundings { addresses, deliver, in_place, load, secrets, metrics } = around;
         let id = format!("{epoch:016x}");
-        let (view, viewed) = watch::channel(View { trouble: Some(NOT_ASKED.into()), ..View::default() });
+        let trouble = settings.has_members().then(|| NOT_ASKED.to_owned());
+        let (view, viewed) = watch::channel(View { trouble, ..View::default() });
         let (leaving, leave) = watch::channel(false);
         let (stopping, stop) = watch::channel(false);
         let (server_tls, client_tls) = files.relay.unzip();
@@ -302,24 +326,28 @@ impl Prepared {
             leave,
             metrics: metrics.clone(),
         };
-        let membership = tokio::spawn(membership.run());
-        if settings.role.subscribes() && settings.transport == Transport::Relay {
+        let membership = settings.has_members().then(|| tokio::spawn(membership.run()));
+        let nats = nats.zip(files.nats).map(|(thread, access)| {
+            Nats::start(thread, access, &settings, epoch, waiting_max, in_place, metrics.clone())
+        });
+        if settings.has_members() && settings.role.subscribes() && settings.transport == Transport::Relay {
             let view = viewed.clone();
             tokio::spawn(
                 Links { this: id, started, view, deliver, waiting_max, tls: client_tls, secrets, metrics }.run(),
             );
         }
-        Ok(Cluster { relay, view: viewed, leaving, stopping, membership, serving })
+        Ok(Cluster { relay, nats: nats.map(Arc::new), view: viewed, leaving, stopping, membership, serving })
     }
 }
 
 /// This node's part of a cluster, at work.
 pub struct Cluster {
     relay: Option<Arc<Relay>>,
+    nats: Option<Arc<Nats>>,
     view: watch::Receiver<View>,
     leaving: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
-    membership: JoinHandle<()>,
+    membership: Option<JoinHandle<()>>,
     serving: Option<JoinHandle<()>>,
 }
 
@@ -329,15 +357,26 @@ impl Cluster {
         self.relay.clone().map(|relay| relay as Arc<dyn Carrier>)
     }
 
+    /// Where publications go, if there is a stream that gives them to all nodes: the last argument is told what became of one.
+    pub fn stream(&self) -> Option<Box<dyn Fn(&Publication, Done) + Send>> {
+        let nats = self.nats.clone()?;
+        Some(Box::new(move |publication, done| nats.publish(publication, done)))
+    }
+
     /// Completes when this node is a member, or each server of etcd's failed it once: what it accepts before, no other node could know of.
     pub async fn settled(&mut self) {
         let is_settled = self.view.wait_for(|view| view.trouble.as_deref() != Some(NOT_ASKED));
-        drop(tokio::time::timeout(SETTLE, is_settled).await);
+        let is_streaming = async {
+            if let Some(nats) = &self.nats {
+                nats.settled().await;
+            }
+        };
+        drop(tokio::time::timeout(SETTLE, async { tokio::join!(is_settled, is_streaming) }).await);
     }
 
     /// Says in a sentence what is not as it should be, though this node serves.
     pub fn notes(&self) -> Notes {
-        Notes(self.view.clone())
+        Notes { view: self.view.clone(), nats: self.nats.as_ref().map(|nats| nats.trouble()) }
     }
 
     /// No longer a member from now on, so that nobody is sent here; pulling and being pulled from go on. Returns whether others
@@ -345,33 +384,46 @@ impl Cluster {
     pub async fn leave(&mut self) -> bool {
         let others = self.view.borrow().others.values().any(|other| other.member.takes_subscribers());
         self.leaving.send_replace(true);
+        let Some(membership) = &mut self.membership else { return others };
         if self.view.borrow().trouble.is_some() {
             // No member, so that there is nothing to leave and nobody to wait for.
-            self.membership.abort();
-        } else if tokio::time::timeout(LEAVE, &mut self.membership).await.is_err() {
+            membership.abort();
+        } else if tokio::time::timeout(LEAVE, membership).await.is_err() {
             tracing::warn!("leaving the cluster took too long: the others find out when the lease ends");
         }
         others
     }
 
-    /// Gives those who pull what they have not had yet, and ends.
+    /// Gives those who pull what they have not had yet, waits for what is on its way into the stream, and ends.
     pub async fn stop(self) {
         self.stopping.send_replace(true);
         if let Some(serving) = self.serving {
             let _ = tokio::time::timeout(LAST_WORDS, serving).await;
+        }
+        if let Some(nats) = self.nats {
+            nats.stop(LAST_WORDS).await;
         }
     }
 }
 
 /// See [`Cluster::notes`].
 #[derive(Clone)]
-pub struct Notes(watch::Receiver<View>);
+pub struct Notes {
+    view: watch::Receiver<View>,
+    nats: Option<watch::Receiver<Option<(String, std::time::Instant)>>>,
+}
 
 impl Notes {
-    /// Nothing, if all is well.
-    pub fn get(&self) -> Option<String> {
-        let trouble = self.0.borrow().trouble.clone()?;
-        Some(format!("not a member of the cluster: {trouble}"))
+    /// A sentence for each; none, if all is well.
+    pub fn get(&self) -> Vec<String> {
+        let member = self.view.borrow().trouble.as_ref().map(|text| format!("not a member of the cluster: {text}"));
+        let nats = self.nats.as_ref().and_then(|nats| {
+            let trouble = nats.borrow();
+            let (text, since) = trouble.as_ref()?;
+            let seconds = since.elapsed().as_secs();
+            Some(format!("no stream for {seconds} s, nothing is published or delivered: {text}"))
+        });
+        member.into_iter().chain(nats).collect()
     }
 }
 

@@ -213,6 +213,29 @@ const ETCD: Allowed = Allowed::List {
         rest.is_some_and(is_host_and_port)
     },
 };
+const NATS: Allowed = Allowed::List {
+    what: "the address of a server of NATS, as in `nats://10.0.0.7:4222` or `tls://nats-1:4222`",
+    holds: |text| {
+        let rest = text.strip_prefix("nats://").or_else(|| text.strip_prefix("tls://"));
+        rest.is_some_and(is_host_and_port)
+    },
+};
+const STREAM_NAME: Allowed = Allowed::Text {
+    what: "letters, digits, `-` and `_`, at most 64",
+    holds: |text| {
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (1..=64).contains(&text.len()) && text.bytes().all(is_plain)
+    },
+};
+const SUBJECT_PREFIX: Allowed = Allowed::Text {
+    what: "letters, digits, `-` and `_`, in parts that dots separate, at most 64 bytes",
+    holds: |text| {
+        let is_token = |token: &str| {
+            !token.is_empty() && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        text.len() <= 64 && text.split('.').all(is_token)
+    },
+};
 const HOST_OR_NONE: Allowed = Allowed::Text {
     what: "empty, or a host and a port, as in `10.0.0.7:10069` or `node-1:10069`",
     holds: |text| text.is_empty() || is_host_and_port(text),
@@ -564,8 +587,45 @@ section! { "cluster"
         etcd_certificate_key_file: String = String::new() => FILE,
         /// Name of this node, for people; empty = the host's.
         name: String = String::new() => NAME_OR_NONE,
-        /// How what a node accepts reaches the others: `relay` = each pulls from every other; `none` = not at all.
-        transport: Transport = Transport::Relay => Allowed::OneOf(&["relay", "none"]),
+        /// How what a node accepts reaches the others: `relay` = each pulls from every other; `nats` = it goes into a stream of NATS JetStream that every node
+        /// reads, and a publisher is answered when it is there; `none` = not at all.
+        transport: Transport = Transport::Relay => Allowed::OneOf(&["relay", "nats", "none"]),
+        /// Servers of NATS for `transport = "nats"`, tried in this order and round again. `etcd` may then be empty: messages travel without it.
+        nats: Vec<String> = Vec::new() => NATS,
+        /// Name of the stream, made if there is none.
+        nats_stream: String = "FANWIRE".into() => STREAM_NAME,
+        /// What its subjects begin with: `PREFIX.t.TOPIC`, `PREFIX.u.UID`, `PREFIX.b` (see `fanwire subject`). No other stream may have them.
+        nats_subjects: String = "fanwire".into() => SUBJECT_PREFIX,
+        /// User of NATS; empty = none.
+        nats_user: String = String::new() => NAME_OR_NONE,
+        /// File with that user's password.
+        nats_password_file: String = String::new() => FILE,
+        /// File with a token for NATS.
+        nats_token_file: String = String::new() => FILE,
+        /// File with credentials for NATS (a JWT and its seed), as `nsc` writes them.
+        nats_credentials_file: String = String::new() => FILE,
+        /// Certificates that NATS's is checked by, PEM; empty = the system's. For tls.
+        nats_ca_file: String = String::new() => FILE,
+        /// Certificate that this node shows to NATS, PEM; empty = none.
+        nats_certificate_file: String = String::new() => FILE,
+        /// Its private key, PEM.
+        nats_certificate_key_file: String = String::new() => FILE,
+        /// Where the stream keeps its messages: `file` outlives servers of NATS, `memory` does not. Of a stream that is there it can't be changed.
+        nats_storage: NatsStorage = NatsStorage::File => Allowed::OneOf(&["file", "memory"]),
+        /// Servers of NATS that each have all of it: 3 stand the loss of one.
+        nats_replicas: usize = 1 => Allowed::Integer(&[1..=5]),
+        /// How long the stream keeps a message. A node that was away for less misses nothing; 0 = for ever.
+        nats_max_age_ms: u64 = HOUR_MS => Allowed::Integer(&[0..=0, 1000..=365 * DAY_MS]),
+        /// Bytes of the stream, above which its oldest messages go; 0 = no bound.
+        nats_max_bytes: u64 = 1 << 30 => Allowed::Integer(&[0..=0, 65_536..=TIB]),
+        /// How long the stream knows a message again that a node sends twice, since it has not heard of it.
+        nats_duplicate_window_ms: u64 = 120_000 => Allowed::Integer(&[1000..=DAY_MS]),
+        /// A publisher whose message has no acknowledgement by then is told that it may be in the stream or not.
+        nats_publish_timeout_ms: u64 = 5000 => Allowed::Integer(&[100..=HOUR_MS]),
+        /// Messages of this node's publishers that wait for the stream's acknowledgement; above it they are refused.
+        nats_in_flight_max: usize = 16_384 => Allowed::Integer(&[1..=1 << 24]),
+        /// Their bytes.
+        nats_in_flight_bytes_max: usize = 64 << 20 => Allowed::Integer(&[65_536..=TIB]),
         /// Where other nodes pull from this one.
         relay_address: String = "127.0.0.1:10069".into() => ADDRESS,
         /// How they reach that address; empty = as it stands, or where that is 0.0.0.0 the address that this machine shows to etcd.
@@ -619,19 +679,36 @@ impl Role {
 pub enum Transport {
     /// Each node pulls from every other.
     Relay,
+    /// All nodes read one stream of NATS JetStream.
+    Nats,
     /// Not at all.
     None,
+}
+
+/// Where a stream of NATS keeps its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NatsStorage {
+    /// On disk.
+    File,
+    /// In memory.
+    Memory,
 }
 
 impl Cluster {
     /// Whether there may be other nodes.
     pub fn is_on(&self) -> bool {
+        self.has_members() || self.transport == Transport::Nats
+    }
+
+    /// Whether nodes find one another.
+    pub fn has_members(&self) -> bool {
         !self.etcd.is_empty()
     }
 
     /// Whether other nodes pull from this one.
     pub fn is_relay_open(&self) -> bool {
-        self.is_on() && self.transport == Transport::Relay && self.role.publishes()
+        self.has_members() && self.transport == Transport::Relay && self.role.publishes()
     }
 }
 

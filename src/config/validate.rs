@@ -1,7 +1,7 @@
 //! What one value may be says its setting; here is what holds between values, and what is allowed but worth a word.
 
 use super::load::refusal;
-use super::{Config, ConfigError, LoginMode, Problem, section_of, sections};
+use super::{Config, ConfigError, LoginMode, Problem, Transport, section_of, sections};
 use std::net::{IpAddr, SocketAddr};
 
 /// Most that framing adds to a payload: WebSocket header (RFC 6455 §5.2), a dialect's envelope with a name of 255 bytes,
@@ -27,6 +27,7 @@ impl Config {
             self.check_gopush(&mut problems);
             self.check_proxies(&mut problems);
             self.check_cluster(&mut problems);
+            self.check_nats(&mut problems);
         }
         if problems.is_empty() { Ok(self.warnings()) } else { Err(ConfigError { problems }) }
     }
@@ -91,6 +92,12 @@ impl Config {
                 self.cluster.relay_buffer_bytes_max,
                 framed,
                 "the largest message would never reach another node",
+            ),
+            (
+                "cluster.nats_in_flight_bytes_max",
+                self.cluster.nats_in_flight_bytes_max,
+                framed,
+                "the largest message would never reach the stream",
             ),
         ] {
             if value < least {
@@ -277,6 +284,13 @@ impl Config {
                 &cluster.etcd_certificate_key_file,
             ),
             ("cluster.etcd_user", &cluster.etcd_user, "cluster.etcd_password_file", &cluster.etcd_password_file),
+            ("cluster.nats_user", &cluster.nats_user, "cluster.nats_password_file", &cluster.nats_password_file),
+            (
+                "cluster.nats_certificate_file",
+                &cluster.nats_certificate_file,
+                "cluster.nats_certificate_key_file",
+                &cluster.nats_certificate_key_file,
+            ),
             (
                 "cluster.relay_certificate_file",
                 &cluster.relay_certificate_file,
@@ -303,6 +317,45 @@ impl Config {
         }
     }
 
+    fn check_nats(&self, problems: &mut Vec<Problem>) {
+        let cluster = &self.cluster;
+        let mut complain = |key: &str, message: &str| problems.push(problem(key, message.to_owned()));
+        if cluster.transport == Transport::Nats && cluster.nats.is_empty() {
+            complain(
+                "cluster.nats",
+                "cluster.transport = \"nats\" and cluster.nats is empty: name a server of NATS, as in `nats://10.0.0.7:4222`",
+            );
+        }
+        let ways = [&cluster.nats_user, &cluster.nats_token_file, &cluster.nats_credentials_file];
+        if ways.into_iter().filter(|way| !way.is_empty()).count() > 1 {
+            complain(
+                "cluster.nats_user",
+                "of cluster.nats_user, cluster.nats_token_file and cluster.nats_credentials_file only one can be given: it is how this node logs in to NATS",
+            );
+        }
+        let is_tls = |text: &String| text.starts_with("tls://");
+        let wants_tls =
+            [&cluster.nats_ca_file, &cluster.nats_certificate_file].into_iter().any(|file| !file.is_empty());
+        if wants_tls && !cluster.nats.iter().all(is_tls) {
+            complain(
+                "cluster.nats",
+                "cluster.nats_ca_file or cluster.nats_certificate_file is set, and an address in cluster.nats begins with nats://, where no certificate is asked for: write tls://",
+            );
+        }
+        if cluster.nats_duplicate_window_ms < cluster.nats_publish_timeout_ms {
+            complain(
+                "cluster.nats_duplicate_window_ms",
+                "cluster.nats_duplicate_window_ms is less than cluster.nats_publish_timeout_ms: the stream would not know a message again that is sent twice; raise it",
+            );
+        }
+        if cluster.nats_max_age_ms > 0 && cluster.nats_max_age_ms < cluster.nats_duplicate_window_ms {
+            complain(
+                "cluster.nats_max_age_ms",
+                "cluster.nats_max_age_ms is less than cluster.nats_duplicate_window_ms, which NATS refuses: raise the first or lower the second",
+            );
+        }
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let cluster = &self.cluster;
@@ -314,7 +367,7 @@ impl Config {
         }
         if !cluster.is_on() && cluster.role != super::Role::All {
             warnings.push(
-                "cluster.role is not \"all\" and cluster.etcd is empty: publishers and subscribers will not meet"
+                "cluster.role is not \"all\", cluster.etcd is empty and cluster.transport is not \"nats\": publishers and subscribers will not meet"
                     .to_owned(),
             );
         }
@@ -373,10 +426,42 @@ impl Config {
 }
 
 impl Config {
+    /// What works with a stream of NATS, and otherwise than meant.
+    fn doubtful_with_nats(&self) -> Vec<String> {
+        let (cluster, gopush) = (&self.cluster, &self.compat.gopush);
+        let mut warnings = Vec::new();
+        if gopush.enabled && !gopush.gateway_list.is_empty() {
+            warnings.push(
+                "compat.gopush.gateway_list is set, and cluster.transport = \"nats\": gateways that read the stream get each push twice; leave them out of the list"
+                    .to_owned(),
+            );
+        }
+        if !cluster.gpush_prefix.is_empty() && cluster.has_members() {
+            warnings.push(
+                "cluster.gpush_prefix is set, and cluster.transport = \"nats\": gpush's sockets find this node, but it does not pull from gpush's proxies, whose messages have no place in the stream; have their publishers publish here, or straight into NATS"
+                    .to_owned(),
+            );
+        }
+        let is_open = cluster.nats_user.is_empty()
+            && cluster.nats_token_file.is_empty()
+            && cluster.nats_credentials_file.is_empty()
+            && cluster.nats_certificate_file.is_empty();
+        let far = cluster.nats.iter().find(|address| !is_loopback_url(address));
+        if let Some(nats) = far.filter(|_| is_open) {
+            warnings.push(format!(
+                "cluster.nats has {nats}, and this node shows no user, token, credentials or certificate there: whoever reaches it can publish to every subscriber, and read all"
+            ));
+        }
+        warnings
+    }
+
     /// What works between nodes, and otherwise than meant.
     fn doubtful_in_a_cluster(&self) -> Vec<String> {
         let (cluster, gopush) = (&self.cluster, &self.compat.gopush);
         let mut warnings = Vec::new();
+        if cluster.transport == Transport::Nats {
+            return self.doubtful_with_nats();
+        }
         if !cluster.is_relay_open() {
             return warnings;
         }

@@ -156,7 +156,8 @@ impl Dialect for Centrifugo {
         append(out, format_args!(r#"{{"id":{request},"unsubscribe":{{}}}}"#));
     }
 
-    /// Offsets count from 1 in each epoch, so they stay below 2^53, above which JavaScript would round them.
+    /// Offsets count from 1 in each epoch, of a topic or of the stream that all nodes read, so they stay below 2^53, above which JavaScript
+    /// would round them.
     fn payload(&self, publication: &Publication, position: Position, out: &mut Vec<u8>) {
         let channel = match &publication.target {
             Target::Everyone => {
@@ -171,8 +172,9 @@ impl Dialect for Centrifugo {
         out.extend_from_slice(br#","pub":{"data":"#);
         json::append(&publication.data, Html::Verbatim, out);
         append(out, format_args!(r#","offset":{}"#, position.offset));
-        if position.offset == Offset(1) {
-            // As the original: who subscribed before a channel had an epoch learns it with its first publication.
+        if position.prev == Offset(0) {
+            // As the original: who subscribed before a channel had an epoch learns it with its first publication. That is the first here, too,
+            // of a stream that began anew.
             append(out, format_args!(r#","epoch":"{:x}""#, position.epoch.0));
         }
         out.extend_from_slice(b"}}}");

@@ -73,7 +73,13 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Failure {
         match refusal {
             Refusal::TooLarge { .. } | Refusal::NameTooLong { .. } | Refusal::NotUtf8 => Failure::bad_request(refusal),
-            Refusal::NoRoom { .. } | Refusal::TooManyTopics { .. } | Refusal::Draining => {
+            Refusal::NoRoom { .. }
+            | Refusal::TooManyTopics { .. }
+            | Refusal::Draining
+            | Refusal::StreamAway { .. }
+            | Refusal::StreamBusy { .. }
+            | Refusal::StreamLate { .. }
+            | Refusal::StreamRefused { .. } => {
                 Failure { code: 100, message: format!("internal server error: {refusal}").into() }
             }
         }

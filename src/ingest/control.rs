@@ -15,7 +15,7 @@ use super::pull::{Pull, Pullers};
 use super::push::Problem;
 use crate::clock::Time;
 use crate::frame::Publication;
-use crate::ids::{ClientRef, Encoding, ShardId};
+use crate::ids::{ClientRef, Encoding, Epoch, ShardId};
 use crate::metrics::ControlMetrics;
 use crate::queue::{Answer, Bell, Drain, FromShard, Page, Question, Receiver, Sender, ToShard};
 use crate::topics::{Ack, Outcome, Outlet, Refusal, Ticket, Topics};
@@ -52,6 +52,18 @@ const ORDER_RETRY_MS: u64 = 1;
 /// quick and must not call back. The payload is a copy that pins nothing else.
 pub type Tap = Box<dyn Fn(&Publication) + Send>;
 
+/// Where publications go of publishers of this gateway, if not straight to its subscribers: to a stream that gives them to all gateways,
+/// this one among them ([`Control::try_deliver_in_place`]). Called under the lock: it must be quick and must not call back.
+pub type Upstream = Box<dyn Fn(Publication, SentUp) + Send>;
+
+/// A publisher who waits for the stream: see [`Control::answer`].
+pub struct SentUp {
+    sender: oneshot::Sender<Result<Ack, Refusal>>,
+    bytes: usize,
+    /// For those who pull.
+    copy: Option<Publication>,
+}
+
 /// Where a publication comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
@@ -59,12 +71,27 @@ enum Origin {
     Publisher,
     /// Another gateway, from which those who pull get it.
     Elsewhere,
+    /// The stream, where it has this number; those who pull get it from the gateway whose publisher it was.
+    Stream(u64),
 }
 
 /// What decides. [`Topics`] is the one there is; a trait, so that the protocols can be tested without it.
 pub trait Mind: Send {
     /// See [`Topics::publish`].
     fn publish(&mut self, now: Time, publication: Publication, outlet: &mut dyn Outlet) -> Outcome;
+    /// See [`Topics::deliver`].
+    fn deliver(&mut self, now: Time, publication: Publication, _sequence: u64, outlet: &mut dyn Outlet) -> Outcome {
+        self.publish(now, publication, outlet)
+    }
+    /// See [`Topics::follow`].
+    fn follow(&mut self, _now: Time, _epoch: Epoch, _after: u64, _outlet: &mut dyn Outlet) {}
+    /// See [`Topics::check`].
+    ///
+    /// # Errors
+    /// It would be refused.
+    fn check(&self, _publication: &Publication) -> Result<(), Refusal> {
+        Ok(())
+    }
     /// See [`Topics::shard_says`].
     fn shard_says(&mut self, now: Time, shard: ShardId, message: FromShard, outlet: &mut dyn Outlet);
     /// See [`Topics::log_in`].
@@ -102,6 +129,18 @@ pub trait Mind: Send {
 impl Mind for Topics {
     fn publish(&mut self, now: Time, publication: Publication, outlet: &mut dyn Outlet) -> Outcome {
         self.publish(now, publication, outlet)
+    }
+
+    fn deliver(&mut self, now: Time, publication: Publication, sequence: u64, outlet: &mut dyn Outlet) -> Outcome {
+        self.deliver(now, publication, sequence, outlet)
+    }
+
+    fn follow(&mut self, now: Time, epoch: Epoch, after: u64, outlet: &mut dyn Outlet) {
+        self.follow(now, epoch, after, outlet);
+    }
+
+    fn check(&self, publication: &Publication) -> Result<(), Refusal> {
+        self.check(publication)
     }
 
     fn shard_says(&mut self, now: Time, shard: ShardId, message: FromShard, outlet: &mut dyn Outlet) {
@@ -303,6 +342,8 @@ struct Core {
     pullers: Pullers,
     /// Who else is given what publishers had accepted.
     tap: Option<Tap>,
+    /// Where it goes instead of to the mind, if there is a stream.
+    upstream: Option<Upstream>,
     /// Until when the driver sleeps, as of its last turn.
     sleeps_until: Time,
 }
@@ -310,6 +351,7 @@ struct Core {
 struct Waiter {
     sender: oneshot::Sender<Result<Ack, Refusal>>,
     bytes: usize,
+    is_counted: bool,
     /// For those who pull, and the tap.
     copy: Option<Publication>,
 }
@@ -378,6 +420,7 @@ impl Control {
                 drain_ordered: false,
                 pullers: Pullers::default(),
                 tap: None,
+                upstream: None,
                 sleeps_until: Time::NEVER,
             }),
             bell,
@@ -408,6 +451,22 @@ impl Control {
         self.core().tap = Some(tap);
     }
 
+    /// Sends what publishers publish from now on up a stream.
+    pub fn set_upstream(&self, upstream: Upstream) {
+        self.core().upstream = Some(upstream);
+    }
+
+    /// See [`Topics::follow`].
+    pub fn follow(&self, epoch: Epoch, after: u64) {
+        let mut core = self.core();
+        let Core { mind, shards, .. } = &mut *core;
+        mind.follow(Time::now(), epoch, after, shards);
+        shards.ring_touched();
+        if core.sleeps_until > Time::default() {
+            self.nudge.notify_one(); // A shard may have had no room.
+        }
+    }
+
     /// Admits, refuses or lets wait. Never blocks; allocates nothing here unless the publication waits.
     pub fn try_publish(&self, publication: Publication) -> Admission {
         let mut core = self.core();
@@ -420,23 +479,28 @@ impl Control {
     /// every `RING_EVERY` of them. One that waits doesn't hold up the next, unless it is of the same topic: then `topics` lets
     /// that one wait behind it. Both arguments are called under the lock: they must not call back.
     pub fn try_publish_all(&self, publications: impl IntoIterator<Item = Publication>, each: impl FnMut(Admission)) {
-        self.admit_all(publications, Origin::Publisher, each);
+        self.admit_all(publications.into_iter().map(|publication| (publication, Origin::Publisher)), each);
     }
 
     /// As [`Control::try_publish_all`], of what another gateway has accepted: it goes to subscribers, and no further.
     pub fn try_deliver_all(&self, publications: impl IntoIterator<Item = Publication>, each: impl FnMut(Admission)) {
-        self.admit_all(publications, Origin::Elsewhere, each);
+        self.admit_all(publications.into_iter().map(|publication| (publication, Origin::Elsewhere)), each);
     }
 
-    fn admit_all(
+    /// As [`Control::try_publish_all`], of what has come down the stream, each with its number there.
+    pub fn try_deliver_in_place(
         &self,
-        publications: impl IntoIterator<Item = Publication>,
-        from: Origin,
-        mut each: impl FnMut(Admission),
+        publications: impl IntoIterator<Item = (u64, Publication)>,
+        each: impl FnMut(Admission),
     ) {
+        let from = |(sequence, publication)| (publication, Origin::Stream(sequence));
+        self.admit_all(publications.into_iter().map(from), each);
+    }
+
+    fn admit_all(&self, publications: impl Iterator<Item = (Publication, Origin)>, mut each: impl FnMut(Admission)) {
         let mut core = self.core();
         let now = Time::now();
-        for (i, publication) in publications.into_iter().enumerate() {
+        for (i, (publication, from)) in publications.enumerate() {
             each(self.admit(&mut core, now, publication, from));
             if i % RING_EVERY == RING_EVERY - 1 {
                 core.shards.ring_touched();
@@ -458,13 +522,21 @@ impl Control {
 
     fn admit(&self, core: &mut Core, now: Time, publication: Publication, from: Origin) -> Admission {
         let bytes = publication.data.len();
+        if from == Origin::Publisher && core.upstream.is_some() {
+            return self.send_up(core, publication);
+        }
+        let is_counted = !matches!(from, Origin::Stream(_)); // Those were, where their publisher is.
         let is_wanted = from == Origin::Publisher && (core.tap.is_some() || core.pullers.len() > 0);
         // A copy: the payload may be a slice of a whole batch as it was received.
         let copy = is_wanted.then(|| Publication {
             target: publication.target.clone(),
             data: Bytes::copy_from_slice(&publication.data),
         });
-        let outcome = match core.mind.publish(now, publication, &mut core.shards) {
+        let outcome = match from {
+            Origin::Stream(sequence) => core.mind.deliver(now, publication, sequence, &mut core.shards),
+            Origin::Publisher | Origin::Elsewhere => core.mind.publish(now, publication, &mut core.shards),
+        };
+        let outcome = match outcome {
             Outcome::Admitted(ack) => Ok(ack),
             Outcome::Refused(refusal) => Err(refusal),
             Outcome::Waiting(ticket) => {
@@ -473,7 +545,7 @@ impl Control {
                     self.nudge.notify_one();
                 }
                 let (sender, receiver) = oneshot::channel();
-                let previous = core.waiting.insert(ticket, Waiter { sender, bytes, copy });
+                let previous = core.waiting.insert(ticket, Waiter { sender, bytes, is_counted, copy });
                 assert!(previous.is_none(), "{ticket:?} was given out twice");
                 self.metrics.waited.add(1);
                 self.metrics.waiting.set(core.waiting.len() as u64);
@@ -486,11 +558,39 @@ impl Control {
             core.sleeps_until = due;
             self.nudge.notify_one();
         }
-        self.count(&outcome, bytes);
+        if is_counted {
+            self.count(&outcome, bytes);
+        }
         if outcome.is_ok() {
             self.hand_on(core, copy);
         }
         Admission::Done(outcome)
+    }
+
+    /// Gives a publication to the stream, which answers later.
+    fn send_up(&self, core: &mut Core, publication: Publication) -> Admission {
+        let bytes = publication.data.len();
+        if let Err(refusal) = core.mind.check(&publication) {
+            self.count(&Err(refusal.clone()), bytes);
+            return Admission::Done(Err(refusal));
+        }
+        let copy = (core.pullers.len() > 0).then(|| Publication {
+            target: publication.target.clone(),
+            data: Bytes::copy_from_slice(&publication.data),
+        });
+        let (sender, receiver) = oneshot::channel();
+        let upstream = core.upstream.as_ref().expect("the caller has looked");
+        upstream(publication, SentUp { sender, bytes, copy });
+        Admission::Waiting(Waiting(receiver))
+    }
+
+    /// Tells a publisher what became of a publication that was sent up. On the control core, and not from within [`Upstream`].
+    pub fn answer(&self, sent: SentUp, outcome: Result<Ack, Refusal>) {
+        self.count(&outcome, sent.bytes);
+        if outcome.is_ok() && sent.copy.is_some() {
+            self.hand_on(&mut self.core(), sent.copy);
+        }
+        let _ = sent.sender.send(outcome); // Its publisher may have left.
     }
 
     /// Gives those who pull, and the tap, what was accepted.
@@ -521,6 +621,10 @@ impl Control {
             Err(Refusal::NoRoom { .. } | Refusal::TooManyTopics { .. }) => m.refused_full.add(1),
             Err(Refusal::TooLarge { .. } | Refusal::NameTooLong { .. } | Refusal::NotUtf8) => m.refused_invalid.add(1),
             Err(Refusal::Draining) => m.refused_draining.add(1),
+            Err(Refusal::StreamBusy { .. }) => m.refused_full.add(1),
+            Err(Refusal::StreamAway { .. } | Refusal::StreamLate { .. } | Refusal::StreamRefused { .. }) => {
+                m.refused_stream.add(1);
+            }
         }
     }
 
@@ -667,7 +771,9 @@ impl Control {
         for (ticket, outcome) in done.drain(..) {
             // Nobody's: the call that took the ticket panicked before it could say so.
             let Some(waiter) = core.waiting.remove(&ticket) else { continue };
-            self.count(&outcome, waiter.bytes);
+            if waiter.is_counted {
+                self.count(&outcome, waiter.bytes);
+            }
             if outcome.is_ok() {
                 self.hand_on(core, waiter.copy);
             }

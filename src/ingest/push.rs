@@ -36,7 +36,9 @@ impl From<Refusal> for Problem {
         let code = match refusal {
             Refusal::TooLarge { .. } | Refusal::NameTooLong { .. } | Refusal::NotUtf8 => Code::InvalidArgument,
             Refusal::NoRoom { .. } | Refusal::TooManyTopics { .. } => Code::ResourceExhausted,
-            Refusal::Draining => Code::Unavailable,
+            Refusal::StreamBusy { .. } | Refusal::StreamRefused { .. } => Code::ResourceExhausted,
+            Refusal::Draining | Refusal::StreamAway { .. } => Code::Unavailable,
+            Refusal::StreamLate { .. } => Code::DeadlineExceeded,
         };
         Problem::new(code, refusal.to_string())
     }

@@ -49,6 +49,13 @@ pub enum ToShard {
         /// Last offset assigned; the shard's subscribers take part from here.
         offset: Offset,
     },
+    /// Every topic is of this epoch from now on, and goes on. Its offsets are shown to clients as so much less.
+    Epoch {
+        /// The stream's, which all topics share.
+        epoch: Epoch,
+        /// Whatever is not above it is older than the epoch, and shown as 0.
+        base: Offset,
+    },
     /// The interest is forgotten: its number may be used again.
     Unsubscribed {
         /// Which one.

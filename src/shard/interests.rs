@@ -158,6 +158,8 @@ pub struct Interests {
     /// Interests without subscribers, by when they are given up.
     lingering: VecDeque<(InterestRef, Time)>,
     batch_bytes: usize,
+    /// Offsets are shown to clients as so much less.
+    base: Offset,
     members: usize,
     joined_bytes_max: usize,
     header: Vec<u8>, // Scratch of one frame's header.
@@ -245,7 +247,7 @@ impl Interests {
                     self.batch_bytes = self.batch_bytes + interest.batch.len() as usize - before;
                     interest.fresh.push((waiter.slot, interest.last));
                 }
-                Joined::From(interest.epoch, interest.last)
+                Joined::From(interest.epoch, shown(interest.last, self.base))
             }
             Standing::Asked => {
                 interest.waiters.push(waiter);
@@ -253,6 +255,23 @@ impl Interests {
             }
             Standing::Free | Standing::Leaving => unreachable!("asked for above, or by find_or_add"),
         }
+    }
+
+    /// Where whoever takes part in an interest now is, as clients are shown it.
+    pub fn position(&self, id: InterestId) -> (Epoch, Offset) {
+        let interest = &self.all[id.0 as usize];
+        (interest.epoch, self.shown(interest.last))
+    }
+
+    /// An offset as clients are shown it.
+    pub fn shown(&self, offset: Offset) -> Offset {
+        shown(offset, self.base)
+    }
+
+    /// All topics are of this epoch from now on, of which nothing is older than `base`.
+    pub fn begin_epoch(&mut self, epoch: Epoch, base: Offset) {
+        self.base = base;
+        self.all.iter_mut().for_each(|interest| interest.epoch = epoch);
     }
 
     /// Whether `slot` waits for the ack.
@@ -474,6 +493,10 @@ impl Interests {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+fn shown(offset: Offset, base: Offset) -> Offset {
+    Offset(offset.0.saturating_sub(base.0))
 }
 
 #[cfg(test)]

@@ -39,14 +39,15 @@ impl<R: Ring> Reactor<R> {
                 self.interests.frame(interest, offset, prev, &frame, admitted, &mut self.pool);
             }
             ToShard::Subscribed { interest, epoch, offset } => {
-                let mut waiters = std::mem::take(&mut self.waiters);
+                let (mut waiters, shown) = (std::mem::take(&mut self.waiters), self.interests.shown(offset));
                 let stale = self.ring.planted(Defect::StaleInterestAck);
                 self.interests.acknowledged(interest, epoch, offset, stale, &mut waiters);
                 for waiter in waiters.drain(..) {
-                    self.acknowledged(interest.id, waiter, epoch, offset);
+                    self.acknowledged(interest.id, waiter, epoch, shown);
                 }
                 self.waiters = waiters;
             }
+            ToShard::Epoch { epoch, base } => self.interests.begin_epoch(epoch, base),
             ToShard::Unsubscribed { interest } => {
                 self.interests.let_go(interest, self.ring.planted(Defect::StaleInterestAck));
             }

@@ -506,8 +506,8 @@ impl<R: Ring> Reactor<R> {
         }
         if topic.is_empty() {
             // What goes to the empty topic goes to everyone, and this connection is one of them already.
-            let position = connection.subscriptions.first().map(|id| self.interests.get(id));
-            let position = position.map_or((Epoch(0), Offset(0)), |everyone| (everyone.epoch, everyone.last));
+            let position = connection.subscriptions.first().map(|everyone| self.interests.position(everyone));
+            let position = position.unwrap_or((Epoch(0), Offset(0)));
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
         let known = self.interests.find(&topic, connection.encoding);
@@ -517,8 +517,7 @@ impl<R: Ring> Reactor<R> {
             if !dialect.subscribes_twice() {
                 return self.answer_subscribe(slot, request, &topic, Err(SubscribeError::AlreadySubscribed));
             }
-            let interest = self.interests.get(id);
-            let position = (interest.epoch, interest.last);
+            let position = self.interests.position(id);
             return self.answer_subscribe(slot, request, &topic, Ok(position));
         }
         let is_one_too_many = known.is_none() && self.interests.topics() >= self.settings.topics_max;

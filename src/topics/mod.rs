@@ -31,7 +31,6 @@ mod slab;
 mod users;
 mod windows;
 
-pub use sequencer::{LocalSequencer, Sequencer};
 pub use windows::{MergeCounts, MergeLimits};
 
 use crate::clock::Time;
@@ -40,6 +39,7 @@ use crate::encode::Encoder;
 use crate::frame::{Frame, Publication, Target};
 use crate::ids::{ClientRef, Encoding, Epoch, InterestId, InterestRef, Offset, ShardId, UserKey};
 use crate::queue::{self, FromShard, InterestKey, ToShard, UserFrame};
+use sequencer::Sequencer;
 use slab::{Linked, Links, List, NIL, Slab};
 use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
@@ -146,6 +146,34 @@ pub enum Refusal {
     /// Ask another gateway.
     #[error("the gateway is shutting down: publish to another one")]
     Draining,
+    /// Try again later; the stream that it was to go into does not have it.
+    #[error("the stream can't be reached, it does not have the message: try again ({trouble})")]
+    StreamAway {
+        /// What is the matter.
+        trouble: String,
+    },
+    /// Try again later.
+    #[error(
+        "{messages} messages wait for the stream's acknowledgement, no more are allowed (cluster.nats_in_flight_max, cluster.nats_in_flight_bytes_max): try again"
+    )]
+    StreamBusy {
+        /// How many.
+        messages: usize,
+    },
+    /// It may be in the stream.
+    #[error(
+        "no acknowledgement from the stream within {waited_ms} ms (cluster.nats_publish_timeout_ms): it may have the message or not; publishing again may double it"
+    )]
+    StreamLate {
+        /// How long that was.
+        waited_ms: u64,
+    },
+    /// Look at the stream's limits.
+    #[error("the stream does not take the message: {reason}")]
+    StreamRefused {
+        /// In NATS's words.
+        reason: String,
+    },
 }
 
 /// Names a publication that waits for room.
@@ -217,6 +245,7 @@ struct Interest {
 struct Topic {
     name: Arc<str>,
     epoch: Epoch,
+    began: Offset, // While `last` is that, nothing was published in this life.
     last: Offset,
     interests: Vec<Interest>, // Sorted by (encoding, shard).
     line_head: u32,           // Into `Topics::waiting`; NIL if nobody waits.
@@ -253,6 +282,7 @@ struct Waiting {
     ticket: Ticket,
     topic: u32,
     publication: Publication,
+    given: Option<Offset>,
     since: Time,
     need: Need, // In the queue of the shard its topic is blocked on, once it is first in line.
     built: Option<Built>,
@@ -304,11 +334,13 @@ struct Shard {
     /// Topics whose lines wait for room here.
     blocked: List,
     full_since: Option<Time>,
+    /// It has not been told the epoch of the stream. Told before anything else.
+    is_epoch_owed: bool,
 }
 
 impl Shard {
     fn is_owed(&self) -> bool {
-        !self.owed.is_empty() || !self.answers.is_empty()
+        !self.owed.is_empty() || !self.answers.is_empty() || self.is_epoch_owed
     }
 
     fn number(&mut self, id: InterestId) -> &mut Number {
@@ -350,7 +382,7 @@ enum By {
 pub struct Topics {
     limits: TopicsLimits,
     encoder: Encoder,
-    sequencer: Box<dyn Sequencer + Send>,
+    sequencer: Sequencer,
     names: HashMap<Arc<str>, u32>, // Keyed hash: clients choose the names.
     user_hash: RandomState,        // Likewise for uids.
     lanes: HashMap<UserKey, u32>,  // Users with a line, and the nameless topic that stands for each meanwhile.
@@ -378,7 +410,7 @@ pub struct Topics {
 impl Topics {
     /// No topics yet. `seed` makes epochs unlike those of an earlier start.
     pub fn new(limits: TopicsLimits, encoder: Encoder, shards: usize, seed: u64) -> Topics {
-        let mut sequencer = Box::new(LocalSequencer::new(seed));
+        let mut sequencer = Sequencer::local(seed);
         let mut topics = Slab::new();
         for stream in [BROADCAST, USERS] {
             let index = topics.insert(Topic::new("".into(), sequencer.begin(), Time::default(), Place::Settled));
@@ -391,6 +423,7 @@ impl Topics {
             users: UserTable::default(),
             blocked: List::EMPTY,
             full_since: None,
+            is_epoch_owed: false,
         };
         let windows = Windows::new(limits.merge, shards);
         Topics {
@@ -425,6 +458,65 @@ impl Topics {
     /// Admits, lets wait or refuses one publication. Never blocks. O(interests of its topic); allocates its frames, and what
     /// waiting takes.
     pub fn publish(&mut self, now: Time, publication: Publication, outlet: &mut dyn Outlet) -> Outcome {
+        self.take(now, publication, None, outlet)
+    }
+
+    /// As [`Topics::publish`], of what has come from the stream that [`Topics::follow`] named: its offset is its number there. What is
+    /// refused nobody here gets; it is in the stream all the same.
+    pub fn deliver(&mut self, now: Time, publication: Publication, sequence: u64, outlet: &mut dyn Outlet) -> Outcome {
+        let offset = self.sequencer.place(sequence);
+        if let Target::Topic(name) = &publication.target
+            && !self.names.contains_key(name)
+        {
+            // Nobody here knows it. Whoever comes to want it begins behind what the stream has had by then.
+            let (epoch, _) = self.sequencer.begin();
+            return Outcome::Admitted(Ack { epoch, offset: self.sequencer.shown(offset) });
+        }
+        self.take(now, publication, Some(offset), outlet)
+    }
+
+    /// Offsets are those of a stream from now on, of one epoch for all topics; up to `after` nothing of it will come. Subscribers go on:
+    /// what they are shown next has that epoch. Shards are told now, or when their queues have room. O(topics).
+    pub fn follow(&mut self, now: Time, epoch: Epoch, after: u64, outlet: &mut dyn Outlet) {
+        let highest = self.topics.iter().map(|topic| topic.last).max().unwrap_or_default();
+        self.sequencer.follow(epoch, after, highest);
+        let (_, begin) = self.sequencer.begin();
+        for topic in self.topics.iter_mut() {
+            topic.epoch = epoch;
+            // Shards hold the others to what they were told.
+            if topic.interests.is_empty() && topic.line_head == NIL {
+                (topic.last, topic.began) = (begin, begin);
+            }
+        }
+        for shard in &mut self.shards {
+            self.shards_owed += usize::from(!shard.is_owed());
+            shard.is_epoch_owed = true;
+        }
+        self.answer_all(now, outlet);
+    }
+
+    /// Whether a publication would be refused whatever room there is.
+    ///
+    /// # Errors
+    /// It would be, for this reason.
+    pub fn check(&self, publication: &Publication) -> Result<(), Refusal> {
+        let message_bytes_max = self.limits.message_bytes_max;
+        let name_bytes = match &publication.target {
+            Target::Everyone => 0,
+            Target::Topic(topic) => topic.len(),
+            Target::User { uid, topic } => uid.len().max(topic.len()),
+        };
+        match (name_bytes, publication.data.len()) {
+            _ if self.draining => Err(Refusal::Draining),
+            (bytes, _) if bytes > TOPIC_BYTES_MAX => Err(Refusal::NameTooLong { bytes }),
+            (_, bytes) if bytes > message_bytes_max => Err(Refusal::TooLarge { bytes, message_bytes_max }),
+            _ if std::str::from_utf8(&publication.data).is_err() => Err(Refusal::NotUtf8),
+            _ => Ok(()),
+        }
+    }
+
+    /// `given` is the offset of what has one already.
+    fn take(&mut self, now: Time, publication: Publication, given: Option<Offset>, outlet: &mut dyn Outlet) -> Outcome {
         if let Err(refusal) = self.check(&publication) {
             return Outcome::Refused(refusal);
         }
@@ -452,7 +544,7 @@ impl Topics {
             }
             Place::Settled | Place::Idle | Place::Unused => {
                 self.address(index, &publication);
-                match self.overtakes_none(index).and_then(|()| self.admit(now, index, &publication, outlet)) {
+                match self.overtakes_none(index).and_then(|()| self.admit(now, index, &publication, given, outlet)) {
                     Ok(ack) => {
                         self.built.frames.clear();
                         if self.is_idle(index) {
@@ -469,7 +561,7 @@ impl Topics {
             _ => None,
         };
         let index = lane.map_or(index, |user| self.open_lane(now, user));
-        let outcome = self.wait(now, index, publication, blocked);
+        let outcome = self.wait(now, index, publication, given, blocked);
         if let (Outcome::Refused(_), Some(user)) = (&outcome, lane) {
             self.close_lane(index, user);
         }
@@ -629,22 +721,6 @@ impl Topics {
         })
     }
 
-    fn check(&self, publication: &Publication) -> Result<(), Refusal> {
-        let message_bytes_max = self.limits.message_bytes_max;
-        let name_bytes = match &publication.target {
-            Target::Everyone => 0,
-            Target::Topic(topic) => topic.len(),
-            Target::User { uid, topic } => uid.len().max(topic.len()),
-        };
-        match (name_bytes, publication.data.len()) {
-            _ if self.draining => Err(Refusal::Draining),
-            (bytes, _) if bytes > TOPIC_BYTES_MAX => Err(Refusal::NameTooLong { bytes }),
-            (_, bytes) if bytes > message_bytes_max => Err(Refusal::TooLarge { bytes, message_bytes_max }),
-            _ if std::str::from_utf8(&publication.data).is_err() => Err(Refusal::NotUtf8),
-            _ => Ok(()),
-        }
-    }
-
     // Topics come and go.
 
     /// Whether one more topic may be known, if need be for the longest idle ones. Forgets one a call unless interest has taken
@@ -726,7 +802,7 @@ impl Topics {
         topic.last_used = now;
         let place = match topic.last {
             _ if index <= USERS || !topic.interests.is_empty() => Place::Settled,
-            Offset(0) => Place::Unused,
+            last if last == topic.began => Place::Unused,
             _ => Place::Idle,
         };
         self.put(index, place);
@@ -757,6 +833,17 @@ impl Topics {
 
     /// Gives a shard the answers it is owed while its queue has room.
     fn answer(&mut self, now: Time, id: ShardId, outlet: &mut dyn Outlet) {
+        let shard = &mut self.shards[usize::from(id.0)];
+        if shard.is_epoch_owed {
+            if !outlet.has_room(id, 1, 0) {
+                shard.full_since.get_or_insert(now);
+                return;
+            }
+            (shard.full_since, shard.is_epoch_owed) = (None, false);
+            self.shards_owed -= usize::from(!shard.is_owed());
+            let (epoch, base) = self.sequencer.followed();
+            outlet.push(id, ToShard::Epoch { epoch, base });
+        }
         while let Some(&number) = self.shards[usize::from(id.0)].owed.front() {
             let shard = &mut self.shards[usize::from(id.0)];
             if !outlet.has_room(id, 1, 0) {
@@ -898,6 +985,7 @@ impl Topics {
         now: Time,
         index: u32,
         publication: &Publication,
+        given: Option<Offset>,
         outlet: &mut dyn Outlet,
     ) -> Result<Ack, Blocked> {
         self.prepare_item(now, index, &publication.data, outlet)?;
@@ -905,9 +993,18 @@ impl Topics {
             Target::User { .. } => USERS, // `index` may be a lane.
             Target::Everyone | Target::Topic(_) => index,
         };
-        let Topic { epoch, last: prev, .. } = self.topics[stream];
-        let position = Position { epoch, offset: self.sequencer.after(epoch, prev), prev };
-        debug_assert!(position.offset > prev);
+        let Topic { epoch, last, .. } = self.topics[stream];
+        let offset = given.unwrap_or_else(|| self.sequencer.after(last));
+        // Users have lines of their own: what waited for one of them comes behind later numbers of others.
+        let prev = if stream == USERS { last.min(Offset(offset.0 - 1)) } else { last };
+        let position = Position { epoch, offset, prev };
+        debug_assert!(offset > prev);
+        let shown = Position { epoch, offset: self.sequencer.shown(offset), prev: self.sequencer.shown(prev) };
+        if given.is_some()
+            && let Some(recipient) = self.recipients.iter().find(|r| self.shards[usize::from(r.shard.0)].is_epoch_owed)
+        {
+            return Err(Blocked { shard: recipient.shard, need: Need::LEAST, by: By::Queue });
+        }
 
         if self.built.position != Some(position) {
             self.built.frames.clear();
@@ -918,7 +1015,7 @@ impl Topics {
                 Some(frame) => frame,
                 None => {
                     self.frames_built += 1;
-                    let frame = self.encoder.frame(publication, position, recipient.encoding);
+                    let frame = self.encoder.frame(publication, shown, recipient.encoding);
                     self.built.frames.push((recipient.encoding, frame));
                     &self.built.frames[self.built.frames.len() - 1].1
                 }
@@ -940,8 +1037,7 @@ impl Topics {
             return Err(blocked);
         }
 
-        self.topics[stream].last = position.offset;
-        let Position { offset, prev, .. } = position;
+        self.topics[stream].last = last.max(offset);
         let mut messages: Vec<Arc<UserFrame>> = Vec::new(); // One per encoding, shared like the frame in it.
         for recipient in &self.recipients {
             let frame = frame_of(&self.built.frames, recipient.encoding).expect("built above");
@@ -968,8 +1064,8 @@ impl Topics {
             };
             outlet.push(recipient.shard, message);
         }
-        self.add_item(now, stream, prev, position.offset, outlet);
-        Ok(Ack { epoch, offset: position.offset })
+        self.add_item(now, stream, prev, offset, outlet);
+        Ok(Ack { epoch, offset: shown.offset })
     }
 
     // Users.
@@ -980,8 +1076,8 @@ impl Topics {
 
     /// A line for a user's publications, as if the user were a topic.
     fn open_lane(&mut self, now: Time, user: UserKey) -> u32 {
-        let epoch = self.topics[USERS].epoch;
-        let lane = self.topics.insert(Topic::new("".into(), epoch, now, Place::Settled));
+        let Topic { epoch, began, .. } = self.topics[USERS];
+        let lane = self.topics.insert(Topic::new("".into(), (epoch, began), now, Place::Settled));
         self.lanes.insert(user, lane);
         lane
     }
@@ -994,7 +1090,14 @@ impl Topics {
 
     // Lines.
 
-    fn wait(&mut self, now: Time, index: u32, publication: Publication, blocked: Blocked) -> Outcome {
+    fn wait(
+        &mut self,
+        now: Time,
+        index: u32,
+        publication: Publication,
+        given: Option<Offset>,
+        blocked: Blocked,
+    ) -> Outcome {
         let bytes = publication.data.len();
         if self.waiting.len() >= self.limits.publish_waiting_max
             || self.waiting_bytes + bytes > self.limits.publish_waiting_bytes_max
@@ -1010,6 +1113,7 @@ impl Topics {
             ticket,
             topic: index,
             publication: Publication { data, ..publication },
+            given,
             since: now,
             need: blocked.need,
             built,
@@ -1106,10 +1210,10 @@ impl Topics {
     ) -> Option<By> {
         let entry = self.topics[index].line_head;
         let waiting = &mut self.waiting[entry];
-        let (publication, is_last) = (waiting.publication.clone(), waiting.behind == NIL);
+        let (publication, given, is_last) = (waiting.publication.clone(), waiting.given, waiting.behind == NIL);
         self.built = waiting.built.take().unwrap_or_default();
         self.address(index, &publication);
-        let in_vain = match self.admit(now, index, &publication, outlet) {
+        let in_vain = match self.admit(now, index, &publication, given, outlet) {
             Ok(ack) => {
                 done.push((self.leave(now, entry).ticket, Ok(ack)));
                 if !is_last {
@@ -1155,11 +1259,12 @@ impl Topics {
 }
 
 impl Topic {
-    fn new(name: Arc<str>, epoch: Epoch, now: Time, place: Place) -> Topic {
+    fn new(name: Arc<str>, (epoch, began): (Epoch, Offset), now: Time, place: Place) -> Topic {
         Topic {
             name,
             epoch,
-            last: Offset(0),
+            began,
+            last: began,
             interests: Vec::new(),
             line_head: NIL,
             line_tail: NIL,

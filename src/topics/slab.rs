@@ -37,6 +37,14 @@ impl<T> Slab<T> {
     pub(super) fn len(&self) -> usize {
         self.entries.len() - self.free.len()
     }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().flatten()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries.iter_mut().flatten()
+    }
 }
 
 impl<T> Index<u32> for Slab<T> {

@@ -12,7 +12,7 @@ static PORTS: AtomicU16 = AtomicU16::new(0);
 
 /// A port that nobody listens on now, below those that the kernel gives to whoever asks for any: nobody comes to have it by chance while
 /// etcd is stopped.
-fn port() -> u16 {
+pub fn port() -> u16 {
     const FIRST: u16 = 10_000;
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
     let lowest: u16 = range.split_whitespace().next().unwrap().parse().unwrap();

@@ -1,0 +1,279 @@
+//! One connection to one server of NATS, and what is published over it: from the handshake to whatever ends it.
+//!
+//! A connection is used once. When it is lost, all that its client still held goes with it, and what has no acknowledgement is sent again
+//! over the next one, in order: a client that connects again by itself would send the rest of its queue first, ahead of what was lost.
+
+use super::follow::{Cursor, follow};
+use super::outbox::Sending;
+use super::stream::{self, Problem};
+use super::{Answer, Followed, Shared};
+use crate::topics::{Ack, Refusal};
+use async_nats::client::PublishErrorKind;
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber};
+use futures_util::{FutureExt, StreamExt};
+use serde::Deserialize;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// How long a connection and its handshakes may take.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How often a server is asked for a sign of life; after two in vain it is gone.
+const PING: Duration = Duration::from_secs(2);
+/// Messages here that nobody has looked at yet. NATS's flow control counts bytes, so small ones could be more: they are asked for again.
+const UNREAD_MAX: usize = 65_536;
+/// Sent between two looks at acknowledgements, and acknowledgements taken between two looks at what is to be sent.
+const BURST: usize = 256;
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// A message without an answer for so long is sent again, and those behind it wait.
+const RESEND: Duration = Duration::from_secs(2);
+/// What a server may still have from a connection that is gone it has by then, ahead of what is sent again.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// How this node shows who it is.
+#[derive(Clone)]
+pub(in crate::cluster) enum Login {
+    Nobody,
+    User { name: String, password: String },
+    Token(String),
+    Credentials(String),
+}
+
+/// How to reach NATS.
+#[derive(Clone)]
+pub(in crate::cluster) struct Access {
+    pub(super) servers: Vec<String>,
+    pub(super) login: Login,
+    pub(super) ca_file: String,
+    /// Certificate and key.
+    pub(super) identity: Option<(String, String)>,
+    /// As NATS lists it among its connections.
+    pub(super) name: String,
+}
+
+impl Access {
+    /// What a client is told, but for what happens to it.
+    ///
+    /// # Errors
+    /// The credentials can't be used.
+    pub(super) fn options(&self) -> std::io::Result<ConnectOptions> {
+        let mut options = ConnectOptions::new();
+        options = match &self.login {
+            Login::Nobody => options,
+            Login::User { name, password } => options.user_and_password(name.clone(), password.clone()),
+            Login::Token(token) => options.token(token.clone()),
+            Login::Credentials(text) => options.credentials(text)?,
+        };
+        if !self.ca_file.is_empty() {
+            options = options.add_root_certificates(self.ca_file.clone().into());
+        }
+        if let Some((certificate, key)) = &self.identity {
+            options = options.add_client_certificate(certificate.clone().into(), key.clone().into());
+        }
+        Ok(options
+            .name(self.name.clone())
+            .connection_timeout(CONNECT)
+            .ping_interval(PING)
+            .subscription_capacity(UNREAD_MAX)
+            .ignore_discovered_servers()
+            .retain_servers_order())
+    }
+}
+
+/// A client, and whether its connection is lost.
+struct Connection {
+    client: Client,
+    lost: watch::Receiver<bool>,
+}
+
+async fn connect(access: &Access, attempt: usize) -> Result<Connection, String> {
+    let (losing, lost) = watch::channel(false);
+    let losing = Arc::new(losing);
+    let said = Arc::new(Mutex::new(String::new()));
+    let server = &access.servers[attempt % access.servers.len()];
+    let options = access.options().map_err(|error| format!("cluster.nats_credentials_file: {error}"))?;
+    let options = options.event_callback(move |event| {
+        let (losing, said) = (losing.clone(), said.clone());
+        async move {
+            match event {
+                Event::Disconnected | Event::Closed => drop(losing.send_replace(true)),
+                Event::ServerError(error) => {
+                    let text = match error {
+                        ServerError::Other(text) => text,
+                        error => error.to_string(),
+                    };
+                    // Once: what is not permitted would be said again with every message.
+                    let mut last = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    if *last != text {
+                        tracing::warn!("NATS says: {text}");
+                        *last = text;
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    let client = options.connect(server.as_str()).await.map_err(|error| super::super::causes(&error))?;
+    Ok(Connection { client, lost })
+}
+
+/// Publishes and follows over one connection, until it is lost or something else fails.
+pub(super) async fn run(
+    shared: &Arc<Shared>,
+    access: &Access,
+    attempt: usize,
+    cursor: &mut Cursor,
+    control: &mpsc::Sender<Followed>,
+) -> Result<Infallible, String> {
+    let server = &access.servers[attempt % access.servers.len()];
+    let at = |error: &dyn std::fmt::Display| format!("NATS at {server}: {error}");
+    let Connection { client, mut lost } = connect(access, attempt).await.map_err(|error| at(&error))?;
+    shared.metrics.nats_connects.add(1);
+    let stream = stream::have(&client, &shared.wanted).await.map_err(|error| at(&error))?;
+    shared.set_epoch(stream.epoch);
+    tracing::info!(server, stream = shared.wanted_name, "connected to NATS");
+    let following = async {
+        if !shared.is_following {
+            shared.well();
+            return std::future::pending().await;
+        }
+        // Its first look at the stream makes this node ready, as publishing does not wait for it.
+        shared.well();
+        follow(shared, &client, cursor, control).await.map_err(|error| at(&error))
+    };
+    tokio::select! {
+        biased;
+        _ = lost.wait_for(|lost| *lost) => Err(at(&"the connection is lost")),
+        ended = publish(shared, &client) => ended.map_err(|error| at(&error)),
+        ended = following => ended,
+    }
+}
+
+#[derive(Deserialize)]
+struct PubAck {
+    #[serde(default)]
+    seq: u64,
+    error: Option<Problem>,
+}
+
+/// Sends what publishers give and takes acknowledgements.
+async fn publish(shared: &Arc<Shared>, client: &Client) -> Result<Infallible, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let inbox = client.new_inbox();
+    let mut acks = client.subscribe(format!("{inbox}.*")).await.map_err(|error| text(&error))?;
+    if shared.outbox().is_held() {
+        tokio::time::sleep(SETTLE).await;
+    }
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        let sendings = {
+            let mut outbox = shared.outbox();
+            let now = Instant::now();
+            let overdue = now.checked_sub(RESEND).map_or(0, |then| outbox.overdue(then));
+            if overdue > 0 {
+                tracing::warn!(messages = overdue, "NATS does not acknowledge; sending again what it may not have");
+            }
+            if outbox.is_held() && outbox.sent() == 0 {
+                drop(outbox);
+                resume(shared, client).await?;
+                continue;
+            }
+            std::iter::from_fn(|| outbox.next(now)).take(BURST).collect::<Vec<_>>()
+        };
+        let is_full = sendings.len() == BURST;
+        for sending in sendings {
+            send(shared, client, &inbox, sending).await?;
+        }
+        let message = if is_full {
+            tokio::task::yield_now().await;
+            acks.next().now_or_never()
+        } else {
+            tokio::select! {
+                biased;
+                message = acks.next() => Some(message),
+                () = shared.grown.notified() => None,
+                _ = tick.tick() => None,
+            }
+        };
+        if let Some(message) = message {
+            let message = message.ok_or("the subscription for acknowledgements is over")?;
+            take(shared, message, &mut acks);
+        }
+    }
+}
+
+/// Sends again what is stuck, once there is a stream to take it.
+async fn resume(shared: &Shared, client: &Client) -> Result<(), String> {
+    let stream = stream::have(client, &shared.wanted).await.map_err(|error| error.to_string())?;
+    shared.set_epoch(stream.epoch);
+    let (given_up, again) = {
+        let mut outbox = shared.outbox();
+        let given_up = outbox.resume();
+        (given_up, outbox.len())
+    };
+    shared.metrics.nats_resent.add(again as u64);
+    shared.give_up(given_up, &"it was sent before another to the same subject, which the stream has");
+    if again > 0 {
+        // A stream without a leader answers at once that nobody is there: not as often as that.
+        tokio::time::sleep(SETTLE).await;
+    }
+    Ok(())
+}
+
+async fn send(shared: &Shared, client: &Client, inbox: &str, sending: Sending) -> Result<(), String> {
+    let Sending { id, subject, data } = sending;
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", format!("{:016x}-{id:x}", shared.node));
+    let sent = client.publish_with_reply_and_headers(subject.to_string(), format!("{inbox}.{id:x}"), headers, data);
+    match sent.await {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+            let done = shared.outbox().refused(id);
+            let reason = format!("it is larger than NATS's max_payload of {} bytes", client.max_payload());
+            shared.refuse(done, reason);
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Takes this acknowledgement and those that are there behind it.
+fn take(shared: &Shared, first: Message, acks: &mut Subscriber) {
+    let mut answers = Vec::new();
+    {
+        let mut outbox = shared.outbox();
+        let epoch = shared.epoch();
+        let mut next = Some(first);
+        while let Some(message) = next {
+            let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 16).ok());
+            let Some(id) = id else { break };
+            let ack = serde_json::from_slice::<PubAck>(&message.payload);
+            match (message.status, ack) {
+                (Some(StatusCode::NO_RESPONDERS), _) => outbox.unanswered(id),
+                (_, Ok(PubAck { error: Some(problem), .. })) if problem.is_passing() => outbox.unanswered(id),
+                (_, Ok(PubAck { error: Some(problem), .. })) => {
+                    if let Some(done) = outbox.refused(id) {
+                        shared.metrics.nats_failed_refused.add(1);
+                        answers.push(Answer {
+                            done,
+                            outcome: Err(Refusal::StreamRefused { reason: problem.description }),
+                        });
+                    }
+                }
+                (_, Ok(PubAck { seq, .. })) if seq > 0 => {
+                    if let Some(done) = outbox.acked(id) {
+                        shared.metrics.nats_acknowledged.add(1);
+                        answers.push(Answer { done, outcome: Ok(Ack { epoch, offset: crate::ids::Offset(seq) }) });
+                    }
+                }
+                // Whatever that is, it is no acknowledgement: the deadline decides.
+                _ => tracing::debug!(payload = ?message.payload, "not an acknowledgement"),
+            }
+            next = if answers.len() < BURST { acks.next().now_or_never().flatten() } else { None };
+        }
+        shared.metrics.nats_in_flight.set(outbox.len() as u64);
+    }
+    shared.answer(answers);
+}

@@ -1,0 +1,302 @@
+//! The stream itself: made if there is none, given its limits, told apart from one of the same name before it. A few calls of JetStream's,
+//! which are JSON, so that what a newer server adds to a stream stays as it is when we change its limits.
+
+use super::subject::Subjects;
+use crate::config::{Cluster, NatsStorage};
+use crate::ids::Epoch;
+use async_nats::client::RequestErrorKind;
+use async_nats::{Client, Request};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long a look at the stream may take: one without a leader says nothing.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a change may take; making a stream on three servers includes an election.
+const CHANGE: Duration = Duration::from_secs(5);
+/// JetStream's own number for a stream that is not there.
+const STREAM_NOT_FOUND: u64 = 10059;
+/// And for subjects that another stream has.
+const SUBJECTS_TAKEN: u64 = 10065;
+
+/// Why the stream can't be had now.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StreamError {
+    /// Nobody answers for JetStream.
+    #[error("JetStream does not answer: it is not enabled (nats-server -js), or has no leader now")]
+    NoJetStream,
+    #[error("{0}")]
+    Unreachable(#[from] async_nats::RequestError),
+    #[error("its answer can't be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
+    #[error("{} ({})", .0.description, .0.err_code)]
+    Refused(Problem),
+    #[error("{0}")]
+    NotOurs(String),
+}
+
+/// What JetStream says when it does not do something.
+#[derive(Debug, Deserialize)]
+pub(super) struct Problem {
+    /// As HTTP's.
+    pub(super) code: u64,
+    /// Which one.
+    #[serde(default)]
+    pub(super) err_code: u64,
+    #[serde(default)]
+    pub(super) description: String,
+}
+
+impl Problem {
+    /// Whether it will go away: no leader, no quorum, no room in a queue.
+    pub(super) fn is_passing(&self) -> bool {
+        const NOT_LEADER: u64 = 10009;
+        self.code == 503 || self.err_code == NOT_LEADER
+    }
+}
+
+/// A stream as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stream {
+    /// Of this one, and of none of its name before or after it.
+    pub(super) epoch: Epoch,
+    /// The oldest message in it, or the next if it is empty.
+    pub(super) first: u64,
+    /// The last one there ever was.
+    pub(super) last: u64,
+}
+
+impl Stream {
+    fn read(info: &Value) -> Option<Stream> {
+        let created = info["created"].as_str()?;
+        let name = info["config"]["name"].as_str()?;
+        let state = &info["state"];
+        let (first, last) = (state["first_seq"].as_u64()?, state["last_seq"].as_u64()?);
+        // An empty one has first = last + 1, or 0 if nothing ever was in it.
+        Some(Stream { epoch: epoch(name, created), first: first.max(1), last })
+    }
+}
+
+/// FNV-1a of the name and the time of its making: all nodes come to the same, whenever they ask.
+fn epoch(name: &str, created: &str) -> Epoch {
+    let bytes = name.bytes().chain([0]).chain(created.bytes());
+    let hash =
+        bytes.fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
+    Epoch(hash.max(1))
+}
+
+/// What a stream is to be.
+pub(super) struct Wanted {
+    name: String,
+    subjects: [String; 3],
+    storage: &'static str,
+    limits: Vec<(&'static str, i64)>,
+}
+
+impl Wanted {
+    pub(super) fn new(settings: &Cluster, subjects: &Subjects) -> Wanted {
+        let nanoseconds = |ms: u64| i64::try_from(u128::from(ms) * 1_000_000).unwrap_or(i64::MAX);
+        Wanted {
+            name: settings.nats_stream.clone(),
+            subjects: subjects.all(),
+            storage: match settings.nats_storage {
+                NatsStorage::File => "file",
+                NatsStorage::Memory => "memory",
+            },
+            limits: vec![
+                ("max_age", nanoseconds(settings.nats_max_age_ms)),
+                ("max_bytes", if settings.nats_max_bytes == 0 { -1 } else { settings.nats_max_bytes as i64 }),
+                ("num_replicas", settings.nats_replicas as i64),
+                ("duplicate_window", nanoseconds(settings.nats_duplicate_window_ms)),
+            ],
+        }
+    }
+
+    fn config(&self) -> Value {
+        let mut config = json!({
+            "name": self.name,
+            "description": "Fanwire: what its nodes deliver",
+            "subjects": self.subjects,
+            "retention": "limits",
+            "discard": "old",
+            "storage": self.storage,
+            "max_consumers": -1,
+            "max_msgs": -1,
+            "max_msg_size": -1,
+        });
+        self.limits.iter().for_each(|(key, value)| config[*key] = (*value).into());
+        config
+    }
+
+    /// What `found` would have to be changed to; nothing if it is as wanted.
+    fn change(&self, found: &Value) -> Result<Option<Value>, StreamError> {
+        let name = &self.name;
+        let mut subjects: Vec<_> =
+            found["subjects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        subjects.sort_unstable();
+        if subjects != self.subjects {
+            return Err(StreamError::NotOurs(format!(
+                "the stream {name} has the subjects {}, not {}: set cluster.nats_stream or cluster.nats_subjects to what is to be, or delete that stream",
+                subjects.join(", "),
+                self.subjects.join(", ")
+            )));
+        }
+        if found["retention"] != "limits" {
+            return Err(StreamError::NotOurs(format!(
+                "the stream {name} has the retention {}, by which messages go before every node has had them: it must be \"limits\"",
+                found["retention"]
+            )));
+        }
+        let mut changed = found.clone();
+        for (key, value) in &self.limits {
+            let is = found[*key].as_i64().unwrap_or(0);
+            let is_alike = is == *value || (*key == "max_bytes" && is <= 0 && *value <= 0);
+            if !is_alike {
+                tracing::warn!(
+                    stream = name,
+                    limit = key,
+                    was = is,
+                    "will be" = value,
+                    "changing a limit of the stream"
+                );
+                changed[*key] = (*value).into();
+            }
+        }
+        if found["storage"] != self.storage {
+            tracing::warn!(
+                stream = name,
+                storage = %found["storage"],
+                "the stream's storage is not cluster.nats_storage = {:?}, and can't be changed: delete the stream to have it made anew",
+                self.storage
+            );
+        }
+        Ok((changed != *found).then_some(changed))
+    }
+}
+
+/// The stream, made or changed if it is not as wanted.
+pub(super) async fn have(client: &Client, wanted: &Wanted) -> Result<Stream, StreamError> {
+    let name = &wanted.name;
+    let info = match call(client, &format!("STREAM.INFO.{name}"), &Value::Null).await {
+        Err(StreamError::Refused(problem)) if problem.err_code == STREAM_NOT_FOUND => {
+            tracing::info!(stream = name, "making the stream");
+            match call(client, &format!("STREAM.CREATE.{name}"), &wanted.config()).await {
+                Err(StreamError::Refused(problem)) if problem.err_code == SUBJECTS_TAKEN => {
+                    return Err(taken(client, wanted).await);
+                }
+                made => made?,
+            }
+        }
+        found => {
+            let found = found?;
+            match wanted.change(&found["config"])? {
+                None => found,
+                Some(changed) => match call(client, &format!("STREAM.UPDATE.{name}"), &changed).await {
+                    Ok(updated) => updated,
+                    Err(StreamError::Refused(problem)) => {
+                        let problem = problem.description;
+                        tracing::warn!(
+                            stream = name,
+                            problem,
+                            "NATS does not change the stream's limits: they stay as they were"
+                        );
+                        found
+                    }
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+    };
+    Stream::read(&info)
+        .ok_or_else(|| StreamError::NotOurs(format!("what NATS says of the stream {name} is no stream: {info}")))
+}
+
+/// Who has our subjects.
+async fn taken(client: &Client, wanted: &Wanted) -> StreamError {
+    let mut names = Vec::new();
+    for subject in &wanted.subjects {
+        if let Ok(found) = call(client, "STREAM.NAMES", &json!({ "subject": subject })).await {
+            names
+                .extend(found["streams"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned));
+        }
+    }
+    names.sort_unstable();
+    names.dedup();
+    StreamError::NotOurs(format!(
+        "another stream of NATS ({}) has subjects of {}: set cluster.nats_subjects to a prefix that is free, or delete that stream",
+        names.join(", "),
+        wanted.subjects.join(", ")
+    ))
+}
+
+/// One call of JetStream's interface.
+pub(super) async fn call(client: &Client, what: &str, argument: &Value) -> Result<Value, StreamError> {
+    let payload = if argument.is_null() { String::new() } else { argument.to_string() };
+    let patience = if argument.is_null() { LOOK } else { CHANGE };
+    let request = Request::new().payload(payload.into()).timeout(Some(patience));
+    let answer = client.send_request(format!("$JS.API.{what}"), request).await.map_err(|error| match error.kind() {
+        RequestErrorKind::NoResponders => StreamError::NoJetStream,
+        _ => error.into(),
+    })?;
+    let mut value: Value = serde_json::from_slice(&answer.payload)?;
+    match value["error"].take() {
+        Value::Null => Ok(value),
+        problem => Err(StreamError::Refused(serde_json::from_value(problem)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted() -> Wanted {
+        Wanted::new(&Cluster::default(), &Subjects::new("fanwire"))
+    }
+
+    #[test]
+    fn one_stream_has_one_epoch_and_its_successor_another() {
+        let info = |created: &str| json!({ "created": created, "config": { "name": "F" }, "state": { "first_seq": 0, "last_seq": 0 } });
+        let one = Stream::read(&info("2026-01-02T03:04:05.123456789Z")).unwrap();
+        assert_eq!(Stream::read(&info("2026-01-02T03:04:05.123456789Z")), Some(one));
+        let other = Stream::read(&info("2026-01-02T03:04:05.123456790Z")).unwrap();
+        assert_ne!(one.epoch, other.epoch);
+        assert_eq!((one.first, one.last), (1, 0));
+        assert_eq!(Stream::read(&json!({ "type": "something else" })), None);
+    }
+
+    #[test]
+    fn a_stream_as_it_was_made_is_left_alone() {
+        let mut found = wanted().config();
+        found["mirror_direct"] = false.into();
+        found["a newer server's"] = 7.into();
+        assert_eq!(wanted().change(&found).unwrap(), None);
+    }
+
+    #[test]
+    fn limits_are_changed_and_nothing_else() {
+        let mut found = wanted().config();
+        (found["max_age"], found["a newer server's"]) = (1.into(), 7.into());
+        let changed = wanted().change(&found).unwrap().unwrap();
+        assert_eq!(changed["max_age"], 3_600_000_000_000i64);
+        assert_eq!(changed["a newer server's"], 7);
+    }
+
+    #[test]
+    fn no_bound_is_no_bound_however_it_is_written() {
+        let mut found = wanted().config();
+        found["max_bytes"] = 0.into();
+        let settings = Cluster { nats_max_bytes: 0, ..Cluster::default() };
+        assert_eq!(Wanted::new(&settings, &Subjects::new("fanwire")).change(&found).unwrap(), None);
+    }
+
+    #[test]
+    fn a_stream_of_others_is_refused_with_what_to_do() {
+        let mut found = wanted().config();
+        found["subjects"] = json!(["orders.>"]);
+        let error = wanted().change(&found).unwrap_err().to_string();
+        assert!(error.contains("orders.>") && error.contains("cluster.nats_stream"), "{error}");
+        let mut queue = wanted().config();
+        queue["retention"] = "workqueue".into();
+        assert!(wanted().change(&queue).unwrap_err().to_string().contains("must be \"limits\""));
+    }
+}
