@@ -1,8 +1,9 @@
 //! Faults at random, for as long as one likes: `scripts/chaos`. One seed decides what is done, to whom and for how long.
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Transport};
 use crate::record::Verdict;
 use crate::trouble::Trouble;
+use std::collections::HashSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,16 +37,23 @@ struct Step {
 }
 
 /// What a seed stands for: steps without end.
-struct Plan(Dice);
+struct Plan {
+    dice: Dice,
+    transport: Transport,
+}
 
 impl Plan {
     fn trouble(&mut self) -> Trouble {
-        let at = self.0.within(0..=2) as usize;
-        match self.0.within(0..=16) {
+        let at = self.dice.within(0..=2) as usize;
+        if self.transport == Transport::Nats && self.dice.within(0..=3) == 0 {
+            let all = [Trouble::NatsLink, Trouble::NatsStop, Trouble::NatsKill, Trouble::NatsDisk];
+            return all[self.dice.within(0..=3) as usize];
+        }
+        match self.dice.within(0..=16) {
             0 | 1 => Trouble::Link(at),
-            2 => Trouble::Throttle(at, self.0.within(64..=512) as u32),
-            3 => Trouble::Delay(at, self.0.within(10..=400)),
-            4 => Trouble::Loss(at, self.0.within(1..=25) as u8),
+            2 => Trouble::Throttle(at, self.dice.within(64..=512) as u32),
+            3 => Trouble::Delay(at, self.dice.within(10..=400)),
+            4 => Trouble::Loss(at, self.dice.within(1..=25) as u8),
             5 => Trouble::Reset(at),
             6 | 7 => Trouble::HalfOpen(at),
             8 | 9 => Trouble::Stop(at),
@@ -53,7 +61,7 @@ impl Plan {
             12 => Trouble::Drain(at),
             13 => Trouble::EtcdLink,
             14 => Trouble::EtcdReset,
-            15 => [Trouble::EtcdStop, Trouble::EtcdKill][self.0.within(0..=1) as usize],
+            15 => [Trouble::EtcdStop, Trouble::EtcdKill][self.dice.within(0..=1) as usize],
             _ => Trouble::EtcdDisk,
         }
     }
@@ -65,16 +73,19 @@ impl Iterator for Plan {
     fn next(&mut self) -> Option<Step> {
         let first = self.trouble();
         let mut troubles = vec![first];
-        if self.0.within(0..=5) == 0 {
+        if self.dice.within(0..=5) == 0 {
             let second = self.trouble();
             // Two of one machine would undo one another.
-            if second.node() != first.node() {
+            let is_other =
+                second.node() != first.node() || second.node().is_none() && second.kind()[..4] != first.kind()[..4];
+            if is_other {
                 troubles.push(second);
             }
         }
         // Seldom longer than a lease lasts.
-        let lasts_ms = if self.0.within(0..=9) == 0 { self.0.within(5000..=9000) } else { self.0.within(100..=3500) };
-        Some(Step { troubles, lasts_ms, pause_ms: self.0.within(100..=900) })
+        let lasts_ms =
+            if self.dice.within(0..=9) == 0 { self.dice.within(5000..=9000) } else { self.dice.within(100..=3500) };
+        Some(Step { troubles, lasts_ms, pause_ms: self.dice.within(100..=900) })
     }
 }
 
@@ -86,13 +97,22 @@ fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
 #[ignore = "scripts/chaos runs it for as long as it is told"]
 fn faults_at_random() {
     let (seconds, seed) = (setting("CHAOS_SECONDS", 60), setting("CHAOS_SEED", 1));
-    let Some(mut fleet) = Fleet::start(&[("drain.drain_delay_ms", "300")]) else { return };
+    let name: String = setting("CHAOS_TRANSPORT", "relay".into());
+    let transport = match &*name {
+        "relay" => Transport::Relay,
+        "nats" => Transport::Nats,
+        other => panic!("CHAOS_TRANSPORT={other}: neither relay nor nats"),
+    };
+    let Some(mut fleet) = Fleet::start_with(transport, &[("drain.drain_delay_ms", "300")]) else { return };
     let audience = fleet.audience(AUDIENCE);
     let load = fleet.load();
-    println!("three nodes, {} subscribers, 5 publishers; again: scripts/chaos {seconds} {seed}", 3 * AUDIENCE);
+    println!(
+        "three nodes, {} subscribers, 5 publishers; again: scripts/chaos {seconds} {seed} --transport {name}",
+        3 * AUDIENCE
+    );
     let begun = Instant::now();
     let mut steps = 0;
-    for step in Plan(Dice(seed)).take_while(|_| begun.elapsed() < Duration::from_secs(seconds)) {
+    for step in (Plan { dice: Dice(seed), transport }).take_while(|_| begun.elapsed() < Duration::from_secs(seconds)) {
         run(&mut fleet, &step, begun);
         steps += 1;
     }
@@ -143,11 +163,12 @@ fn report(fleet: &Fleet, verdict: &Verdict, done: &str) {
 
 #[test]
 fn one_seed_is_one_plan() {
-    let plan = |seed| Plan(Dice(seed)).take(200).collect::<Vec<_>>();
-    assert_eq!(plan(7), plan(7));
-    assert_ne!(plan(7), plan(8));
-    let mut kinds: Vec<_> = plan(7).iter().flat_map(|step| &step.troubles).map(|trouble| trouble.kind()).collect();
-    kinds.sort();
-    kinds.dedup();
-    assert_eq!(kinds.len(), 14, "each kind comes: {kinds:?}");
+    for (transport, kinds) in [(Transport::Relay, 14), (Transport::Nats, 18)] {
+        let plan = |seed| Plan { dice: Dice(seed), transport }.take(300).collect::<Vec<_>>();
+        assert_eq!(plan(7), plan(7));
+        assert_ne!(plan(7), plan(8));
+        let troubles: Vec<_> = plan(7).into_iter().flat_map(|step| step.troubles).collect();
+        let known: HashSet<_> = troubles.into_iter().map(Trouble::kind).collect();
+        assert_eq!(known.len(), kinds, "each kind comes: {known:?}");
+    }
 }

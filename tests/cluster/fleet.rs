@@ -4,8 +4,10 @@ use crate::audience::Audience;
 use crate::etcd::Etcd;
 use crate::faults::Faults;
 use crate::gateway::{DEADLINE, Gateway, Start, wait_until};
+use crate::http::Metrics;
 use crate::lab::{Disk, Lab, Place};
 use crate::load::Load;
+use crate::nats::Nats;
 use crate::record::{Life, Record, Verdict};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -20,6 +22,8 @@ const GRPC: u16 = 10067;
 const RELAY: u16 = 10069;
 const RELAY_BEHIND_PROXY: u16 = 10070;
 const ETCD: u16 = 2379;
+const NATS: u16 = 4222;
+const NATS_DISK_MEBIBYTES: u32 = 64;
 /// etcd makes two files of 64 MB before it begins.
 const ETCD_DISK_MEBIBYTES: u32 = 160;
 
@@ -82,10 +86,28 @@ pub struct Finding {
     pub network: Faults,
 }
 
+/// NATS with JetStream, a disk of its own under it.
+pub struct Bus {
+    pub place: Place,
+    pub nats: Nats,
+    pub disk: Disk,
+    /// Nodes reach it only through this.
+    pub network: Faults,
+}
+
+/// How what one node accepts reaches the others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Transport {
+    Relay,
+    Nats,
+}
+
 /// All of it.
 pub struct Fleet {
     pub nodes: Vec<Machine>,
     pub finding: Finding,
+    /// With [`Transport::Nats`].
+    pub bus: Option<Bus>,
     pub outside: Place,
     pub record: Arc<Mutex<Record>>,
     settings: Vec<(&'static str, String)>,
@@ -95,6 +117,11 @@ pub struct Fleet {
 impl Fleet {
     /// Three nodes that pull from one another, where networks can be had at all.
     pub fn start(settings: &[(&'static str, &str)]) -> Option<Fleet> {
+        Fleet::start_with(Transport::Relay, settings)
+    }
+
+    /// Three nodes that reach one another by `transport`.
+    pub fn start_with(transport: Transport, settings: &[(&'static str, &str)]) -> Option<Fleet> {
         let lab = Lab::new()?;
         let place = lab.place("etcd");
         let disk = lab.disk("etcd", ETCD_DISK_MEBIBYTES);
@@ -102,6 +129,15 @@ impl Fleet {
         etcd.run();
         let network = Faults::within(&place, ETCD);
         network.lead_to((Ipv4Addr::LOCALHOST, ETCD).into());
+        let bus = (transport == Transport::Nats).then(|| {
+            let place = lab.place("nats");
+            let disk = lab.disk("nats", NATS_DISK_MEBIBYTES);
+            let mut nats = Nats::within(&place, disk.path.join("data"));
+            nats.run();
+            let network = Faults::within(&place, NATS);
+            network.lead_to((Ipv4Addr::LOCALHOST, NATS).into());
+            Bus { place, nats, disk, network }
+        });
         let nodes = ["a", "b", "c"].map(|name| {
             let place = lab.place(name);
             let network = Faults::within(&place, RELAY_BEHIND_PROXY);
@@ -113,13 +149,24 @@ impl Fleet {
             nodes: nodes.into(),
             finding: Finding { place, etcd, disk, network },
             outside: lab.place("outside"),
-            record: Arc::new(Mutex::new(Record::new(true))),
+            bus,
+            record: Arc::new(Mutex::new(Record::new(transport == Transport::Relay))),
             settings: settings.iter().map(|(key, value)| (*key, (*value).to_owned())).collect(),
             _lab: lab,
         };
         (0..fleet.nodes.len()).for_each(|at| fleet.start_node(at));
         fleet.settles();
         Some(fleet)
+    }
+
+    /// The bus, which is there.
+    pub fn bus(&mut self) -> &mut Bus {
+        self.bus.as_mut().expect("the transport is NATS")
+    }
+
+    /// What carries a node's messages to others: the way to its relay, or that to NATS.
+    pub fn way(&self, at: usize) -> &Faults {
+        self.bus.as_ref().map_or(&self.nodes[at].network, |bus| &bus.network)
     }
 
     pub fn record(&self) -> MutexGuard<'_, Record> {
@@ -181,6 +228,14 @@ impl Fleet {
             ("drain.drain_window_ms", "200"),
             ("shards.count", "1"),
         ]);
+        let start = match &self.bus {
+            None => start,
+            Some(bus) => start.sets(&[
+                ("cluster.transport", "nats"),
+                ("cluster.nats", &format!("nats://{}", bus.network.address)),
+                ("cluster.nats_max_bytes", "33554432"),
+            ]),
+        };
         let settings: Vec<_> = self.settings.iter().map(|(key, value)| (*key, &**value)).collect();
         node.gateway = Some(node.place.inside(|| start.sets(&settings).start()));
     }
@@ -210,9 +265,14 @@ impl Fleet {
 
     /// Has a node drained.
     pub fn drain_node(&mut self, at: usize) {
+        self.nodes[at].gateway().signal("TERM");
+        self.wait_drained(at);
+    }
+
+    /// Waits for the end of a node that was told to drain.
+    pub fn wait_drained(&mut self, at: usize) {
         let node = &mut self.nodes[at];
         let mut gateway = node.gateway.take().expect("it runs");
-        gateway.signal("TERM");
         let status = node.place.inside(|| gateway.wait());
         node.state.is_open.store(false, Ordering::Relaxed);
         self.record.lock().unwrap().drained(node.door_life());
@@ -243,16 +303,26 @@ impl Machine {
         self.gateway.as_ref().expect("it runs")
     }
 
-    /// How many others it knows.
-    pub fn others(&self) -> usize {
-        self.place.inside(|| self.gateway().metrics()).sum("fanwire_cluster_nodes", &[]) as usize
+    pub fn is_running(&self) -> bool {
+        self.gateway.is_some()
     }
 
-    /// Whether it is a member, knows that many others and pulls from `links` of them.
+    /// What it counts.
+    pub fn metrics(&self) -> Metrics {
+        self.place.inside(|| self.gateway().metrics())
+    }
+
+    /// How many others it knows.
+    pub fn others(&self) -> usize {
+        self.metrics().sum("fanwire_cluster_nodes", &[]) as usize
+    }
+
+    /// Whether it is a member, knows that many others and pulls from `links` of them, or from the stream.
     pub fn sees(&self, others: usize, links: usize) -> bool {
-        let metrics = self.place.inside(|| self.gateway().metrics());
+        let metrics = self.metrics();
         // One that was killed is known for some seconds more.
         let is = |name: &str, n: usize| metrics.sum(name, &[]) >= n as f64;
-        is("fanwire_cluster_member", 1) && is("fanwire_cluster_nodes", others) && is("fanwire_relay_links", links)
+        let is_linked = is("fanwire_relay_links", links) || is("fanwire_cluster_nats_connected", 1);
+        is("fanwire_cluster_member", 1) && is("fanwire_cluster_nodes", others) && is_linked
     }
 }

@@ -148,6 +148,8 @@ impl Publisher {
         for (number, result) in numbers.iter().zip(result.results) {
             match result.error {
                 None => record.accept(self.number, *number),
+                // It may be in the stream, or come to be: once more would be twice.
+                Some(error) if Code::from(error.code) == Code::DeadlineExceeded => {}
                 Some(_) => self.again.push_back(*number),
             }
         }

@@ -25,6 +25,7 @@ mod node;
 mod record;
 mod trouble;
 
+mod balancer;
 mod chaos;
 mod drain;
 mod gpush;

@@ -1,11 +1,11 @@
 //! All nodes restarted in turn, under load: nobody elsewhere notices, and who has to move misses nothing of what it has subscribed to anew.
 
-use crate::fleet::{Fleet, TOPIC};
+use crate::fleet::{Fleet, TOPIC, Transport};
 use crate::gateway::fanwire;
 use crate::lab::Place;
 use crate::record::{Life, Record};
 use std::io::Write;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -56,9 +56,34 @@ fn write(mut lines: ChildStdin, record: &Mutex<Record>, number: usize, life: Lif
     count
 }
 
+/// The commands of OPERATING's "A rolling restart" on a node that is back.
+fn what_the_page_says_runs(fleet: &Fleet, at: usize) {
+    let page = include_str!("../../docs/OPERATING.md");
+    let section = page.split("### A rolling restart").nth(1).unwrap();
+    let block = section.split("```console\n").nth(1).unwrap().split("```").next().unwrap();
+    let commands: Vec<_> = block.lines().collect();
+    assert_eq!((commands.len(), commands[0]), (3, "systemctl restart fanwire"), "which is what has just been done");
+    let etcd = format!("{} nodes --etcd http://{}", env!("CARGO_BIN_EXE_fanwire"), fleet.finding.network.address);
+    for line in &commands[1..] {
+        let here = line.replace("fanwire nodes --config /etc/fanwire.toml", &etcd);
+        let mut command = Command::new("sh");
+        let output = fleet.nodes[at].place.inside(|| command.args(["-c", &here]).output().unwrap());
+        assert!(output.status.success() && !output.stdout.is_empty(), "{line}: {output:?}");
+    }
+}
+
 #[test]
 fn three_nodes_are_restarted_in_turn_under_load() {
-    let Some(mut fleet) = Fleet::start(&[("drain.drain_delay_ms", "300")]) else { return };
+    restarts_in_turn(Transport::Relay);
+}
+
+#[test]
+fn three_nodes_on_one_stream_are_restarted_in_turn_under_load() {
+    restarts_in_turn(Transport::Nats);
+}
+
+fn restarts_in_turn(transport: Transport) {
+    let Some(mut fleet) = Fleet::start_with(transport, &[("drain.drain_delay_ms", "300")]) else { return };
     let audience = fleet.audience(6);
     let load = fleet.load();
     let addresses: Vec<_> = fleet.doors().iter().map(|door| format!("{}:{}", door.address, door.grpc_port)).collect();
@@ -68,6 +93,7 @@ fn three_nodes_are_restarted_in_turn_under_load() {
         fleet.drain_node(at);
         fleet.start_node(at);
         fleet.settles();
+        what_the_page_says_runs(&fleet, at);
     }
     thread::sleep(Duration::from_millis(500));
     load.stop();

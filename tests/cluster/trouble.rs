@@ -33,6 +33,11 @@ pub enum Trouble {
     EtcdKill,
     /// Its disk is full, of which it dies.
     EtcdDisk,
+    NatsLink,
+    NatsStop,
+    NatsKill,
+    /// Its disk is full, of which it gives up.
+    NatsDisk,
 }
 
 impl Trouble {
@@ -52,6 +57,10 @@ impl Trouble {
             Trouble::EtcdStop => "etcd stop",
             Trouble::EtcdKill => "etcd kill",
             Trouble::EtcdDisk => "etcd disk full",
+            Trouble::NatsLink => "NATS link down",
+            Trouble::NatsStop => "NATS stop",
+            Trouble::NatsKill => "NATS kill",
+            Trouble::NatsDisk => "NATS disk full",
         }
     }
 
@@ -78,7 +87,11 @@ impl Trouble {
 
     /// The nodes whose ways to others it troubles. What a killed one takes along is judged by itself.
     fn troubled(self) -> Vec<usize> {
-        if self.restarts() { Vec::new() } else { self.node().into_iter().collect() }
+        match self {
+            Trouble::NatsLink | Trouble::NatsStop | Trouble::NatsKill | Trouble::NatsDisk => vec![0, 1, 2],
+            _ if self.restarts() => Vec::new(),
+            _ => self.node().into_iter().collect(),
+        }
     }
 
     /// Does it.
@@ -87,10 +100,10 @@ impl Trouble {
         match self {
             Trouble::Link(at) => fleet.nodes[at].place.set_link(false),
             Trouble::Throttle(at, kbit_per_s) => fleet.nodes[at].place.throttle(Some(kbit_per_s)),
-            Trouble::Delay(at, ms) => fleet.nodes[at].network.delay(Duration::from_millis(ms)),
-            Trouble::Loss(at, percent) => fleet.nodes[at].network.lose(percent),
-            Trouble::Reset(at) => fleet.nodes[at].network.reset(),
-            Trouble::HalfOpen(at) => fleet.nodes[at].network.fall_silent(),
+            Trouble::Delay(at, ms) => fleet.way(at).delay(Duration::from_millis(ms)),
+            Trouble::Loss(at, percent) => fleet.way(at).lose(percent),
+            Trouble::Reset(at) => fleet.way(at).reset(),
+            Trouble::HalfOpen(at) => fleet.way(at).fall_silent(),
             Trouble::Stop(at) => fleet.nodes[at].gateway().signal("STOP"),
             Trouble::Kill(at) => fleet.kill_node(at),
             Trouble::Drain(at) => fleet.drain_node(at),
@@ -106,6 +119,10 @@ impl Trouble {
                     fleet.finding.etcd.has_ended()
                 });
             }
+            Trouble::NatsLink => fleet.bus().place.set_link(false),
+            Trouble::NatsStop => fleet.bus().nats.signal("STOP"),
+            Trouble::NatsKill => fleet.bus().nats.kill(),
+            Trouble::NatsDisk => fleet.bus().disk.fill(),
         }
         fault
     }
@@ -115,10 +132,10 @@ impl Trouble {
         match self {
             Trouble::Link(at) => fleet.nodes[at].place.set_link(true),
             Trouble::Throttle(at, _) => fleet.nodes[at].place.throttle(None),
-            Trouble::Delay(at, _) => fleet.nodes[at].network.delay(Duration::ZERO),
-            Trouble::Loss(at, _) => fleet.nodes[at].network.lose(0),
+            Trouble::Delay(at, _) => fleet.way(at).delay(Duration::ZERO),
+            Trouble::Loss(at, _) => fleet.way(at).lose(0),
             Trouble::Reset(_) | Trouble::EtcdReset => {}
-            Trouble::HalfOpen(at) => fleet.nodes[at].network.pass(),
+            Trouble::HalfOpen(at) => fleet.way(at).pass(),
             Trouble::Stop(at) => fleet.nodes[at].gateway().signal("CONT"),
             Trouble::Kill(at) | Trouble::Drain(at) => fleet.start_node_quietly(at),
             Trouble::EtcdLink => fleet.finding.place.set_link(true),
@@ -128,6 +145,14 @@ impl Trouble {
                 fleet.finding.disk.free();
                 fleet.finding.etcd.stop();
                 fleet.finding.etcd.run();
+            }
+            Trouble::NatsLink => fleet.bus().place.set_link(true),
+            Trouble::NatsStop => fleet.bus().nats.signal("CONT"),
+            Trouble::NatsKill => fleet.bus().nats.run(),
+            Trouble::NatsDisk => {
+                fleet.bus().disk.free();
+                fleet.bus().nats.kill();
+                fleet.bus().nats.run();
             }
         }
         fleet.record().end_fault(fault);
