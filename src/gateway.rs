@@ -404,9 +404,13 @@ impl Gateway {
         let runtime = control_runtime().map_err(|e| StartError::starved("the control core's epoll and ring", &e))?;
         let announcement = self.announcement(&addresses)?;
         let accept_core = self.core(None);
+        let (admit, admission) = mpsc::channel();
         let acceptor = spawn("accept", move || {
             pin(accept_core);
-            acceptor.run();
+            // An error: the gateway ended before it took anybody.
+            if admission.recv().is_ok() {
+                acceptor.run();
+            }
         })?;
         pin(self.core(None));
         let running = Running {
@@ -425,6 +429,7 @@ impl Gateway {
             shard_metrics,
             threads,
             acceptor,
+            admit,
             to_accept,
         };
         Ok((running, runtime))
@@ -601,6 +606,8 @@ struct Running {
     shard_metrics: Vec<Arc<ShardMetrics>>,
     threads: Vec<JoinHandle<()>>,
     acceptor: JoinHandle<()>,
+    /// Lets clients in.
+    admit: mpsc::Sender<()>,
     to_accept: queue::Sender<ToAccept>,
 }
 
@@ -634,8 +641,16 @@ impl Running {
         };
         let relay_tokens = self.node.as_ref().map(|node| node.tokens.clone());
         let mut cluster = self.join()?;
+        // Whoever subscribes before this node knows where the stream is would miss what comes until then. The relay makes that up.
+        let waits_for_stream = cluster.as_ref().is_some_and(Cluster::has_stream);
+        if !waits_for_stream {
+            let _ = self.admit.send(());
+        }
         if let Some(cluster) = &mut cluster {
             cluster.settled().await;
+        }
+        if waits_for_stream {
+            let _ = self.admit.send(());
         }
         let notes = cluster.as_ref().map(Cluster::notes);
         let (stopping, stopped) = tokio::sync::watch::channel(false);

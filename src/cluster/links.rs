@@ -39,8 +39,8 @@ const WAITING_BATCHES_MAX: usize = 4;
 const BATCH_BYTES_MAX: usize = 512 << 20;
 /// Bytes on their way in one stream before they are read.
 const WINDOW: u32 = 4 << 20;
-/// What is added to this node's age when it asks for what was accepted since it came: the way to a source takes time, and what comes twice
-/// is less than what is missing.
+/// What is added to this node's age when it asks for what was accepted since it came: the question takes time. If it took longer, it is asked
+/// again, with more.
 const AGE_MARGIN: Duration = Duration::from_millis(100);
 /// Sources that are gone and whose place is remembered, should they come back; the oldest is forgotten.
 const PAST_MAX: usize = 1024;
@@ -50,6 +50,8 @@ const PAST_MAX: usize = 1024;
 struct Cursor {
     /// The last sequence had, 0 if nothing is; `None`: whatever comes first.
     after: Option<u64>,
+    /// A batch has come: from then on it knows by itself what is due.
+    has_met: bool,
 }
 
 /// What a batch is to this node.
@@ -64,19 +66,20 @@ struct Taken {
 
 impl Cursor {
     /// In front of all that a source accepted since this node came, and others could know of the source.
-    const BEGINNING: Cursor = Cursor { after: Some(0) };
+    const BEGINNING: Cursor = Cursor { after: Some(0), has_met: false };
 
     fn take(&mut self, batch: RelayBatch) -> Taken {
         let RelayBatch { first, mut messages, due, .. } = batch;
         let due = match self.after {
             // At the first contact the source knows what was due. One of an older version says nothing of it.
-            None | Some(0) if due > 0 => due,
+            _ if !self.has_met && due > 0 => due,
             after => after.map_or(first, |after| after + 1),
         };
         let duplicates = due.saturating_sub(first).min(messages.len() as u64);
         messages.drain(..duplicates as usize);
         let end = first + duplicates + messages.len() as u64;
         self.after = Some(self.after.unwrap_or(0).max(end - 1));
+        self.has_met = true;
         Taken { missed: first.saturating_sub(due), duplicates, messages }
     }
 }
@@ -163,6 +166,7 @@ impl Links {
             metrics: self.metrics.clone(),
             room: room.clone(),
             places: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
+            margin: AGE_MARGIN,
             is_told: false,
         }
     }
@@ -182,6 +186,8 @@ struct Link {
     room: Room,
     /// One for each batch that may wait for room.
     places: Arc<Semaphore>,
+    /// How long its source may take to hear how old this node is.
+    margin: Duration,
     /// That it is down is in the log already.
     is_told: bool,
 }
@@ -257,10 +263,9 @@ impl Link {
         pause: &mut Pause,
     ) -> Result<std::convert::Infallible, Failure> {
         let epoch = u64::from_str_radix(&self.id, 16)?;
-        let connecting = Instant::now();
         let channel = connect(&other.member.relay, self.tls.clone()).await?;
-        // The request takes no longer than all that went to and fro for the connection.
-        let age = self.started.elapsed() + connecting.elapsed() + AGE_MARGIN;
+        let asked = Instant::now();
+        let age = if cursor.has_met { Duration::ZERO } else { self.started.elapsed() + self.margin };
         let mut client = RelayClient::new(channel).max_decoding_message_size(BATCH_BYTES_MAX);
         let mut request = Request::new(PullRequest {
             node: self.this.clone(),
@@ -275,6 +280,11 @@ impl Link {
         let mut up = None;
         loop {
             let batch = in_time(batches.message()).await??.ok_or("it ended the stream")?;
+            if !cursor.has_met && asked.elapsed() > self.margin {
+                // By the time it heard it this node was older, by how much nobody knows.
+                self.margin = 2 * asked.elapsed();
+                return Err("it took so long to answer that what is due is uncertain".into());
+            }
             if batch.epoch != epoch {
                 // Its key is about to go, and the other has one of its own.
                 return Err(format!("{} is another node now", other.member.relay).into());
@@ -452,7 +462,7 @@ mod tests {
 
     #[test]
     fn what_was_due_and_is_gone_is_counted_once() {
-        let mut cursor = Cursor { after: Some(5) };
+        let mut cursor = Cursor { after: Some(5), has_met: true };
         assert_eq!(taken(&mut cursor, 10, 0), (4, 0, vec![]));
         assert_eq!(taken(&mut cursor, 10, 1), (0, 0, vec!["10".into()]));
         assert_eq!(taken(&mut cursor, 13, 1), (2, 0, vec!["13".into()]));
@@ -460,7 +470,7 @@ mod tests {
 
     #[test]
     fn what_is_here_already_is_not_taken_twice() {
-        let mut cursor = Cursor { after: Some(5) };
+        let mut cursor = Cursor { after: Some(5), has_met: true };
         assert_eq!(taken(&mut cursor, 4, 3), (0, 2, vec!["6".into()]));
         assert_eq!(taken(&mut cursor, 1, 2), (0, 2, vec![]));
         assert_eq!(cursor.after, Some(6));
@@ -488,7 +498,7 @@ mod tests {
     #[test]
     fn of_sources_that_are_gone_the_oldest_is_forgotten() {
         let mut past = Past::default();
-        let at = |n: usize| Cursor { after: Some(n as u64) };
+        let at = |n: usize| Cursor { after: Some(n as u64), has_met: true };
         (0..=PAST_MAX).for_each(|n| past.remember(n.to_string(), at(n)));
         assert_eq!((past.take("0"), past.take("1"), past.take("1")), (None, Some(at(1)), None));
         assert_eq!(past.take(&PAST_MAX.to_string()), Some(at(PAST_MAX)));

@@ -374,6 +374,11 @@ impl Cluster {
         drop(tokio::time::timeout(SETTLE, async { tokio::join!(is_settled, is_streaming) }).await);
     }
 
+    /// Whether what is delivered comes from a stream.
+    pub fn has_stream(&self) -> bool {
+        self.nats.is_some()
+    }
+
     /// Says in a sentence what is not as it should be, though this node serves.
     pub fn notes(&self) -> Notes {
         Notes { view: self.view.clone(), nats: self.nats.as_ref().map(|nats| nats.trouble()) }

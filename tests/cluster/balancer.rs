@@ -106,6 +106,9 @@ fn a_node_that_drains_behind_haproxy_gets_nobody_new_and_who_was_there_comes_to_
         }
     }
     // A stream that ended is begun anew, with another node.
+    if let Some(status) = publishing.try_wait().unwrap() {
+        panic!("{status}: {:?}", publishing.wait_with_output());
+    }
     (3..=50).for_each(&mut publish);
     for client in &mut stayed {
         (3..=50).for_each(|n| assert_eq!(client.text(), n.to_string()));

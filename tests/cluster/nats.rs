@@ -37,7 +37,9 @@ impl Nats {
     /// The same on the loopback of a network of its own, with its data in `directory`.
     pub fn within(place: &Place, directory: PathBuf) -> Nats {
         std::fs::create_dir_all(&directory).unwrap();
-        Nats { place: Some(place.clone()), ..Nats::at(directory, "n", 4222, "") }
+        let mut nats = Nats::at(directory, "n", 4222, "");
+        nats.place = Some(place.clone());
+        nats
     }
 
     fn at(directory: PathBuf, name: &str, port: u16, more: &str) -> Nats {

@@ -362,7 +362,8 @@ impl Record {
     ) {
         for (number, entry) in (1..).zip(entries) {
             let Some(accepted) = entry.accepted else { continue };
-            if entry.sent < session.began || session.has(publisher, number) {
+            let is_due = entry.sent >= session.began && session.ended.is_none_or(|ended| entry.sent <= ended);
+            if !is_due || session.has(publisher, number) {
                 continue;
             }
             let origin = self.lives[usize::from(entry.life.0)].ended;
@@ -492,6 +493,7 @@ fn a_session_that_ended_is_held_to_what_came_before_its_end() {
     publish(&mut record, publisher, a, 3);
     record.hear(session, "0 2 0");
     record.end_session(session);
+    publish(&mut record, publisher, a, 5); // Of no concern to it.
     let verdict = record.judge();
     assert_eq!((verdict.lost.len(), verdict.cut_short), (1, 1), "{verdict:?}");
 }
