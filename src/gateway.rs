@@ -199,6 +199,23 @@ pub fn try_ring(config: &Config, slots: usize) -> Result<String, String> {
     })
 }
 
+/// How long an address that is taken may still become free.
+const TAKEN_AFTER: Duration = Duration::from_secs(2);
+
+/// Listens, also where the last gateway was killed a moment ago: its accepts stand in a ring, which the kernel takes down some time after
+/// the process is gone, and the port with it. A supervisor would take "is taken" for something that starting again can't mend.
+fn listen_patiently(address: std::net::SocketAddr, options: ListenOptions) -> std::io::Result<Listener> {
+    let end = Time::now() + TAKEN_AFTER;
+    loop {
+        match listen(address, options) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Time::now() < end => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 fn ring_features(config: &Config) -> Features {
     match config.shards.ring_features.as_str() {
         "6.1" => Features::LINUX_6_1,
@@ -257,7 +274,7 @@ impl Gateway {
                 .address
                 .parse()
                 .map_err(|e| StartError::Text(format!("listen.address {}: {e}", block.address)))?;
-            listeners.push(listen(address, options).map_err(|e| text(&e))?);
+            listeners.push(listen_patiently(address, options).map_err(|e| text(&e))?);
         }
         let tokens = Arc::new(tokens);
         let node = match cluster::Prepared::new(&config).map_err(|e| text(&e))? {
@@ -387,9 +404,13 @@ impl Gateway {
         let runtime = control_runtime().map_err(|e| StartError::starved("the control core's epoll and ring", &e))?;
         let announcement = self.announcement(&addresses)?;
         let accept_core = self.core(None);
+        let (admit, admission) = mpsc::channel();
         let acceptor = spawn("accept", move || {
             pin(accept_core);
-            acceptor.run();
+            // An error: the gateway ended before it took anybody.
+            if admission.recv().is_ok() {
+                acceptor.run();
+            }
         })?;
         pin(self.core(None));
         let running = Running {
@@ -408,6 +429,7 @@ impl Gateway {
             shard_metrics,
             threads,
             acceptor,
+            admit,
             to_accept,
         };
         Ok((running, runtime))
@@ -584,6 +606,8 @@ struct Running {
     shard_metrics: Vec<Arc<ShardMetrics>>,
     threads: Vec<JoinHandle<()>>,
     acceptor: JoinHandle<()>,
+    /// Lets clients in.
+    admit: mpsc::Sender<()>,
     to_accept: queue::Sender<ToAccept>,
 }
 
@@ -617,8 +641,16 @@ impl Running {
         };
         let relay_tokens = self.node.as_ref().map(|node| node.tokens.clone());
         let mut cluster = self.join()?;
+        // Whoever subscribes before this node knows where the stream is would miss what comes until then. The relay makes that up.
+        let waits_for_stream = cluster.as_ref().is_some_and(Cluster::has_stream);
+        if !waits_for_stream {
+            let _ = self.admit.send(());
+        }
         if let Some(cluster) = &mut cluster {
             cluster.settled().await;
+        }
+        if waits_for_stream {
+            let _ = self.admit.send(());
         }
         let notes = cluster.as_ref().map(Cluster::notes);
         let (stopping, stopped) = tokio::sync::watch::channel(false);

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tonic::Request;
@@ -40,6 +40,9 @@ const WAITING_BATCHES_MAX: usize = 4;
 const BATCH_BYTES_MAX: usize = 512 << 20;
 /// Bytes on their way in one stream before they are read.
 const WINDOW: u32 = 4 << 20;
+/// What is added to this node's age when it asks for what was accepted since it came: the question takes time. If it took longer, it is asked
+/// again, with more.
+const AGE_MARGIN: Duration = Duration::from_millis(100);
 /// Sources that are gone and whose place is remembered, should they come back; the oldest is forgotten.
 const PAST_MAX: usize = 1024;
 
@@ -48,6 +51,8 @@ const PAST_MAX: usize = 1024;
 struct Cursor {
     /// The last sequence had, 0 if nothing is; `None`: whatever comes first.
     after: Option<u64>,
+    /// A batch has come: from then on it knows by itself what is due.
+    has_met: bool,
 }
 
 /// What a batch is to this node.
@@ -61,16 +66,21 @@ struct Taken {
 }
 
 impl Cursor {
-    /// In front of all that a source ever accepted while others could know of it.
-    const BEGINNING: Cursor = Cursor { after: Some(0) };
+    /// In front of all that a source accepted since this node came, and others could know of the source.
+    const BEGINNING: Cursor = Cursor { after: Some(0), has_met: false };
 
     fn take(&mut self, batch: RelayBatch) -> Taken {
-        let RelayBatch { first, mut messages, .. } = batch;
-        let due = self.after.map_or(first, |after| after + 1);
+        let RelayBatch { first, mut messages, due, .. } = batch;
+        let due = match self.after {
+            // At the first contact the source knows what was due. One of an older version says nothing of it.
+            _ if !self.has_met && due > 0 => due,
+            after => after.map_or(first, |after| after + 1),
+        };
         let duplicates = due.saturating_sub(first).min(messages.len() as u64);
         messages.drain(..duplicates as usize);
         let end = first + duplicates + messages.len() as u64;
         self.after = Some(self.after.unwrap_or(0).max(end - 1));
+        self.has_met = true;
         Taken { missed: first.saturating_sub(due), duplicates, messages }
     }
 }
@@ -96,6 +106,8 @@ impl Past {
 /// All links of this node.
 pub(super) struct Links {
     pub(super) this: String,
+    /// Since when this node may have subscribers.
+    pub(super) started: Instant,
     pub(super) view: watch::Receiver<View>,
     pub(super) deliver: Arc<dyn Deliver>,
     /// Messages in batches that wait for room, over all links; beyond it nothing is read.
@@ -147,6 +159,7 @@ impl Links {
         Link {
             id,
             this: self.this.clone(),
+            started: self.started,
             view: self.view.clone(),
             deliver: self.deliver.clone(),
             tls: self.tls.clone(),
@@ -154,6 +167,7 @@ impl Links {
             metrics: self.metrics.clone(),
             room: room.clone(),
             places: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
+            margin: AGE_MARGIN,
             is_told: false,
         }
     }
@@ -164,6 +178,7 @@ struct Link {
     /// Its id, or its key if it is a proxy of gpush.
     id: String,
     this: String,
+    started: Instant,
     view: watch::Receiver<View>,
     deliver: Arc<dyn Deliver>,
     tls: Option<ClientTlsConfig>,
@@ -172,6 +187,8 @@ struct Link {
     room: Room,
     /// One for each batch that may wait for room.
     places: Arc<Semaphore>,
+    /// How long its source may take to hear how old this node is.
+    margin: Duration,
     /// That it is down is in the log already.
     is_told: bool,
 }
@@ -248,11 +265,14 @@ impl Link {
     ) -> Result<std::convert::Infallible, Failure> {
         let epoch = u64::from_str_radix(&self.id, 16)?;
         let channel = connect(&other.member.relay, self.tls.clone()).await?;
+        let asked = Instant::now();
+        let age = if cursor.has_met { Duration::ZERO } else { self.started.elapsed() + self.margin };
         let mut client = RelayClient::new(channel).max_decoding_message_size(BATCH_BYTES_MAX);
         let mut request = Request::new(PullRequest {
             node: self.this.clone(),
             epoch: if cursor.after.is_some() { epoch } else { 0 },
             after: cursor.after.unwrap_or(0),
+            age_ms: age.as_millis() as u64,
         });
         if let Some(token) = (self.secrets.shown)() {
             request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
@@ -261,6 +281,11 @@ impl Link {
         let mut up = None;
         loop {
             let batch = in_time(batches.message()).await??.ok_or("it ended the stream")?;
+            if !cursor.has_met && asked.elapsed() > self.margin {
+                // By the time it heard it this node was older, by how much nobody knows.
+                self.margin = 2 * asked.elapsed();
+                return Err("it took so long to answer that what is due is uncertain".into());
+            }
             if batch.epoch != epoch {
                 // Its key is about to go, and the other has one of its own.
                 return Err(format!("{} is another node now", other.member.relay).into());
@@ -412,7 +437,13 @@ mod tests {
 
     fn batch(first: u64, count: u64) -> RelayBatch {
         let message = |n: u64| RelayedMessage { data: n.to_string().into(), ..RelayedMessage::default() };
-        RelayBatch { epoch: 7, first, messages: (first..first + count).map(message).collect(), next: first + count }
+        RelayBatch {
+            epoch: 7,
+            first,
+            messages: (first..first + count).map(message).collect(),
+            next: first + count,
+            due: 0,
+        }
     }
 
     fn taken(cursor: &mut Cursor, first: u64, count: u64) -> (u64, u64, Vec<String>) {
@@ -432,7 +463,7 @@ mod tests {
 
     #[test]
     fn what_was_due_and_is_gone_is_counted_once() {
-        let mut cursor = Cursor { after: Some(5) };
+        let mut cursor = Cursor { after: Some(5), has_met: true };
         assert_eq!(taken(&mut cursor, 10, 0), (4, 0, vec![]));
         assert_eq!(taken(&mut cursor, 10, 1), (0, 0, vec!["10".into()]));
         assert_eq!(taken(&mut cursor, 13, 1), (2, 0, vec!["13".into()]));
@@ -440,7 +471,7 @@ mod tests {
 
     #[test]
     fn what_is_here_already_is_not_taken_twice() {
-        let mut cursor = Cursor { after: Some(5) };
+        let mut cursor = Cursor { after: Some(5), has_met: true };
         assert_eq!(taken(&mut cursor, 4, 3), (0, 2, vec!["6".into()]));
         assert_eq!(taken(&mut cursor, 1, 2), (0, 2, vec![]));
         assert_eq!(cursor.after, Some(6));
@@ -453,9 +484,22 @@ mod tests {
     }
 
     #[test]
+    fn at_the_first_contact_the_source_says_what_was_due() {
+        for begin in [Cursor::default(), Cursor::BEGINNING] {
+            let mut cursor = begin;
+            let first = |first: u64, due: u64| RelayBatch { due, ..batch(first, 0) };
+            assert_eq!(cursor.take(first(41, 41)).missed, 0, "what was before was not this node's");
+            assert_eq!(taken(&mut cursor, 41, 1), (0, 0, vec!["41".into()]));
+            let mut cursor = begin;
+            assert_eq!(cursor.take(first(41, 38)).missed, 3);
+            assert_eq!(cursor.take(first(45, 30)).missed, 4, "at a later one the cursor knows");
+        }
+    }
+
+    #[test]
     fn of_sources_that_are_gone_the_oldest_is_forgotten() {
         let mut past = Past::default();
-        let at = |n: usize| Cursor { after: Some(n as u64) };
+        let at = |n: usize| Cursor { after: Some(n as u64), has_met: true };
         (0..=PAST_MAX).for_each(|n| past.remember(n.to_string(), at(n)));
         assert_eq!((past.take("0"), past.take("1"), past.take("1")), (None, Some(at(1)), None));
         assert_eq!(past.take(&PAST_MAX.to_string()), Some(at(PAST_MAX)));
@@ -500,7 +544,9 @@ mod tests {
         let secrets = Secrets { allows: Arc::new(|_| true), shown: Arc::new(|| None) };
         let view = watch::channel(View::default()).1;
         let (this, deliver) = ("a".to_owned(), full.clone());
-        let links = Links { this, view, deliver, waiting_max: 5, tls: None, secrets, metrics: metrics.clone() };
+        let started = Instant::now();
+        let links =
+            Links { this, started, view, deliver, waiting_max: 5, tls: None, secrets, metrics: metrics.clone() };
         let room = Room::new(links.waiting_max);
         let giving = ["b", "c"].map(|id| {
             let mut link = links.link(id.into(), &room);

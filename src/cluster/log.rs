@@ -15,6 +15,7 @@ use crate::frame::{Publication, Target};
 use crate::proto::v1::{PullRequest, RelayBatch, RelayedMessage};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 /// Messages of one batch: few enough that a puller can let several wait for room at once (`publish.publish_waiting_max`).
 pub(super) const BATCH_MESSAGES_MAX: usize = 512;
@@ -26,6 +27,7 @@ const OVERHEAD_BYTES: usize = 128;
 struct Entry {
     target: Target,
     data: Bytes,
+    accepted: Instant,
 }
 
 impl Entry {
@@ -56,33 +58,37 @@ pub(super) struct Log {
     bytes: usize,
     messages_max: usize,
     bytes_max: usize,
-    is_open: bool,
+    /// Since when others can know of this node.
+    opened: Option<Instant>,
+    /// When the last that had to go was accepted.
+    gone: Option<Instant>,
 }
 
 impl Log {
     /// Nothing yet. `epoch` is not 0, and differs from one start to the next.
     pub(super) fn new(epoch: u64, messages_max: usize, bytes_max: usize) -> Log {
         assert!(epoch != 0, "0 stands for no epoch");
-        Log { epoch, first: 1, entries: VecDeque::new(), bytes: 0, messages_max, bytes_max, is_open: false }
+        Log { epoch, first: 1, entries: VecDeque::new(), bytes: 0, messages_max, bytes_max, opened: None, gone: None }
     }
 
     /// Keeps and numbers messages from now on. Until a node is a member nobody can know of it, and what nobody can know of is not made up
     /// later. So 1 is the first message that is due to whoever was there before.
-    pub(super) fn open(&mut self) {
-        self.is_open = true;
+    pub(super) fn open(&mut self, now: Instant) {
+        self.opened = Some(now);
     }
 
-    /// Appends what was just accepted, a copy that pins nothing else.
-    pub(super) fn append(&mut self, publication: &Publication) {
-        if !self.is_open {
+    /// Appends what was accepted just `now`, a copy that pins nothing else.
+    pub(super) fn append(&mut self, publication: &Publication, now: Instant) {
+        if self.opened.is_none() {
             return;
         }
-        let entry = Entry { target: publication.target.clone(), data: publication.data.clone() };
+        let entry = Entry { target: publication.target.clone(), data: publication.data.clone(), accepted: now };
         self.bytes += entry.bytes();
         self.entries.push_back(entry);
         while self.entries.len() > self.messages_max || self.bytes > self.bytes_max {
             let oldest = self.entries.pop_front().expect("it is over its bound, so it is not empty");
             self.bytes -= oldest.bytes();
+            self.gone = Some(oldest.accepted);
             self.first += 1;
         }
     }
@@ -98,12 +104,28 @@ impl Log {
     }
 
     /// The sequence that is due to whoever asks for `request`. It may no longer be kept.
-    pub(super) fn due(&self, request: &PullRequest) -> u64 {
-        if request.epoch == self.epoch {
+    pub(super) fn due(&self, request: &PullRequest, now: Instant) -> u64 {
+        let came = now.checked_sub(Duration::from_millis(request.age_ms));
+        match (request.epoch == self.epoch, came) {
+            // From an age that no clock here has: it was there before.
+            (true, None) if request.after == 0 => 1,
+            (true, Some(came)) if request.after == 0 && request.age_ms > 0 => self.accepted_since(came),
             // More than there is would be a puller's mistake, which must not make it wait for ever.
-            request.after.saturating_add(1).min(self.next())
-        } else {
-            self.next()
+            (true, _) => request.after.saturating_add(1).min(self.next()),
+            (false, Some(came)) if request.age_ms > 0 => self.accepted_since(came),
+            (false, _) => self.next(),
+        }
+    }
+
+    /// The sequence of the first message that was accepted at `came` or later.
+    fn accepted_since(&self, came: Instant) -> u64 {
+        if self.opened.is_some_and(|opened| opened >= came) {
+            return 1;
+        }
+        match self.entries.partition_point(|entry| entry.accepted < came) {
+            // How many of those that are gone were due nobody knows: one stands for them.
+            0 if self.gone.is_some_and(|gone| gone >= came) => self.first - 1,
+            earlier => self.first + earlier as u64,
         }
     }
 
@@ -118,7 +140,7 @@ impl Log {
             }
             messages.push(entry.message());
         }
-        RelayBatch { epoch: self.epoch, first, messages, next: self.next() }
+        RelayBatch { epoch: self.epoch, first, messages, next: self.next(), due: 0 }
     }
 }
 
@@ -128,12 +150,16 @@ mod tests {
 
     fn log(messages_max: usize, bytes_max: usize) -> Log {
         let mut log = Log::new(7, messages_max, bytes_max);
-        log.open();
+        log.open(Instant::now());
         log
     }
 
     fn appended(log: &mut Log, texts: impl IntoIterator<Item = u64>) {
-        texts.into_iter().for_each(|n| log.append(&Publication::new("t", n.to_string())));
+        texts.into_iter().for_each(|n| log.append(&Publication::new("t", n.to_string()), Instant::now()));
+    }
+
+    fn due(log: &Log, request: &PullRequest) -> u64 {
+        log.due(request, Instant::now())
     }
 
     fn texts(batch: &RelayBatch) -> Vec<&str> {
@@ -141,14 +167,14 @@ mod tests {
     }
 
     fn pull(epoch: u64, after: u64) -> PullRequest {
-        PullRequest { node: "b".into(), epoch, after }
+        PullRequest { node: "b".into(), epoch, after, age_ms: 0 }
     }
 
     #[test]
     fn whoever_comes_back_goes_on_behind_what_it_had() {
         let mut log = log(100, 1 << 20);
         appended(&mut log, 1..=5);
-        let due = log.due(&pull(7, 3));
+        let due = due(&log, &pull(7, 3));
         let batch = log.batch(due);
         assert_eq!((batch.epoch, batch.first, batch.next, texts(&batch)), (7, 4, 6, vec!["4", "5"]));
         let empty = log.batch(6);
@@ -159,10 +185,30 @@ mod tests {
     fn a_newcomer_begins_now_and_an_elder_at_the_beginning() {
         let mut log = log(100, 1 << 20);
         appended(&mut log, 1..=5);
-        assert_eq!(log.due(&pull(0, 0)), 6);
-        assert_eq!(log.due(&pull(7, 0)), 1);
-        assert_eq!(log.due(&pull(6, 3)), 6, "that was another life");
-        assert_eq!(log.due(&pull(7, u64::MAX)), 6, "nobody has more than there is");
+        assert_eq!(due(&log, &pull(0, 0)), 6);
+        assert_eq!(due(&log, &pull(7, 0)), 1);
+        assert_eq!(due(&log, &pull(6, 3)), 6, "that was another life");
+        assert_eq!(due(&log, &pull(7, u64::MAX)), 6, "nobody has more than there is");
+    }
+
+    #[test]
+    fn whoever_comes_gets_what_was_accepted_since() {
+        let begin = Instant::now();
+        let at = |s: u64| begin + Duration::from_secs(s);
+        let mut log = Log::new(7, 3, 1 << 20);
+        log.open(at(10));
+        (11..=13).for_each(|s| log.append(&Publication::new("t", "x"), at(s)));
+        let due =
+            |log: &Log, epoch, age_s: u64| log.due(&PullRequest { age_ms: age_s * 1000, ..pull(epoch, 0) }, at(20));
+        for epoch in [0, 7] {
+            assert_eq!(due(&log, epoch, 8), 2, "it came when the second was accepted");
+            assert_eq!(due(&log, epoch, 1), 4);
+            assert_eq!(due(&log, epoch, 15), 1, "it was there before");
+        }
+        assert_eq!(due(&log, 7, u64::MAX / 1000), 1, "for longer than any clock knows");
+        // Room for three.
+        (14..=15).for_each(|s| log.append(&Publication::new("t", "x"), at(s)));
+        assert_eq!((due(&log, 7, 15), due(&log, 7, 9), due(&log, 7, 8), due(&log, 7, 7)), (1, 2, 2, 3));
     }
 
     #[test]
@@ -173,10 +219,10 @@ mod tests {
         assert_eq!(few.size().0, 3);
 
         let mut small = log(100, 1000);
-        small.append(&Publication::new("t", "x".repeat(800)));
-        small.append(&Publication::new("t", "y"));
+        small.append(&Publication::new("t", "x".repeat(800)), Instant::now());
+        small.append(&Publication::new("t", "y"), Instant::now());
         assert_eq!(small.batch(1).first, 2);
-        small.append(&Publication::new("t", "z".repeat(2000)));
+        small.append(&Publication::new("t", "z".repeat(2000)), Instant::now());
         assert_eq!((small.size(), small.next()), ((0, 0), 4), "larger than all it may hold");
     }
 
@@ -185,8 +231,8 @@ mod tests {
         let mut log = log(10_000, 1 << 30);
         appended(&mut log, 1..=1000);
         assert_eq!(log.batch(1).messages.len(), BATCH_MESSAGES_MAX);
-        log.append(&Publication::new("t", "x".repeat(BATCH_BYTES_MAX)));
-        log.append(&Publication::new("t", "y"));
+        log.append(&Publication::new("t", "x".repeat(BATCH_BYTES_MAX)), Instant::now());
+        log.append(&Publication::new("t", "y"), Instant::now());
         assert_eq!(log.batch(1001).messages.len(), 1);
         assert_eq!(texts(&log.batch(1002)), ["y"]);
     }
@@ -195,9 +241,9 @@ mod tests {
     fn what_was_accepted_before_anybody_could_know_is_neither_kept_nor_numbered() {
         let mut log = Log::new(7, 10, 1 << 20);
         appended(&mut log, 1..=2);
-        log.open();
+        log.open(Instant::now());
         appended(&mut log, 3..=3);
-        assert_eq!((log.due(&pull(7, 0)), texts(&log.batch(1)), log.next()), (1, vec!["3"], 2));
+        assert_eq!((due(&log, &pull(7, 0)), texts(&log.batch(1)), log.next()), (1, vec!["3"], 2));
     }
 
     #[test]
@@ -206,7 +252,7 @@ mod tests {
         let targets =
             [Target::Everyone, Target::topic("t"), Target::user_or_topic("u", "t"), Target::user_or_topic("u", "")];
         for target in &targets {
-            log.append(&Publication { target: target.clone(), data: "x".into() });
+            log.append(&Publication { target: target.clone(), data: "x".into() }, Instant::now());
         }
         let back: Vec<_> = log.batch(1).messages.iter().map(|m| Target::user_or_topic(&m.uid, &m.topic)).collect();
         assert_eq!(back, targets);

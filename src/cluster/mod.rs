@@ -43,7 +43,7 @@ use relay::Relay;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
@@ -211,6 +211,7 @@ pub struct Prepared {
     listener: Option<std::net::TcpListener>,
     nats: Option<nats::Thread>,
     epoch: u64,
+    started: Instant,
     /// Messages of other nodes in batches that wait for room.
     waiting_max: u32,
 }
@@ -261,7 +262,8 @@ impl Prepared {
         // The other half is for publishers of this node's own.
         let waiting_max = u32::try_from(config.publish.publish_waiting_max / 2).unwrap_or(u32::MAX).max(1);
         let nats = files.nats.is_some().then(nats::Thread::start).transpose().map_err(ClusterError::Thread)?;
-        Ok(Some(Prepared { files, listener: listener.transpose()?, nats, epoch, waiting_max, settings }))
+        let (listener, started) = (listener.transpose()?, Instant::now());
+        Ok(Some(Prepared { files, listener, nats, epoch, started, waiting_max, settings }))
     }
 
     /// Where other nodes pull from this one.
@@ -275,7 +277,7 @@ impl Prepared {
     /// The relay's port could not be registered with the runtime.
     pub fn start(self, around: Surroundings) -> io::Result<Cluster> {
         let relay_address = self.relay_address();
-        let Prepared { settings, files, listener, nats, epoch, waiting_max } = self;
+        let Prepared { settings, files, listener, nats, epoch, started, waiting_max } = self;
         let Surroundings { addresses, deliver, in_place, load, secrets, metrics } = around;
         let id = format!("{epoch:016x}");
         let trouble = settings.has_members().then(|| NOT_ASKED.to_owned());
@@ -335,7 +337,9 @@ impl Prepared {
         });
         if settings.has_members() && settings.role.subscribes() && settings.transport == Transport::Relay {
             let view = viewed.clone();
-            tokio::spawn(Links { this: id, view, deliver, waiting_max, tls: client_tls, secrets, metrics }.run());
+            tokio::spawn(
+                Links { this: id, started, view, deliver, waiting_max, tls: client_tls, secrets, metrics }.run(),
+            );
         }
         Ok(Cluster { relay, nats: nats.map(Arc::new), view: viewed, leaving, stopping, membership, serving })
     }
@@ -373,6 +377,11 @@ impl Cluster {
             }
         };
         drop(tokio::time::timeout(SETTLE, async { tokio::join!(is_settled, is_streaming) }).await);
+    }
+
+    /// Whether what is delivered comes from a stream.
+    pub fn has_stream(&self) -> bool {
+        self.nats.is_some()
     }
 
     /// Says in a sentence what is not as it should be, though this node serves.

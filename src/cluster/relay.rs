@@ -8,7 +8,7 @@ use crate::metrics::ClusterMetrics;
 use crate::proto::v1::relay_server::{Relay as Service, RelayServer};
 use crate::proto::v1::{PullRequest, RelayBatch};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::interceptor::InterceptedService;
@@ -37,7 +37,7 @@ impl Relay {
 
     /// Others can know of this node from now on.
     pub(super) fn open(&self) {
-        self.log().open();
+        self.log().open(Instant::now());
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -85,7 +85,7 @@ impl Relay {
         stopping: watch::Receiver<bool>,
     ) {
         // The first says where the stream begins, or how much of what was due is gone.
-        let mut batch = RelayBatch { messages: Vec::new(), ..self.log().batch(due) };
+        let mut batch = RelayBatch { messages: Vec::new(), due, ..self.log().batch(due) };
         loop {
             due = batch.first + batch.messages.len() as u64;
             self.metrics.relay_sent.add(batch.messages.len() as u64);
@@ -118,7 +118,7 @@ impl Carrier for Relay {
     fn carry(&self, publication: &Publication) {
         let size = {
             let mut log = self.log();
-            log.append(publication);
+            log.append(publication, Instant::now());
             log.size()
         };
         self.metrics.relay_buffer_messages.set(size.0 as u64);
@@ -139,7 +139,7 @@ impl Service for Pulls {
 
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let request = request.into_inner();
-        let due = self.relay.log().due(&request);
+        let due = self.relay.log().due(&request, Instant::now());
         tracing::debug!(node = request.node, due, "pulls");
         // One batch ahead; what is behind it waits in the log, once for all.
         let (sender, batches) = mpsc::channel(1);

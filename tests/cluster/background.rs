@@ -1,5 +1,6 @@
 //! What runs beside a test: futures on a thread of their own, until dropped.
 
+use crate::lab::Place;
 use std::future::Future;
 use std::thread::JoinHandle;
 use tokio::runtime::Handle;
@@ -15,10 +16,23 @@ pub struct Background {
 impl Background {
     /// Idle until given something.
     pub fn new() -> Background {
+        Background::begin(|| {})
+    }
+
+    /// The same in a network of its own: its sockets are there.
+    pub fn within(place: &Place) -> Background {
+        let place = place.clone();
+        Background::begin(move || place.enter())
+    }
+
+    fn begin(enter: impl FnOnce() + Send + 'static) -> Background {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || drop(runtime.block_on(stopped)));
+        let thread = std::thread::spawn(move || {
+            enter();
+            drop(runtime.block_on(stopped));
+        });
         Background { handle, stop: Some(stop), thread: Some(thread) }
     }
 

@@ -1,6 +1,7 @@
 //! A real etcd on free loopback ports: started, stopped, started again with what it knew, and never left behind.
 
 use crate::gateway::wait_until;
+use crate::lab::Place;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -42,6 +43,8 @@ pub struct Etcd {
     directory: PathBuf,
     client_port: u16,
     peer_port: u16,
+    /// In which network, if it has one of its own.
+    place: Option<Place>,
     child: Option<Child>,
 }
 
@@ -51,7 +54,21 @@ impl Etcd {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("fanwire-etcd-{}-{number}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
-        Etcd { tls: None, directory, client_port: port(), peer_port: port(), child: None }
+        Etcd { tls: None, directory, client_port: port(), peer_port: port(), place: None, child: None }
+    }
+
+    /// The same on the loopback of a network of its own, with its data in `directory`.
+    pub fn within(place: &Place, directory: PathBuf) -> Etcd {
+        Etcd { tls: None, directory, client_port: 2379, peer_port: 2380, place: Some(place.clone()), child: None }
+    }
+
+    /// Starts one of its commands where it is.
+    fn spawned(&self, command: &mut Command) -> Child {
+        let spawned = match &self.place {
+            None => command.spawn(),
+            Some(place) => place.inside(|| command.spawn()),
+        };
+        spawned.expect("etcd is installed (scripts/install-tools etcd)")
     }
 
     /// Running, and answering.
@@ -103,15 +120,25 @@ impl Etcd {
             command.args(["--cert-file", &tls.certificate, "--key-file", &tls.key]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("etcd is installed (scripts/install-tools etcd)");
-        self.child = Some(child);
+        self.child = Some(self.spawned(&mut command));
         wait_until("etcd answers", || self.ctl(&["endpoint", "health"]).is_some());
+    }
+
+    /// Sends it a signal, by the name kill(1) knows.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("it runs").id();
+        assert!(Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap().success());
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
     }
 
     /// Kills it.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
+            let _ = child.kill(); // It may have ended by itself.
             child.wait().unwrap();
         }
     }
@@ -122,13 +149,14 @@ impl Etcd {
         if let Some(tls) = &self.tls {
             command.args(["--cacert", &tls.ca, "--cert", &tls.certificate, "--key", &tls.key]);
         }
-        let output = command
+        command
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.address(), "--command-timeout", "2s"])
             .args(arguments)
             .stdin(Stdio::null())
-            .output()
-            .expect("etcdctl is installed (scripts/install-tools etcd)");
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let output = self.spawned(&mut command).wait_with_output().unwrap();
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     }
 

@@ -1,12 +1,13 @@
 //! A network that fails when told to: a TCP proxy between whoever connects to it and an address behind it.
 //!
 //! ```text
-//!                 ┌─ Pass ───── bytes go on, after `delay`
+//!                 ┌─ Pass ───── bytes go on, after `delay`, and some of them later (loss)
 //! client ─► proxy ┼─ Silent ─── bytes stay where they are, nobody is told (half-open); on Pass they go on
 //!                 └─ Cut ────── every connection is reset, new ones are too
 //! ```
 
 use crate::background::Background;
+use crate::lab::Place;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,6 +20,8 @@ use tokio::time::Instant;
 /// Chunks of one direction on their way; more wait in the kernel's buffers.
 const CHUNKS_MAX: usize = 256;
 const CHUNK_BYTES: usize = 16 << 10;
+/// What TCP waits at least before it sends again.
+const SENT_AGAIN: Duration = Duration::from_millis(200);
 
 /// What the network does.
 #[derive(Clone, Copy)]
@@ -28,6 +31,8 @@ struct Network {
     /// Cuts so far, so that one that is over before anybody looks is a cut all the same.
     cuts: u64,
     delay: Duration,
+    /// Of a hundred chunks, how many are lost at first.
+    lost_percent: u8,
 }
 
 /// The proxy. Ends when dropped.
@@ -42,11 +47,19 @@ pub struct Faults {
 impl Faults {
     /// In front of nothing yet: connections are reset until there is something.
     pub fn new() -> Faults {
-        let background = Background::new();
-        let listener = background.run(TcpListener::bind("127.0.0.1:0")).unwrap();
+        Faults::listening(Background::new(), ([127, 0, 0, 1], 0).into())
+    }
+
+    /// The same at an address of a network.
+    pub fn within(place: &Place, port: u16) -> Faults {
+        Faults::listening(Background::within(place), (place.address, port).into())
+    }
+
+    fn listening(background: Background, address: SocketAddr) -> Faults {
+        let listener = background.run(TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap();
         let behind = Arc::new(Mutex::new(None));
-        let network = Network { is_silent: false, is_cut: false, cuts: 0, delay: Duration::ZERO };
+        let network = Network { is_silent: false, is_cut: false, cuts: 0, delay: Duration::ZERO, lost_percent: 0 };
         let (network, watched) = watch::channel(network);
         background.spawn(accept(listener, behind.clone(), watched));
         Faults { address, behind, network, _background: background }
@@ -78,6 +91,11 @@ impl Faults {
     /// Resets every connection now; new ones pass.
     pub fn reset(&self) {
         self.network.send_modify(|network| network.cuts += 1);
+    }
+
+    /// Of a hundred chunks so many are lost: TCP sends them again, and what is behind them waits.
+    pub fn lose(&self, percent: u8) {
+        self.network.send_modify(|network| network.lost_percent = percent);
     }
 
     /// Each byte arrives that much later, in each direction.
@@ -129,8 +147,13 @@ async fn direction(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut network: w
     let delays = network.clone();
     let read = async move {
         let mut buffer = vec![0; CHUNK_BYTES];
+        let mut dice = 0u64;
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
-            let due = Instant::now() + delays.borrow().delay;
+            let Network { delay, lost_percent, .. } = *delays.borrow();
+            // Knuth's multiplier: evenly spread, and the same in every run.
+            dice = dice.wrapping_add(1).wrapping_mul(6_364_136_223_846_793_005);
+            let is_lost = dice >> 33 & 0xff < u64::from(lost_percent) * 256 / 100;
+            let due = Instant::now() + delay + if is_lost { SENT_AGAIN } else { Duration::ZERO };
             if chunks.send((due, buffer[..read].to_vec())).await.is_err() {
                 break;
             }

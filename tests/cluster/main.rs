@@ -13,16 +13,26 @@ mod http;
 #[path = "../e2e/publisher.rs"]
 mod publisher;
 
+mod audience;
 mod background;
 mod etcd;
 mod faults;
+mod fleet;
+mod lab;
+mod load;
 mod nats;
 mod node;
+mod record;
+mod trouble;
 
+mod balancer;
+mod chaos;
 mod drain;
 mod gpush;
 mod guarded;
 mod jetstream;
 mod members;
+mod namespaces;
 mod relay;
 mod roles;
+mod rolling;

@@ -2,6 +2,7 @@
 
 use crate::etcd::port;
 use crate::gateway::{wait_for, wait_until};
+use crate::lab::Place;
 use async_nats::{Client, HeaderMap};
 use serde_json::{Value, json};
 use std::future::Future;
@@ -17,6 +18,8 @@ pub struct Nats {
     directory: PathBuf,
     port: u16,
     configuration: String,
+    /// In which network, if it has one of its own.
+    place: Option<Place>,
     child: Option<Child>,
     runtime: tokio::runtime::Runtime,
 }
@@ -28,13 +31,24 @@ impl Nats {
         let directory = std::env::temp_dir().join(format!("fanwire-nats-{}-{number}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).unwrap();
-        let port = port();
+        Nats::at(directory, &format!("n{number}"), port(), more)
+    }
+
+    /// The same on the loopback of a network of its own, with its data in `directory`.
+    pub fn within(place: &Place, directory: PathBuf) -> Nats {
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut nats = Nats::at(directory, "n", 4222, "");
+        nats.place = Some(place.clone());
+        nats
+    }
+
+    fn at(directory: PathBuf, name: &str, port: u16, more: &str) -> Nats {
         let configuration = format!(
-            "server_name: n{number}\nlisten: 127.0.0.1:{port}\njetstream: {{ store_dir: {:?} }}\n{more}\n",
+            "server_name: {name}\nlisten: 127.0.0.1:{port}\njetstream: {{ store_dir: {:?} }}\n{more}\n",
             directory.display()
         );
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Nats { directory, port, configuration, child: None, runtime }
+        Nats { directory, port, configuration, place: None, child: None, runtime }
     }
 
     /// Running, and answering.
@@ -78,13 +92,22 @@ impl Nats {
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin")).args(["-c", &configuration]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("nats-server is installed (scripts/install-tools nats)"));
+        let child = self.there(|| command.spawn().expect("nats-server is installed (scripts/install-tools nats)"));
+        self.child = Some(child);
+    }
+
+    /// Does `work` where it is.
+    fn there<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.place {
+            None => work(),
+            Some(place) => place.inside(work),
+        }
     }
 
     /// Starts it and waits until it answers.
     pub fn run(&mut self) {
         self.spawn();
-        wait_until("JetStream answers", || self.api("INFO", &Value::Null).is_some());
+        self.there(|| wait_until("JetStream answers", || self.api("INFO", &Value::Null).is_some()));
     }
 
     /// Kills it.

@@ -70,7 +70,12 @@ pub fn fanwire(arguments: &[&str]) -> Command {
 impl Start {
     /// `fanwire serve --dev` on free loopback ports, two shards.
     pub fn new() -> Start {
-        let mut command = fanwire(&["serve", "--dev", "--listen", "127.0.0.1:0"]);
+        Start::listening("127.0.0.1:0")
+    }
+
+    /// The same with subscribers at `address`.
+    pub fn listening(address: &str) -> Start {
+        let mut command = fanwire(&["serve", "--dev", "--listen", address]);
         // A notify socket or settings of whoever runs the tests are not ours; the mask of ring features is meant for us.
         for (key, _) in std::env::vars() {
             if (key.starts_with("FANWIRE_") && key != "FANWIRE_SHARDS__RING_FEATURES") || key == "NOTIFY_SOCKET" {
