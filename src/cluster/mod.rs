@@ -96,6 +96,9 @@ pub struct Lost {
     pub draining: usize,
 }
 
+/// Takes a publication for a stream; the second is told what became of it, later and on the control core.
+pub type Upward = Box<dyn Fn(&Publication, Done) + Send>;
+
 /// Says of the value of an `authorization` whether it lets its bearer in.
 pub type Allows = dyn Fn(Option<&[u8]>) -> bool + Send + Sync;
 
@@ -354,7 +357,7 @@ impl Cluster {
     }
 
     /// Where publications go, if there is a stream that gives them to all nodes: the last argument is told what became of one.
-    pub fn stream(&self) -> Option<Box<dyn Fn(&Publication, Done) + Send>> {
+    pub fn stream(&self) -> Option<Upward> {
         let nats = self.nats.clone()?;
         Some(Box::new(move |publication, done| nats.publish(publication, done)))
     }

@@ -1527,7 +1527,8 @@ mod tests {
     fn a_users_message_that_waited_comes_behind_later_ones_of_others() {
         let mut w = World::new(1);
         w.follow(9, 0);
-        (w.queues.take(S0), w.queues.take(S1));
+        w.queues.take(S0);
+        w.queues.take(S1);
         w.log_in(S0, 0, "anna");
         w.queues.take(S1);
         w.log_in(S1, 0, "bert");

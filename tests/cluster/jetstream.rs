@@ -410,7 +410,11 @@ fn whoever_logs_in_to_nats_by_name_token_or_not_at_all_gets_what_it_allows() {
 fn the_leader_of_three_servers_killed_under_load_costs_no_acknowledged_message_and_doubles_none() {
     let mut three = Nats::three();
     // NATS takes 4 to 9 s to elect another leader of the stream, and as long again if it was that of JetStream, too.
-    let settings = [("cluster.nats_replicas", "3"), ("cluster.nats_publish_timeout_ms", "30000")];
+    let settings = [
+        ("cluster.nats_replicas", "3"),
+        ("cluster.nats_publish_timeout_ms", "30000"),
+        ("cluster.nats_duplicate_window_ms", "60000"),
+    ];
     let nodes = [(); 2].map(|()| start(&three.each_ref(), &settings));
     wait_until("they have the stream", || nodes.iter().all(is_connected));
     let mut listeners = [Counting::new(&nodes[0], "t"), Counting::new(&nodes[1], "t")];

@@ -200,14 +200,14 @@ impl Repeated {
     }
 }
 
+/// Reads the file that a setting names.
+type ReadFile<'a> = dyn Fn(&'static str, &String) -> Result<Vec<u8>, super::ClusterError> + 'a;
+
 /// How this node reaches NATS, its files read.
 ///
 /// # Errors
 /// One of them can't be used.
-pub(super) fn access(
-    settings: &Cluster,
-    read: &dyn Fn(&'static str, &String) -> Result<Vec<u8>, super::ClusterError>,
-) -> Result<Access, super::ClusterError> {
+pub(super) fn access(settings: &Cluster, read: &ReadFile) -> Result<Access, super::ClusterError> {
     let secret =
         |key, file: &String| Ok::<_, super::ClusterError>(String::from_utf8_lossy(&read(key, file)?).trim().to_owned());
     let given = |file: &String| !file.is_empty();

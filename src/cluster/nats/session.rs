@@ -166,19 +166,19 @@ async fn publish(shared: &Arc<Shared>, client: &Client) -> Result<Infallible, St
     }
     let mut tick = tokio::time::interval(TICK);
     loop {
-        let sendings = {
+        let sendings: Option<Vec<_>> = {
             let mut outbox = shared.outbox();
             let now = Instant::now();
             let overdue = now.checked_sub(RESEND).map_or(0, |then| outbox.overdue(then));
             if overdue > 0 {
                 tracing::warn!(messages = overdue, "NATS does not acknowledge; sending again what it may not have");
             }
-            if outbox.is_held() && outbox.sent() == 0 {
-                drop(outbox);
-                resume(shared, client).await?;
-                continue;
-            }
-            std::iter::from_fn(|| outbox.next(now)).take(BURST).collect::<Vec<_>>()
+            let is_stuck = outbox.is_held() && outbox.sent() == 0;
+            (!is_stuck).then(|| std::iter::from_fn(|| outbox.next(now)).take(BURST).collect())
+        };
+        let Some(sendings) = sendings else {
+            resume(shared, client).await?;
+            continue;
         };
         let is_full = sendings.len() == BURST;
         for sending in sendings {
