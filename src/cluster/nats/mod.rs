@@ -201,7 +201,7 @@ impl Repeated {
 }
 
 /// Reads the file that a setting names.
-type ReadFile = dyn Fn(&'static str, &String) -> Result<Vec<u8>, super::ClusterError>;
+type ReadFile<'a> = dyn Fn(&'static str, &String) -> Result<Vec<u8>, super::ClusterError> + 'a;
 
 /// How this node reaches NATS, its files read.
 ///
