@@ -375,15 +375,6 @@ impl Client {
         }
     }
 
-    /// The code it is being closed with, if it is.
-    pub fn closing(&mut self) -> Option<u16> {
-        match self.event(Duration::from_millis(300)) {
-            Event::Frame(frame) => Some(frame.close().0),
-            Event::Quiet => None,
-            other => panic!("{other:?} instead of a close frame"),
-        }
-    }
-
     /// Reads until the connection ends, and returns the frames before that.
     pub fn ends(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
