@@ -199,6 +199,17 @@ fn what_is_published_straight_into_nats_is_delivered() {
 }
 
 #[test]
+fn whoever_may_publish_to_one_subject_reaches_no_other_topic_by_it() {
+    let nats = Nats::start();
+    let node = node(&nats);
+    let mut client = Client::subscriber(&node, &["admin"]);
+    nats.publish("fanwire.t.%61dmin", &[], "by another spelling");
+    nats.publish("fanwire.t.admin", &[], "by its own");
+    assert_eq!(client.text(), "by its own");
+    assert_eq!(count(&node, "skipped_messages_total"), 1.0);
+}
+
+#[test]
 fn a_server_killed_and_started_again_under_load_costs_no_acknowledged_message_and_doubles_none() {
     let mut nats = Nats::start();
     let two = [node(&nats), node(&nats)];
