@@ -83,6 +83,8 @@ pub trait InPlace: Send + Sync {
 pub struct Delivered {
     /// Refused at once.
     pub lost: Lost,
+    /// How many wait for room.
+    pub waits: usize,
     /// Those that wait for room, if any; completes with what was refused of them in the end.
     pub waiting: Option<BoxFuture<'static, Lost>>,
 }

@@ -34,14 +34,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stream::Wanted;
 use subject::Subjects;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// What is the matter before a server of NATS was asked.
 const NOT_ASKED: &str = "NATS has not answered yet";
 /// Batches on their way to the control core.
 const BATCHES_MAX: usize = 4;
-/// Batches with messages that wait for room in a shard's queue; then no more are taken.
-const WAITING_BATCHES_MAX: usize = 4;
 /// How often publications that have waited too long are looked for.
 const EXPIRY: Duration = Duration::from_millis(50);
 /// How often what goes on is said.
@@ -441,14 +439,15 @@ async fn tell(shared: Arc<Shared>, mut answered: mpsc::UnboundedReceiver<Vec<Ans
     }
 }
 
-/// Brings what came from the stream to this node's subscribers, when few enough of those before it wait for room.
+/// Brings what came from the stream to this node's subscribers, when few enough of those before it wait for room: each that waits is
+/// counted and none that does not, so that a shard which stands still is not what the others go by.
 async fn bring(
     shared: Arc<Shared>,
     mut followed: mpsc::Receiver<Followed>,
     subscribers: Arc<dyn InPlace>,
     waiting_max: u32,
 ) {
-    let (room, places) = (Room::new(waiting_max), Arc::new(Semaphore::new(WAITING_BATCHES_MAX)));
+    let room = Room::new(waiting_max);
     while let Some(followed) = followed.recv().await {
         let mut rest = match followed {
             Followed::Anew { epoch, after } => {
@@ -460,15 +459,14 @@ async fn bring(
         while !rest.is_empty() {
             let (now, behind) = room.split(rest);
             rest = behind;
-            let place = places.clone().acquire_owned().await.expect("nobody closes it");
-            let taken = room.take(now.len()).await;
-            let Delivered { lost, waiting } = subscribers.deliver_in_place(now);
+            let mut taken = room.take(now.len()).await;
+            let Delivered { lost, waits, waiting } = subscribers.deliver_in_place(now);
             shared.count(lost);
             if let Some(waiting) = waiting {
-                let shared = shared.clone();
+                let (shared, held) = (shared.clone(), taken.split(waits));
                 tokio::spawn(async move {
                     shared.count(waiting.await);
-                    drop((place, taken));
+                    drop(held);
                 });
             }
         }
