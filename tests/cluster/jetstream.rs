@@ -210,6 +210,25 @@ fn whoever_may_publish_to_one_subject_reaches_no_other_topic_by_it() {
 }
 
 #[test]
+fn a_stream_that_is_full_and_keeps_the_old_says_so() {
+    let nats = Nats::start();
+    let config = serde_json::json!({
+        "name": "FANWIRE", "subjects": ["fanwire.b", "fanwire.t.>", "fanwire.u.>"], "retention": "limits",
+        "storage": "file", "discard": "new", "max_msgs": 1, "num_replicas": 1,
+    });
+    assert!(nats.api("STREAM.CREATE.FANWIRE", &config).is_some());
+    let node = start(&[&nats], &[("cluster.nats_publish_timeout_ms", "300")]);
+    wait_until("it has the stream", || is_connected(&node));
+    node.push("t", "fits");
+    let refused = node.try_push("t", "does not");
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.body.contains("maximum messages exceeded"), "{}", refused.body);
+    let ready = node.get("/readyz").body;
+    assert!(ready.contains("did not take what was published last: maximum messages exceeded"), "{ready}");
+    assert!(node.stderr().contains("a bound that is not ours"), "{}", node.stderr());
+}
+
+#[test]
 fn a_server_killed_and_started_again_under_load_costs_no_acknowledged_message_and_doubles_none() {
     let mut nats = Nats::start();
     let two = [node(&nats), node(&nats)];

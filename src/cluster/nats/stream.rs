@@ -1,6 +1,7 @@
 //! The stream itself: made if there is none, given its limits, told apart from one of the same name before it. A few calls of JetStream's,
 //! which are JSON, so that what a newer server adds to a stream stays as it is when we change its limits.
 
+use super::Repeated;
 use super::subject::Subjects;
 use crate::config::{Cluster, NatsStorage};
 use crate::ids::Epoch;
@@ -14,6 +15,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a change may take; making a stream on three servers includes an election.
 const CHANGE: Duration = Duration::from_secs(5);
+/// For how long JetStream may be too slow for a look, until the connection is given up for it.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// JetStream's own number for a stream that is not there.
 const STREAM_NOT_FOUND: u64 = 10059;
 /// And for subjects that another stream has.
@@ -35,6 +38,13 @@ pub(super) enum StreamError {
     NotOurs(String),
 }
 
+impl StreamError {
+    /// Whether no answer came in time.
+    fn is_silence(&self) -> bool {
+        matches!(self, StreamError::Unreachable(error) if error.kind() == RequestErrorKind::TimedOut)
+    }
+}
+
 /// What JetStream says when it does not do something.
 #[derive(Debug, Deserialize)]
 pub(super) struct Problem {
@@ -52,6 +62,12 @@ impl Problem {
     pub(super) fn is_passing(&self) -> bool {
         const NOT_LEADER: u64 = 10009;
         self.code == 503 || self.err_code == NOT_LEADER
+    }
+
+    /// Whether the stream is about to store an earlier copy of the same message.
+    pub(super) fn is_in_process(&self) -> bool {
+        const DUPLICATE_IN_PROCESS: u64 = 10158;
+        self.err_code == DUPLICATE_IN_PROCESS
     }
 }
 
@@ -91,6 +107,7 @@ pub(super) struct Wanted {
     subjects: [String; 3],
     storage: &'static str,
     limits: Vec<(&'static str, i64)>,
+    complaints: [Repeated; 4], // Found at every look, which there are many of when NATS is slow.
 }
 
 impl Wanted {
@@ -109,6 +126,7 @@ impl Wanted {
                 ("num_replicas", settings.nats_replicas as i64),
                 ("duplicate_window", nanoseconds(settings.nats_duplicate_window_ms)),
             ],
+            complaints: Default::default(),
         }
     }
 
@@ -147,28 +165,38 @@ impl Wanted {
                 found["retention"]
             )));
         }
+        if found["no_ack"] == true {
+            return Err(StreamError::NotOurs(format!(
+                "the stream {name} acknowledges nothing (no_ack), so that no publisher could be answered: it must be false"
+            )));
+        }
+        let [changing, storage, limits, _] = &self.complaints;
         let mut changed = found.clone();
+        let mut differ = Vec::new();
         for (key, value) in &self.limits {
             let is = found[*key].as_i64().unwrap_or(0);
             let is_alike = is == *value || (*key == "max_bytes" && is <= 0 && *value <= 0);
             if !is_alike {
-                tracing::warn!(
-                    stream = name,
-                    limit = key,
-                    was = is,
-                    "will be" = value,
-                    "changing a limit of the stream"
-                );
+                differ.push(format!("{key} from {is} to {value}"));
                 changed[*key] = (*value).into();
             }
         }
+        if !differ.is_empty() {
+            changing.say(1, &format!("changing limits of the stream {name}: {}", differ.join(", ")));
+        }
         if found["storage"] != self.storage {
-            tracing::warn!(
-                stream = name,
-                storage = %found["storage"],
-                "the stream's storage is not cluster.nats_storage = {:?}, and can't be changed: delete the stream to have it made anew",
-                self.storage
+            let why = format!(
+                "the stream {name} has the storage {}, not cluster.nats_storage = {:?}, and it can't be changed: delete the stream to have it made anew",
+                found["storage"], self.storage
             );
+            storage.say(1, &why);
+        }
+        if found["discard"] == "new" || found["max_msgs"].as_i64().is_some_and(|most| most > 0) {
+            let why = format!(
+                "the stream {name} has a bound that is not ours, discard {} and max_msgs {}: with the first publishers are refused when it is full, by the second messages go",
+                found["discard"], found["max_msgs"]
+            );
+            limits.say(1, &why);
         }
         Ok((changed != *found).then_some(changed))
     }
@@ -194,12 +222,11 @@ pub(super) async fn have(client: &Client, wanted: &Wanted) -> Result<Stream, Str
                 Some(changed) => match call(client, &format!("STREAM.UPDATE.{name}"), &changed).await {
                     Ok(updated) => updated,
                     Err(StreamError::Refused(problem)) => {
-                        let problem = problem.description;
-                        tracing::warn!(
-                            stream = name,
-                            problem,
-                            "NATS does not change the stream's limits: they stay as they were"
+                        let why = format!(
+                            "NATS does not change the limits of the stream {name}, which stay as they were ({}): with a shorter duplicate_window what is sent again may be doubled",
+                            problem.description
                         );
+                        wanted.complaints[3].say(1, &why);
                         found
                     }
                     Err(error) => return Err(error),
@@ -209,6 +236,26 @@ pub(super) async fn have(client: &Client, wanted: &Wanted) -> Result<Stream, Str
     };
     Stream::read(&info)
         .ok_or_else(|| StreamError::NotOurs(format!("what NATS says of the stream {name} is no stream: {info}")))
+}
+
+/// As [`have`], from a JetStream that is slow now: a connection that lives, and the consumer on it, are not given up for one late answer.
+pub(super) async fn have_patiently(client: &Client, wanted: &Wanted) -> Result<Stream, StreamError> {
+    patiently(|| have(client, wanted)).await
+}
+
+async fn patiently<T, F>(mut call: impl FnMut() -> F) -> Result<T, StreamError>
+where
+    F: Future<Output = Result<T, StreamError>>,
+{
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match call().await {
+            Err(error) if error.is_silence() && tokio::time::Instant::now() < end => {
+                tokio::time::sleep(PATIENCE / 50).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Who has our subjects.
@@ -298,5 +345,20 @@ mod tests {
         let mut queue = wanted().config();
         queue["retention"] = "workqueue".into();
         assert!(wanted().change(&queue).unwrap_err().to_string().contains("must be \"limits\""));
+        let mut silent = wanted().config();
+        silent["no_ack"] = true.into();
+        assert!(wanted().change(&silent).unwrap_err().to_string().contains("acknowledges nothing"));
+    }
+
+    #[test]
+    fn a_late_answer_is_waited_for_and_a_refusal_is_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let late = || StreamError::Unreachable(async_nats::RequestError::new(RequestErrorKind::TimedOut));
+        let mut answers = vec![Ok(7), Err(late()), Err(late())];
+        let outcome = runtime.block_on(patiently(|| std::future::ready(answers.pop().unwrap())));
+        assert_eq!(outcome.unwrap(), 7);
+        let mut answers = vec![Ok(7), Err(StreamError::NoJetStream)];
+        let outcome = runtime.block_on(patiently(|| std::future::ready(answers.pop().unwrap())));
+        assert!(matches!(outcome, Err(StreamError::NoJetStream)));
     }
 }
