@@ -98,6 +98,7 @@ struct Shared {
     silences: Repeated,
     overdue: Repeated,
     renewals: Repeated,
+    fetches: Repeated,
     metrics: Arc<ClusterMetrics>,
 }
 
@@ -122,6 +123,7 @@ impl Shared {
             silences: Repeated::default(),
             overdue: Repeated::default(),
             renewals: Repeated::default(),
+            fetches: Repeated::default(),
             metrics,
         }
     }

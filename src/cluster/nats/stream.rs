@@ -7,6 +7,9 @@ use crate::config::{Cluster, NatsStorage};
 use crate::ids::Epoch;
 use async_nats::client::RequestErrorKind;
 use async_nats::{Client, Request};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -276,10 +279,64 @@ async fn taken(client: &Client, wanted: &Wanted) -> StreamError {
     ))
 }
 
+/// A message as it is in the stream, whatever stands in its header.
+#[derive(Debug, PartialEq)]
+pub(super) struct Stored {
+    pub(super) subject: String,
+    pub(super) data: Bytes,
+    /// When the stream got it: nanoseconds since 1970.
+    pub(super) time: u64,
+}
+
+impl Stored {
+    fn read(message: &Value) -> Option<Stored> {
+        // An empty payload is left out.
+        let data = STANDARD.decode(message["data"].as_str().unwrap_or_default()).ok()?;
+        let time = nanoseconds_since_1970(message["time"].as_str()?)?;
+        Some(Stored { subject: message["subject"].as_str()?.to_owned(), data: data.into(), time })
+    }
+}
+
+/// Of a time as Go writes it in UTC: `2026-01-02T03:04:05.123456789Z`, a fraction's last zeros left out.
+fn nanoseconds_since_1970(text: &str) -> Option<u64> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let numbers = |text: &str, between: char| text.split(between).map(|part| part.parse::<u64>().ok()).collect();
+    let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let date: Option<Vec<u64>> = numbers(date, '-');
+    let time: Option<Vec<u64>> = numbers(time, ':');
+    let ([year, month, day], [hour, minute, second]) = (date?.try_into().ok()?, time?.try_into().ok()?);
+    let year: u64 = year;
+    // Years that begin in March end with the leap day.
+    let (year, month): (u64, u64) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day;
+    const DAYS_TO_1970: u64 = 719_469;
+    let seconds = ((days.checked_sub(DAYS_TO_1970)? * 24 + hour) * 60 + minute) * 60 + second;
+    let nanoseconds: u64 = format!("{fraction:0<9}").parse().ok()?;
+    seconds.checked_mul(1_000_000_000)?.checked_add(nanoseconds)
+}
+
+/// The message of that sequence; nothing if it is not in the stream.
+pub(super) async fn message(client: &Client, stream: &str, sequence: u64) -> Result<Option<Stored>, StreamError> {
+    const NO_MESSAGE: u64 = 10037;
+    let (what, argument) = (format!("STREAM.MSG.GET.{stream}"), json!({ "seq": sequence }));
+    match patiently(|| call_within(LOOK, client, &what, &argument)).await {
+        Err(StreamError::Refused(problem)) if problem.err_code == NO_MESSAGE => Ok(None),
+        found => match Stored::read(&found?["message"]) {
+            Some(stored) => Ok(Some(stored)),
+            None => {
+                Err(StreamError::NotOurs(format!("what NATS says of message {sequence} of {stream} is no message")))
+            }
+        },
+    }
+}
+
 /// One call of JetStream's interface.
 pub(super) async fn call(client: &Client, what: &str, argument: &Value) -> Result<Value, StreamError> {
+    call_within(if argument.is_null() { LOOK } else { CHANGE }, client, what, argument).await
+}
+
+async fn call_within(patience: Duration, client: &Client, what: &str, argument: &Value) -> Result<Value, StreamError> {
     let payload = if argument.is_null() { String::new() } else { argument.to_string() };
-    let patience = if argument.is_null() { LOOK } else { CHANGE };
     let request = Request::new().payload(payload.into()).timeout(Some(patience));
     let answer = client.send_request(format!("$JS.API.{what}"), request).await.map_err(|error| match error.kind() {
         RequestErrorKind::NoResponders => StreamError::NoJetStream,
@@ -348,6 +405,26 @@ mod tests {
         let mut silent = wanted().config();
         silent["no_ack"] = true.into();
         assert!(wanted().change(&silent).unwrap_err().to_string().contains("acknowledges nothing"));
+    }
+
+    #[test]
+    fn times_are_read_as_go_writes_them() {
+        let read = nanoseconds_since_1970;
+        assert_eq!(read("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(read("1970-01-02T00:00:01.5Z"), Some(86_401_500_000_000));
+        assert_eq!(read("2024-02-29T12:00:00.000000001Z"), Some(1_709_208_000_000_000_001));
+        assert_eq!(read("2026-11-26T20:00:00.12Z"), Some(1_795_723_200_120_000_000));
+        for other in ["", "2026-11-26", "1969-12-31T00:00:00Z", "2026-11-26T20:00:00+01:00", "aT:Z"] {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_read_without_its_header() {
+        let message = json!({ "subject": "f.b", "seq": 7, "hdrs": "/w==", "data": "aGk=", "time": "1970-01-01T00:00:00.000000009Z" });
+        let stored = Stored { subject: "f.b".into(), data: "hi".into(), time: 9 };
+        assert_eq!(Stored::read(&message), Some(stored));
+        assert_eq!(Stored::read(&json!({ "subject": "f.b" })), None);
     }
 
     #[test]
