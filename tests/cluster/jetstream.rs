@@ -497,6 +497,30 @@ fn whoever_logs_in_to_nats_by_name_token_or_not_at_all_gets_what_it_allows() {
 }
 
 #[test]
+fn the_permissions_of_the_documentation_are_enough() {
+    let documentation = include_str!("../../docs/OPERATING.md");
+    let line = documentation.lines().find(|line| line.starts_with("- *Permissions* for the user: publish ")).unwrap();
+    let (publish, subscribe) = line.split_once("; subscribe ").unwrap();
+    let [publish, subscribe] = [publish, subscribe].map(|text| text.split('`').skip(1).step_by(2).collect::<Vec<_>>());
+    let mut nats = Nats::prepared(&format!(
+        "authorization: {{ users: [ {{ user: fanwire, password: secret, permissions: {{ publish: {publish:?}, subscribe: {subscribe:?} }} }} ] }}"
+    ));
+    nats.spawn();
+    let password = nats.file("password", "secret\n");
+    let node = start(&[&nats], &[("cluster.nats_user", "fanwire"), ("cluster.nats_password_file", &password)]);
+    wait_until("it has the stream", || is_connected(&node));
+    let mut listener = Client::subscriber(&node, &["t"]);
+    node.push("t", "one");
+    assert_eq!(listener.text(), "one");
+    // Whoever comes back asks for more than who comes first.
+    nats.kill();
+    nats.spawn();
+    wait_until("a publisher is served", || node.try_push("t", "two").status == 200);
+    assert_eq!(listener.text(), "two");
+    assert!(!node.stderr().contains("Permissions Violation"), "{}", node.stderr());
+}
+
+#[test]
 #[ignore = "three servers, an election"]
 fn the_leader_of_three_servers_killed_under_load_costs_no_acknowledged_message_and_doubles_none() {
     let mut three = Nats::three();
