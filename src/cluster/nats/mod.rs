@@ -614,7 +614,7 @@ mod tests {
         assert_eq!((due(SAY_EVERY), due(SAY_EVERY)), (Some(8), None));
     }
 
-    fn shared() -> Arc<Shared> {
+    pub(super) fn shared() -> Arc<Shared> {
         Arc::new(Shared::new(&Cluster::default(), mpsc::unbounded_channel().0, Arc::default()))
     }
 

@@ -4,9 +4,10 @@
 //! over the next one, in order: a client that connects again by itself would send the rest of its queue first, ahead of what was lost.
 
 use super::follow::{Cursor, follow};
-use super::outbox::{Resumed, Sending};
+use super::outbox::{Outbox, Resumed, Sending};
 use super::stream::{self, Problem};
-use super::{Answer, Followed, Repeated, Shared};
+use super::{Answer, Followed, Owed, Repeated, Shared};
+use crate::ids::{Epoch, Offset};
 use crate::topics::Ack;
 use async_nats::client::PublishErrorKind;
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber};
@@ -275,6 +276,37 @@ async fn send(shared: &Shared, client: &Client, inbox: &str, sending: Sending) -
     }
 }
 
+/// Does by the verdict on a publication; returns what its publisher is told, if that is settled by it.
+fn settle(shared: &Shared, outbox: &mut Outbox<Owed>, epoch: Epoch, id: u64, verdict: Verdict) -> Option<Answer> {
+    let refuse =
+        |outbox: &mut Outbox<Owed>, reason: String| outbox.refused(id).map(|refused| shared.refusal(refused, reason));
+    match verdict {
+        Verdict::NotNow(why) => {
+            outbox.unanswered(id);
+            shared.put_off(why);
+            None
+        }
+        Verdict::InProcess => {
+            outbox.in_process(id);
+            None
+        }
+        Verdict::Refused(reason) => refuse(outbox, reason),
+        Verdict::Stored { is_duplicate: true, .. } if !outbox.is_resent(id) => {
+            refuse(outbox, "the stream has another message of its Nats-Msg-Id: try again".into())
+        }
+        Verdict::Stored { sequence, .. } => {
+            shared.taking();
+            let Owed { done, .. } = outbox.acked(id)?;
+            shared.metrics.nats_acknowledged.add(1);
+            Some(Answer { done, outcome: Ok(Ack { epoch, offset: Offset(sequence) }) })
+        }
+        Verdict::Unclear => {
+            tracing::debug!(id, "not an acknowledgement");
+            None
+        }
+    }
+}
+
 /// Takes this acknowledgement and those that are there behind it.
 fn take(shared: &Shared, first: Message, acks: &mut Subscriber) {
     let mut answers = Vec::new();
@@ -285,28 +317,8 @@ fn take(shared: &Shared, first: Message, acks: &mut Subscriber) {
         while let Some(message) = next {
             let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 16).ok());
             let Some(id) = id else { break };
-            let mut refuse = |outbox: &mut super::Outbox<super::Owed>, reason: String| {
-                answers.extend(outbox.refused(id).map(|refused| shared.refusal(refused, reason)));
-            };
-            match Verdict::read(message.status, &message.payload) {
-                Verdict::NotNow(why) => {
-                    outbox.unanswered(id);
-                    shared.put_off(why);
-                }
-                Verdict::InProcess => outbox.in_process(id),
-                Verdict::Refused(reason) => refuse(&mut outbox, reason),
-                Verdict::Stored { is_duplicate: true, .. } if !outbox.is_resent(id) => {
-                    refuse(&mut outbox, "the stream has another message of its Nats-Msg-Id: try again".into());
-                }
-                Verdict::Stored { sequence, .. } => {
-                    shared.taking();
-                    if let Some(super::Owed { done, .. }) = outbox.acked(id) {
-                        shared.metrics.nats_acknowledged.add(1);
-                        answers.push(Answer { done, outcome: Ok(Ack { epoch, offset: crate::ids::Offset(sequence) }) });
-                    }
-                }
-                Verdict::Unclear => tracing::debug!(payload = ?message.payload, "not an acknowledgement"),
-            }
+            let verdict = Verdict::read(message.status, &message.payload);
+            answers.extend(settle(shared, &mut outbox, epoch, id, verdict));
             next = if answers.len() < BURST { acks.next().now_or_never().flatten() } else { None };
         }
         shared.metrics.nats_in_flight.set(outbox.len() as u64);
@@ -316,7 +328,9 @@ fn take(shared: &Shared, first: Message, acks: &mut Subscriber) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::shared;
     use super::*;
+    use crate::topics::Refusal;
 
     fn error(code: u64, err_code: u64) -> Verdict {
         let text = format!(r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"why"}}}}"#);
@@ -332,6 +346,27 @@ mod tests {
         assert_eq!([ack(""), ack("{}"), ack("7")], [(); 3].map(|()| Verdict::Unclear));
         assert_eq!(error(400, 10054), Verdict::Refused("why".into()));
         assert_eq!(error(503, 10077), Verdict::NotNow("why".into()), "a full disk");
+    }
+
+    #[test]
+    fn a_duplicate_of_what_was_sent_once_is_somebody_elses_and_refused() {
+        let (shared, now) = (shared(), Instant::now());
+        let mut outbox = shared.outbox();
+        for _ in 0..2 {
+            let owed = Owed { done: Box::new(drop), since: now };
+            assert!(outbox.push(now, "a".into(), b"", owed).is_ok());
+            outbox.next(now);
+        }
+        let duplicate = |outbox: &mut Outbox<Owed>, id| {
+            let verdict = Verdict::Stored { sequence: 7, is_duplicate: true };
+            settle(&shared, outbox, Epoch(1), id, verdict).unwrap().outcome
+        };
+        assert!(matches!(duplicate(&mut outbox, 0), Err(Refusal::StreamRefused { .. })));
+        assert_eq!(shared.metrics.nats_failed_refused.get(), 1);
+        outbox.cut_off();
+        outbox.resume();
+        outbox.next(now);
+        assert!(duplicate(&mut outbox, 1).is_ok(), "our own first copy");
     }
 
     #[test]
