@@ -826,8 +826,9 @@ fn delivered(deliver: impl FnOnce(&mut dyn FnMut(Admission))) -> Delivered {
         }
         lost
     };
-    let waiting = (!waiting.is_empty()).then(|| all(waiting).boxed());
-    Delivered { lost, waiting }
+    let waits = waiting.len();
+    let waiting = (waits > 0).then(|| all(waiting).boxed());
+    Delivered { lost, waits, waiting }
 }
 
 /// Stops in order: no publishes and no new clients, then every shard lets its connections go.

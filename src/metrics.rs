@@ -490,6 +490,8 @@ cells! {
         nats_lost_refused: Counter = "cluster_nats_lost_messages" { reason: "refused" },
         /// Messages of the stream that came while this node was draining; its clients are on their way to another.
         nats_lost_draining: Counter = "cluster_nats_lost_messages" { reason: "draining" },
+        /// Messages fetched one by one, since connections ended before them again and again: one has a malformed header, published straight into NATS.
+        nats_fetched: Counter = "cluster_nats_fetched_messages",
         /// Messages of the stream whose subject names nobody: published straight into NATS.
         nats_skipped: Counter = "cluster_nats_skipped_messages",
         /// Messages that all nodes together still had for this one when they were last heard.

@@ -367,7 +367,7 @@ impl Link {
         while !now.is_empty() {
             let place = self.places.clone().acquire_owned().await.expect("nobody closes it");
             let room = self.room.take(now.len()).await;
-            let Delivered { lost, waiting } = self.deliver.deliver(publications(now));
+            let Delivered { lost, waiting, .. } = self.deliver.deliver(publications(now));
             count(&self.metrics, lost);
             if let Some(waiting) = waiting {
                 // Beside the link: what becomes of them is counted when it is known, whether more comes or not.
@@ -532,7 +532,7 @@ mod tests {
                 super::super::told(released).await;
                 refused
             };
-            Delivered { lost: Lost::default(), waiting: Some(Box::pin(waiting)) }
+            Delivered { lost: Lost::default(), waits: 1, waiting: Some(Box::pin(waiting)) }
         }
     }
 

@@ -84,6 +84,8 @@ pub trait InPlace: Send + Sync {
 pub struct Delivered {
     /// Refused at once.
     pub lost: Lost,
+    /// How many wait for room.
+    pub waits: usize,
     /// Those that wait for room, if any; completes with what was refused of them in the end.
     pub waiting: Option<BoxFuture<'static, Lost>>,
 }
@@ -332,9 +334,9 @@ impl Prepared {
             metrics: metrics.clone(),
         };
         let membership = settings.has_members().then(|| tokio::spawn(membership.run()));
-        let nats = nats.zip(files.nats).map(|(thread, access)| {
-            Nats::start(thread, access, &settings, epoch, waiting_max, in_place, metrics.clone())
-        });
+        let nats = nats
+            .zip(files.nats)
+            .map(|(thread, access)| Nats::start(thread, access, &settings, waiting_max, in_place, metrics.clone()));
         if settings.has_members() && settings.role.subscribes() && settings.transport == Transport::Relay {
             let view = viewed.clone();
             tokio::spawn(
@@ -386,7 +388,8 @@ impl Cluster {
 
     /// Says in a sentence what is not as it should be, though this node serves.
     pub fn notes(&self) -> Notes {
-        Notes { view: self.view.clone(), nats: self.nats.as_ref().map(|nats| nats.trouble()) }
+        let nats = self.nats.as_ref().map(|nats| (nats.trouble(), nats.put_off()));
+        Notes { view: self.view.clone(), nats }
     }
 
     /// No longer a member from now on, so that nobody is sent here; pulling and being pulled from go on. Returns whether others
@@ -416,20 +419,25 @@ impl Cluster {
     }
 }
 
+/// What is the matter with NATS, and since when.
+type Trouble = watch::Receiver<Option<(String, std::time::Instant)>>;
+
 /// See [`Cluster::notes`].
 #[derive(Clone)]
 pub struct Notes {
     view: watch::Receiver<View>,
-    nats: Option<watch::Receiver<Option<(String, std::time::Instant)>>>,
+    nats: Option<(Trouble, watch::Receiver<Option<String>>)>,
 }
 
 impl Notes {
     /// A sentence for each; none, if all is well.
     pub fn get(&self) -> Vec<String> {
         let member = self.view.borrow().trouble.as_ref().map(|text| format!("not a member of the cluster: {text}"));
-        let nats = self.nats.as_ref().and_then(|nats| {
-            let trouble = nats.borrow();
-            let (text, since) = trouble.as_ref()?;
+        let nats = self.nats.as_ref().and_then(|(trouble, put_off)| {
+            let Some((text, since)) = &*trouble.borrow() else {
+                let put_off = put_off.borrow();
+                return put_off.as_ref().map(|why| format!("the stream did not take what was published last: {why}"));
+            };
             let seconds = since.elapsed().as_secs();
             Some(format!("no stream for {seconds} s, nothing is published or delivered: {text}"))
         });

@@ -618,7 +618,7 @@ section! { "cluster"
         nats_max_age_ms: u64 = HOUR_MS => Allowed::Integer(&[0..=0, 1000..=365 * DAY_MS]),
         /// Bytes of the stream, above which its oldest messages go; 0 = no bound.
         nats_max_bytes: u64 = 1 << 30 => Allowed::Integer(&[0..=0, 65_536..=TIB]),
-        /// How long the stream knows a message again that a node sends twice, since it has not heard of it. NATS has the names of all of that time in memory.
+        /// How long the stream knows a message again that a node sends twice, since it has not heard of it; at least `nats_publish_timeout_ms` and 10 s. NATS has the names of all of that time in memory.
         nats_duplicate_window_ms: u64 = 20_000 => Allowed::Integer(&[1000..=DAY_MS]),
         /// A publisher whose message has no acknowledgement by then is told that it may be in the stream or not.
         nats_publish_timeout_ms: u64 = 5000 => Allowed::Integer(&[100..=HOUR_MS]),

@@ -342,10 +342,12 @@ impl Config {
                 "cluster.nats_ca_file or cluster.nats_certificate_file is set, and an address in cluster.nats begins with nats://, where no certificate is asked for: write tls://",
             );
         }
-        if cluster.nats_duplicate_window_ms < cluster.nats_publish_timeout_ms {
+        // A message may be on its way for that long before the first copy of it arrives, and after its publisher has given up.
+        const ON_ITS_WAY_MS: u64 = 10_000;
+        if cluster.nats_duplicate_window_ms < cluster.nats_publish_timeout_ms.saturating_add(ON_ITS_WAY_MS) {
             complain(
                 "cluster.nats_duplicate_window_ms",
-                "cluster.nats_duplicate_window_ms is less than cluster.nats_publish_timeout_ms: the stream would not know a message again that is sent twice; raise it",
+                "cluster.nats_duplicate_window_ms is less than cluster.nats_publish_timeout_ms and 10 s: the stream would not know a message again that is sent twice; raise it",
             );
         }
         if cluster.nats_max_age_ms > 0 && cluster.nats_max_age_ms < cluster.nats_duplicate_window_ms {
@@ -806,7 +808,7 @@ mod tests {
             c.cluster.nats_ca_file = "ca.pem".into();
         });
         assert!(plain.contains("write tls://"), "{plain}");
-        assert!(said(|c| c.cluster.nats_duplicate_window_ms = 1000).contains("would not know a message again"));
+        assert!(said(|c| c.cluster.nats_duplicate_window_ms = 14_999).contains("would not know a message again"));
         assert!(said(|c| c.cluster.nats_max_age_ms = 1000).contains("which NATS refuses"));
         for stream in ["", "a.b", "a b"] {
             let settings = [("cluster.nats_stream".to_owned(), stream.to_owned())];

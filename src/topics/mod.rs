@@ -715,7 +715,7 @@ impl Topics {
         self.shards.iter().enumerate().filter_map(|(index, shard)| {
             let id = ShardId(index as u16);
             let topics = shard.blocked.len() + self.windows.blocked_on(id);
-            let answers = shard.owed.len() + shard.answers.len();
+            let answers = shard.owed.len() + shard.answers.len() + usize::from(shard.is_epoch_owed);
             let since = shard.full_since.filter(|_| topics + answers > 0)?;
             Some(BlockedShard { shard: id, topics, answers, since })
         })
@@ -1189,6 +1189,10 @@ impl Topics {
                     self.shards[shard].full_since.get_or_insert(now);
                     break;
                 }
+                // It made room since it could not be told of its epoch, which goes first: the next turn tells it.
+                if self.shards[shard].is_epoch_owed {
+                    break;
+                }
                 if left == 0 {
                     self.first_shard = (shard + 1) % shards;
                     return true;
@@ -1510,6 +1514,8 @@ mod tests {
         w.follow(9, 0);
         w.subscribe(S0, 0, 1, "a");
         w.follow(10, 0); // Its queue is full: it is told later.
+        let blocked: Vec<_> = w.topics.blocked_shards().map(|b| (b.shard, b.answers)).collect();
+        assert_eq!(blocked, [(S0, 1)], "and it is known who stands still");
         assert_eq!(w.queues.take(S0), ["epoch 9 from 0", "sub 0.1 0"]);
         assert_eq!(w.delivered("a", 1, "one"), Some(1));
         assert_eq!(w.queues.take(S0), ["epoch 10 from 0", "0.1 0>1 one"]);

@@ -199,6 +199,97 @@ fn what_is_published_straight_into_nats_is_delivered() {
 }
 
 #[test]
+fn a_header_of_somebody_elses_stops_nobody() {
+    let nats = Nats::start();
+    let node = node(&nats);
+    let mut client = Client::subscriber(&node, &["t"]);
+    node.push("t", "before");
+    // What NATS itself says to a consumer by a status, a publisher may say as well.
+    for status in ["100", "404", "409", "503"] {
+        nats.publish_raw("fanwire.t.t", format!("NATS/1.0 {status}\r\n\r\n").as_bytes(), status);
+    }
+    node.push("t", "between");
+    for expected in ["before", "100", "404", "409", "503", "between"] {
+        assert_eq!(client.text(), expected);
+    }
+    assert_eq!(count(&node, "consumers_total"), 1.0);
+    // A client's connection ends by these.
+    nats.publish_raw("fanwire.t.t", b"NATS/2.0\r\n\r\n", "no version");
+    nats.publish_raw("fanwire.t.t", b"NATS/1.0\r\nno colon\r\n\r\n", "no colon");
+    nats.publish_raw("fanwire.t.t", b"NATS/1.0\r\na: \xFF\r\n\r\n", "not UTF-8");
+    for expected in ["no version", "no colon", "not UTF-8"] {
+        assert_eq!(client.text(), expected);
+    }
+    assert!(count(&node, "fetched_messages_total") >= 3.0);
+    wait_until("a publisher is served", || node.try_push("t", "after").status == 200);
+    assert_eq!(client.text(), "after");
+    assert!(count(&node, "connects_total") < 20.0);
+}
+
+#[test]
+fn whoever_may_publish_to_one_subject_reaches_no_other_topic_by_it() {
+    let nats = Nats::start();
+    let node = node(&nats);
+    let mut client = Client::subscriber(&node, &["admin"]);
+    nats.publish("fanwire.t.%61dmin", &[], "by another spelling");
+    nats.publish("fanwire.t.admin", &[], "by its own");
+    assert_eq!(client.text(), "by its own");
+    assert_eq!(count(&node, "skipped_messages_total"), 1.0);
+}
+
+#[test]
+fn a_stream_that_is_full_and_keeps_the_old_says_so() {
+    let nats = Nats::start();
+    let config = serde_json::json!({
+        "name": "FANWIRE", "subjects": ["fanwire.b", "fanwire.t.>", "fanwire.u.>"], "retention": "limits",
+        "storage": "file", "discard": "new", "max_msgs": 1, "num_replicas": 1,
+    });
+    assert!(nats.api("STREAM.CREATE.FANWIRE", &config).is_some());
+    let node = start(&[&nats], &[("cluster.nats_publish_timeout_ms", "300")]);
+    wait_until("it has the stream", || is_connected(&node));
+    node.push("t", "fits");
+    let refused = node.try_push("t", "does not");
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.body.contains("maximum messages exceeded"), "{}", refused.body);
+    let ready = node.get("/readyz").body;
+    assert!(ready.contains("did not take what was published last: maximum messages exceeded"), "{ready}");
+    assert!(node.stderr().contains("a bound that is not ours"), "{}", node.stderr());
+}
+
+#[test]
+fn a_stream_that_lost_its_end_and_was_filled_again_is_followed_from_where_that_was() {
+    let (mut nats, network) = (Nats::start(), Faults::new());
+    network.lead_to(nats.address().strip_prefix("nats://").unwrap().parse().unwrap());
+    let through = format!("nats://{}", network.address);
+    let node = start(&[&nats], &[("cluster.nats", &through)]);
+    wait_until("it has the stream", || is_connected(&node));
+    let mut client = Client::subscriber(&node, &["t"]);
+    let publish = |nats: &Nats, text: &str| drop(nats.publish("fanwire.t.t", &[], text));
+    let mut hears = |numbers: std::ops::RangeInclusive<u64>| {
+        for n in numbers {
+            assert_eq!(client.text(), n.to_string());
+        }
+    };
+    (1..=10).for_each(|n| publish(&nats, &n.to_string()));
+    hears(1..=10);
+    nats.kill();
+    nats.keep();
+    nats.run();
+    (11..=20).for_each(|n| publish(&nats, &n.to_string()));
+    hears(11..=20);
+    // The server comes back with what its disk had before, and is published to by others ere this node sees it.
+    network.cut();
+    wait_until("it knows that it is cut off", || !is_connected(&node));
+    nats.kill();
+    nats.restore();
+    nats.run();
+    (21..=45).for_each(|n| publish(&nats, &n.to_string()));
+    assert_eq!(nats.stream()["state"]["last_seq"], 35);
+    network.pass();
+    hears(21..=45);
+}
+
+#[test]
 fn a_server_killed_and_started_again_under_load_costs_no_acknowledged_message_and_doubles_none() {
     let mut nats = Nats::start();
     let two = [node(&nats), node(&nats)];
@@ -403,6 +494,30 @@ fn whoever_logs_in_to_nats_by_name_token_or_not_at_all_gets_what_it_allows() {
     let token = nats.file("token", "s3cret\n");
     let node = start(&[&nats], &[("cluster.nats_token_file", &token)]);
     wait_until("it has the stream", || is_connected(&node));
+}
+
+#[test]
+fn the_permissions_of_the_documentation_are_enough() {
+    let documentation = include_str!("../../docs/OPERATING.md");
+    let line = documentation.lines().find(|line| line.starts_with("- *Permissions* for the user: publish ")).unwrap();
+    let (publish, subscribe) = line.split_once("; subscribe ").unwrap();
+    let [publish, subscribe] = [publish, subscribe].map(|text| text.split('`').skip(1).step_by(2).collect::<Vec<_>>());
+    let mut nats = Nats::prepared(&format!(
+        "authorization: {{ users: [ {{ user: fanwire, password: secret, permissions: {{ publish: {publish:?}, subscribe: {subscribe:?} }} }} ] }}"
+    ));
+    nats.spawn();
+    let password = nats.file("password", "secret\n");
+    let node = start(&[&nats], &[("cluster.nats_user", "fanwire"), ("cluster.nats_password_file", &password)]);
+    wait_until("it has the stream", || is_connected(&node));
+    let mut listener = Client::subscriber(&node, &["t"]);
+    node.push("t", "one");
+    assert_eq!(listener.text(), "one");
+    // Whoever comes back asks for more than who comes first.
+    nats.kill();
+    nats.spawn();
+    wait_until("a publisher is served", || node.try_push("t", "two").status == 200);
+    assert_eq!(listener.text(), "two");
+    assert!(!node.stderr().contains("Permissions Violation"), "{}", node.stderr());
 }
 
 #[test]

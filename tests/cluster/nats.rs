@@ -6,7 +6,9 @@ use crate::lab::Place;
 use async_nats::{Client, HeaderMap};
 use serde_json::{Value, json};
 use std::future::Future;
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -131,6 +133,21 @@ impl Nats {
         }
     }
 
+    /// Keeps what it has on disk now, while it does not run.
+    pub fn keep(&self) {
+        copy(&self.directory, &self.kept());
+    }
+
+    /// Has that on disk again, and nothing else.
+    pub fn restore(&self) {
+        std::fs::remove_dir_all(&self.directory).unwrap();
+        copy(&self.kept(), &self.directory);
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.directory.with_extension("kept")
+    }
+
     fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
@@ -182,6 +199,19 @@ impl Nats {
         serde_json::from_slice(&self.block_on(request).unwrap().payload).unwrap()
     }
 
+    /// Publishes a header block as it stands, which no client would make; returns when the server has it.
+    pub fn publish_raw(&self, subject: &str, header: &[u8], data: &str) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let (headers, total) = (header.len(), header.len() + data.len());
+        let mut text = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+        text.extend(format!("HPUB {subject} {headers} {total}\r\n").bytes());
+        text.extend([header, data.as_bytes(), b"\r\nPING\r\n"].concat());
+        stream.write_all(&text).unwrap();
+        let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+        let answer = lines.find(|line| line.starts_with("PONG") || line.starts_with("-ERR"));
+        assert_eq!(answer.as_deref(), Some("PONG"));
+    }
+
     /// A stream of somebody else's.
     pub fn create_stream(&self, name: &str, subjects: &[&str]) {
         let config = json!({ "name": name, "subjects": subjects, "retention": "limits", "storage": "memory", "num_replicas": 1 });
@@ -193,5 +223,10 @@ impl Drop for Nats {
     fn drop(&mut self) {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.directory);
+        let _ = std::fs::remove_dir_all(self.kept());
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }

@@ -29,19 +29,18 @@ use follow::Cursor;
 use outbox::{Fate, Outbox};
 pub(super) use session::Access;
 use session::Login;
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stream::Wanted;
 use subject::Subjects;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// What is the matter before a server of NATS was asked.
 const NOT_ASKED: &str = "NATS has not answered yet";
 /// Batches on their way to the control core.
 const BATCHES_MAX: usize = 4;
-/// Batches with messages that wait for room in a shard's queue; then no more are taken.
-const WAITING_BATCHES_MAX: usize = 4;
 /// How often publications that have waited too long are looked for.
 const EXPIRY: Duration = Duration::from_millis(50);
 /// How often what goes on is said.
@@ -49,6 +48,19 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// Is told what became of a publication.
 pub type Done = Box<dyn FnOnce(Result<Ack, Refusal>) + Send>;
+
+/// Who is owed an answer, and since when.
+struct Owed {
+    done: Done,
+    since: Instant,
+}
+
+impl Owed {
+    /// That it may be in the stream or not.
+    fn late(&self) -> Refusal {
+        Refusal::StreamLate { waited_ms: self.since.elapsed().as_millis() as u64 }
+    }
+}
 
 /// What is to be told to whom.
 struct Answer {
@@ -66,27 +78,57 @@ enum Followed {
 
 /// What both threads know.
 struct Shared {
-    node: u64,
+    names: Names,
     subjects: Subjects,
     wanted: Wanted,
     wanted_name: String,
     is_following: bool,
     publish_timeout: Duration,
-    outbox: Mutex<Outbox<Done>>,
+    outbox: Mutex<Outbox<Owed>>,
     /// There is more to be sent.
     grown: Notify,
     answers: mpsc::UnboundedSender<Vec<Answer>>, // Bounded as the outbox is.
     epoch: AtomicU64,
     /// What is the matter, and since when; nothing if all is well.
     trouble: watch::Sender<Option<(String, Instant)>>,
+    /// Why the stream did not take what was published last, though it is there: a full disk, no leader.
+    put_off: watch::Sender<Option<String>>,
     removals: Repeated,
     refusals: Repeated,
     silences: Repeated,
+    overdue: Repeated,
+    renewals: Repeated,
+    fetches: Repeated,
     metrics: Arc<ClusterMetrics>,
 }
 
 impl Shared {
-    fn outbox(&self) -> MutexGuard<'_, Outbox<Done>> {
+    fn new(settings: &Cluster, answers: mpsc::UnboundedSender<Vec<Answer>>, metrics: Arc<ClusterMetrics>) -> Shared {
+        let subjects = Subjects::new(&settings.nats_subjects);
+        Shared {
+            names: Names::new(),
+            wanted: Wanted::new(settings, &subjects),
+            wanted_name: settings.nats_stream.clone(),
+            subjects,
+            is_following: settings.role.subscribes(),
+            publish_timeout: Duration::from_millis(settings.nats_publish_timeout_ms),
+            outbox: Mutex::new(Outbox::new(settings.nats_in_flight_max, settings.nats_in_flight_bytes_max)),
+            grown: Notify::new(),
+            answers,
+            epoch: AtomicU64::new(0),
+            put_off: watch::Sender::new(None),
+            trouble: watch::Sender::new(Some((NOT_ASKED.into(), Instant::now()))),
+            removals: Repeated::default(),
+            refusals: Repeated::default(),
+            silences: Repeated::default(),
+            overdue: Repeated::default(),
+            renewals: Repeated::default(),
+            fetches: Repeated::default(),
+            metrics,
+        }
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox<Owed>> {
         // A panic under the lock would be a broken invariant of the outbox; what it holds is still owed an answer.
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,21 +165,54 @@ impl Shared {
         }
     }
 
-    fn refuse(&self, done: Option<Done>, reason: String) {
-        if let Some(done) = done {
-            self.metrics.nats_failed_refused.add(1);
-            self.answer(vec![Answer { done, outcome: Err(Refusal::StreamRefused { reason }) }]);
+    /// The stream does not want it, or not this copy of it.
+    fn refusal(&self, (owed, fate): (Owed, Fate), reason: String) -> Answer {
+        let refusal = match fate {
+            Fate::NotStored => {
+                self.metrics.nats_failed_refused.add(1);
+                Refusal::StreamRefused { reason }
+            }
+            Fate::Unknown => {
+                self.metrics.nats_failed_late.add(1);
+                owed.late()
+            }
+        };
+        Answer { done: owed.done, outcome: Err(refusal) }
+    }
+
+    /// The stream takes nothing for now.
+    fn put_off(&self, why: String) {
+        self.put_off.send_if_modified(|was| {
+            let is_new = was.as_ref() != Some(&why);
+            if is_new {
+                *was = Some(why);
+            }
+            is_new
+        });
+    }
+
+    /// The stream takes what is published.
+    fn taking(&self) {
+        if self.put_off.borrow().is_some() {
+            self.put_off.send_replace(None);
         }
     }
 
+    /// Why what was not sent, or is certainly not stored, is not.
+    fn why_not_stored(&self) -> String {
+        let trouble = self.trouble.borrow().as_ref().map(|(text, _)| text.clone());
+        let put_off = || self.put_off.borrow().clone();
+        trouble.or_else(put_off).unwrap_or_else(|| "NATS does not acknowledge what was sent before it".into())
+    }
+
     /// Tells publishers that what they gave is not, or may not be, in the stream.
-    fn give_up(&self, given_up: Vec<(Done, Fate)>, why: &dyn std::fmt::Display) {
-        let answer = |(done, fate)| {
+    fn give_up(&self, given_up: Vec<(Owed, Fate)>, why: &dyn std::fmt::Display) {
+        let answer = |(owed, fate): (Owed, Fate)| {
             let refusal = match fate {
                 Fate::NotStored => Refusal::StreamAway { trouble: why.to_string() },
-                Fate::Unknown => Refusal::StreamLate { waited_ms: self.publish_timeout.as_millis() as u64 },
+                Fate::Unknown => owed.late(),
             };
-            Answer { done, outcome: Err(refusal) }
+            Answer { done: owed.done, outcome: Err(refusal) }
         };
         let unknown = given_up.iter().filter(|(_, fate)| *fate == Fate::Unknown).count();
         let not_stored = given_up.len() - unknown;
@@ -164,12 +239,12 @@ impl Shared {
                 self.metrics.nats_failed_away.add(1);
                 Some(Answer { done, outcome: Err(Refusal::StreamAway { trouble }) })
             }
-            None => match outbox.push(now, subject, data, done) {
+            None => match outbox.push(now, subject, data, Owed { done, since: now }) {
                 Ok(()) => {
                     self.metrics.nats_published.add(1);
                     None
                 }
-                Err(done) => {
+                Err(Owed { done, .. }) => {
                     self.metrics.nats_failed_busy.add(1);
                     Some(Answer { done, outcome: Err(Refusal::StreamBusy { messages: outbox.len() }) })
                 }
@@ -184,19 +259,41 @@ impl Shared {
     }
 }
 
+/// What the stream knows a message by that is sent again (`Nats-Msg-Id`): the same for the same number, and not to be guessed. Whoever may
+/// publish to any subject of the stream could take the next ones otherwise, and ours would be taken for copies of his.
+struct Names(std::hash::RandomState);
+
+impl Names {
+    fn new() -> Names {
+        Names(std::hash::RandomState::new())
+    }
+
+    fn of(&self, id: u64) -> String {
+        format!("{:016x}{:016x}", self.0.hash_one((id, 0u8)), self.0.hash_one((id, 1u8)))
+    }
+}
+
 /// Says what may go on and on: at once, and then no more often than [`SAY_EVERY`].
 #[derive(Default)]
 struct Repeated(Mutex<(u64, Option<Instant>)>);
 
 impl Repeated {
     fn say(&self, count: u64, why: &str) {
+        if let Some(count) = self.due(Instant::now(), count) {
+            tracing::warn!(count, "{why}");
+        }
+    }
+
+    /// How many to say now, with those that were not said before.
+    fn due(&self, now: Instant, count: u64) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (unsaid, last) = &mut *state;
         *unsaid += count;
-        if last.is_none_or(|last| last.elapsed() >= SAY_EVERY) {
-            tracing::warn!(count = *unsaid, "{why}");
-            (*unsaid, *last) = (0, Some(Instant::now()));
+        if last.is_some_and(|last| now.duration_since(last) < SAY_EVERY) {
+            return None;
         }
+        *last = Some(now);
+        Some(std::mem::take(unsaid))
     }
 }
 
@@ -254,6 +351,19 @@ pub(super) struct Thread {
     ended: watch::Receiver<bool>,
 }
 
+/// Tells of a panic on the thread: publishers and `/readyz` would know nothing of it otherwise.
+struct SaysSo(Arc<Shared>);
+
+impl Drop for SaysSo {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.troubled(
+                "the thread of NATS has panicked, a defect of ours that the log shows: restart this node".into(),
+            );
+        }
+    }
+}
+
 struct Work {
     shared: Arc<Shared>,
     access: Access,
@@ -279,6 +389,7 @@ impl Thread {
 impl Work {
     /// One connection after the other, until told to stop.
     fn run(self) {
+        let _guard = SaysSo(self.shared.clone());
         let Work { shared, access, control, stop } = self;
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(1));
         let mut cursor = Cursor::default();
@@ -334,7 +445,6 @@ impl Nats {
         thread: Thread,
         access: Access,
         settings: &Cluster,
-        node: u64,
         waiting_max: u32,
         subscribers: Arc<dyn InPlace>,
         metrics: Arc<ClusterMetrics>,
@@ -342,24 +452,7 @@ impl Nats {
         let (answers, answered) = mpsc::unbounded_channel();
         let (control, followed) = mpsc::channel(BATCHES_MAX);
         let (stop, stopping) = watch::channel(false);
-        let subjects = Subjects::new(&settings.nats_subjects);
-        let shared = Arc::new(Shared {
-            node,
-            wanted: Wanted::new(settings, &subjects),
-            wanted_name: settings.nats_stream.clone(),
-            subjects,
-            is_following: settings.role.subscribes(),
-            publish_timeout: Duration::from_millis(settings.nats_publish_timeout_ms),
-            outbox: Mutex::new(Outbox::new(settings.nats_in_flight_max, settings.nats_in_flight_bytes_max)),
-            grown: Notify::new(),
-            answers,
-            epoch: AtomicU64::new(0),
-            trouble: watch::Sender::new(Some((NOT_ASKED.into(), Instant::now()))),
-            removals: Repeated::default(),
-            refusals: Repeated::default(),
-            silences: Repeated::default(),
-            metrics,
-        });
+        let shared = Arc::new(Shared::new(settings, answers, metrics));
         if settings.nats_storage == NatsStorage::Memory {
             tracing::info!("cluster.nats_storage = \"memory\": what the stream has is gone when NATS ends");
         }
@@ -404,6 +497,11 @@ impl Nats {
         self.shared.trouble.subscribe()
     }
 
+    /// Why the stream did not take what was published last.
+    pub(super) fn put_off(&self) -> watch::Receiver<Option<String>> {
+        self.shared.put_off.subscribe()
+    }
+
     /// Waits for what is in flight, as long as `patience`, and ends.
     pub(super) async fn stop(&self, patience: Duration) {
         let end = Instant::now() + patience;
@@ -431,24 +529,25 @@ async fn tell(shared: Arc<Shared>, mut answered: mpsc::UnboundedReceiver<Vec<Ans
                 let then = Instant::now().checked_sub(shared.publish_timeout);
                 let late = then.map(|then| shared.outbox().expire(then)).unwrap_or_default();
                 if !late.is_empty() {
-                    let trouble = shared.trouble.borrow().as_ref().map(|(text, _)| text.clone());
-                    let trouble = trouble.unwrap_or_else(|| "the stream has no leader now".into());
-                    shared.silences.say(late.len() as u64, "messages of publishers were not acknowledged in time: they were told so");
-                    shared.give_up(late, &trouble);
+                    let why = shared.why_not_stored();
+                    let said = format!("messages of publishers were not acknowledged in time, and they were told so: {why}");
+                    shared.silences.say(late.len() as u64, &said);
+                    shared.give_up(late, &why);
                 }
             }
         }
     }
 }
 
-/// Brings what came from the stream to this node's subscribers, when few enough of those before it wait for room.
+/// Brings what came from the stream to this node's subscribers, when few enough of those before it wait for room: each that waits is
+/// counted and none that does not, so that a shard which stands still is not what the others go by.
 async fn bring(
     shared: Arc<Shared>,
     mut followed: mpsc::Receiver<Followed>,
     subscribers: Arc<dyn InPlace>,
     waiting_max: u32,
 ) {
-    let (room, places) = (Room::new(waiting_max), Arc::new(Semaphore::new(WAITING_BATCHES_MAX)));
+    let room = Room::new(waiting_max);
     while let Some(followed) = followed.recv().await {
         let mut rest = match followed {
             Followed::Anew { epoch, after } => {
@@ -460,15 +559,14 @@ async fn bring(
         while !rest.is_empty() {
             let (now, behind) = room.split(rest);
             rest = behind;
-            let place = places.clone().acquire_owned().await.expect("nobody closes it");
-            let taken = room.take(now.len()).await;
-            let Delivered { lost, waiting } = subscribers.deliver_in_place(now);
+            let mut taken = room.take(now.len()).await;
+            let Delivered { lost, waits, waiting } = subscribers.deliver_in_place(now);
             shared.count(lost);
             if let Some(waiting) = waiting {
-                let shared = shared.clone();
+                let (shared, held) = (shared.clone(), taken.split(waits));
                 tokio::spawn(async move {
                     shared.count(waiting.await);
-                    drop((place, taken));
+                    drop(held);
                 });
             }
         }
@@ -490,4 +588,94 @@ impl Shared {
 /// The subject of NATS for a topic, a user, or both; for everyone if both are empty.
 pub fn subject(settings: &Cluster, uid: &str, topic: &str) -> String {
     Subjects::new(&settings.nats_subjects).of(&Target::user_or_topic(uid, topic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_the_same_for_the_same_message_and_says_nothing_of_the_next() {
+        let (one, other) = (Names::new(), Names::new());
+        assert_eq!(one.of(7), one.of(7));
+        let names = [one.of(7), one.of(8), other.of(7)];
+        assert!(names.iter().all(|name| name.len() == 32), "{names:?}");
+        let beginnings: std::collections::HashSet<_> =
+            names.iter().flat_map(|name| [&name[..16], &name[16..]]).collect();
+        assert_eq!(beginnings.len(), 6, "{names:?}");
+    }
+
+    #[test]
+    fn what_goes_on_is_said_at_once_and_then_rarely_with_all_that_was_not_said() {
+        let (repeated, start) = (Repeated::default(), Instant::now());
+        let due = |after: Duration| repeated.due(start + after, 2);
+        assert_eq!(due(Duration::ZERO), Some(2));
+        assert_eq!([1, 2, 3].map(|s| due(Duration::from_secs(s))), [None; 3]);
+        assert_eq!((due(SAY_EVERY), due(SAY_EVERY)), (Some(8), None));
+    }
+
+    pub(super) fn shared() -> Arc<Shared> {
+        Arc::new(Shared::new(&Cluster::default(), mpsc::unbounded_channel().0, Arc::default()))
+    }
+
+    /// Subscribers of which one in each batch stands still.
+    struct Half(Mutex<Vec<usize>>);
+
+    impl InPlace for Half {
+        fn begin(&self, _: Epoch, _: u64) {}
+
+        fn deliver_in_place(&self, publications: Vec<(u64, Publication)>) -> Delivered {
+            self.0.lock().unwrap().push(publications.len());
+            Delivered { lost: Lost::default(), waits: 1, waiting: Some(Box::pin(std::future::pending())) }
+        }
+    }
+
+    #[test]
+    fn a_message_that_waits_for_room_takes_its_own_and_not_that_of_its_batch() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (control, followed) = mpsc::channel(100);
+        let subscribers = Arc::new(Half(Mutex::default()));
+        for batch in 0..30u64 {
+            let messages = (0..10).map(|n| (batch * 10 + n, Publication::new("t", bytes::Bytes::new()))).collect();
+            assert!(control.try_send(Followed::Messages(messages)).is_ok());
+        }
+        runtime.block_on(async {
+            tokio::spawn(bring(shared(), followed, subscribers.clone(), 20));
+            for _ in 0..1000 {
+                tokio::task::yield_now().await; // All of it is on this thread.
+            }
+        });
+        // 20 places, of which each batch keeps one and wants ten to begin with.
+        assert_eq!(subscribers.0.lock().unwrap().len(), 11);
+    }
+
+    #[test]
+    fn a_stream_that_takes_nothing_says_why_until_it_does() {
+        let shared = shared();
+        shared.well();
+        assert!(shared.why_not_stored().contains("does not acknowledge"));
+        shared.put_off("no space left on device".into());
+        assert_eq!(shared.why_not_stored(), "no space left on device");
+        shared.taking();
+        assert!(shared.why_not_stored().contains("does not acknowledge"));
+    }
+
+    #[test]
+    fn who_is_given_up_early_is_told_how_long_it_was() {
+        let owed = Owed { done: Box::new(drop), since: Instant::now() };
+        assert!(matches!(owed.late(), Refusal::StreamLate { waited_ms: ..4000 }), "less than the publish timeout");
+    }
+
+    #[test]
+    fn a_panic_on_the_thread_of_nats_is_a_trouble() {
+        let shared = shared();
+        shared.well();
+        let guarded = SaysSo(shared.clone());
+        let panicked = std::thread::spawn(move || {
+            let _guard = guarded;
+            panic!("a defect");
+        });
+        assert!(panicked.join().is_err());
+        assert!(shared.why_not_stored().contains("restart this node"));
+    }
 }

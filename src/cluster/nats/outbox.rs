@@ -11,7 +11,8 @@
 //!
 //! What is sent again has the identity that it had before, so that the stream knows it (`Nats-Msg-Id`). It would still come late if
 //! something behind it to the same subject is in the stream already: then it is given up instead, since order goes before delivery of what
-//! nobody was told is delivered. Whoever waits too long is told so, and whether it may be in the stream.
+//! nobody was told is delivered. What is certainly not stored is given up for one behind it that only may be, too. Whoever waits too long is
+//! told so, and whether it may be in the stream.
 
 use bytes::Bytes;
 use std::collections::{HashSet, VecDeque};
@@ -43,6 +44,7 @@ struct Entry<D> {
     since: Instant,
     standing: Standing,
     may_be_stored: bool,
+    is_resent: bool,
     done: Option<D>,
 }
 
@@ -94,6 +96,7 @@ impl<D> Outbox<D> {
             since: now,
             standing: Standing::Unsent,
             may_be_stored: false,
+            is_resent: false,
             done: Some(done),
         });
         Ok(())
@@ -137,15 +140,31 @@ impl<D> Outbox<D> {
         self.end(id, Standing::Acked)
     }
 
-    /// The stream does not want it.
-    pub(super) fn refused(&mut self, id: u64) -> Option<D> {
-        self.end(id, Standing::GivenUp)
+    /// The stream does not want it; what it was sent before may be there all the same.
+    pub(super) fn refused(&mut self, id: u64) -> Option<(D, Fate)> {
+        let fate = if self.entry(id)?.may_be_stored { Fate::Unknown } else { Fate::NotStored };
+        self.end(id, Standing::GivenUp).zip(Some(fate))
+    }
+
+    /// Whether the stream may know it from an earlier time that it was sent.
+    pub(super) fn is_resent(&mut self, id: u64) -> bool {
+        self.entry(id).is_some_and(|entry| entry.is_resent)
     }
 
     /// Nobody was there to take it.
     pub(super) fn unanswered(&mut self, id: u64) {
+        self.stick(id, false);
+    }
+
+    /// The stream is still busy with an earlier copy of it.
+    pub(super) fn in_process(&mut self, id: u64) {
+        self.stick(id, true);
+    }
+
+    fn stick(&mut self, id: u64, may_be_stored: bool) {
         if let Some(entry) = self.entry(id).filter(|entry| matches!(entry.standing, Standing::Sent(_))) {
             entry.standing = Standing::Stuck;
+            entry.may_be_stored |= may_be_stored;
             self.sent -= 1;
             self.is_held = true;
         }
@@ -167,9 +186,11 @@ impl<D> Outbox<D> {
     fn doubt(&mut self, is_meant: impl Fn(Instant) -> bool) -> usize {
         let mut count = 0;
         for entry in &mut self.entries {
-            if let Standing::Sent(at) = entry.standing
-                && is_meant(at)
-            {
+            if let Standing::Sent(at) = entry.standing {
+                // Sent in their order: those behind it were sent later still.
+                if !is_meant(at) {
+                    break;
+                }
                 entry.standing = Standing::Stuck;
                 entry.may_be_stored = true;
                 count += 1;
@@ -188,20 +209,26 @@ impl<D> Outbox<D> {
         self.is_held = false;
         self.unsent = self.first;
         let (mut given_up, mut again) = (Vec::new(), 0);
-        let mut stored: HashSet<Arc<str>> = HashSet::new();
+        let (mut stored, mut doubtful) = (HashSet::<Arc<str>>::new(), HashSet::<Arc<str>>::new());
         for entry in self.entries.iter_mut().rev() {
+            let is_late =
+                stored.contains(&entry.subject) || (!entry.may_be_stored && doubtful.contains(&entry.subject));
             match entry.standing {
                 Standing::Acked => drop(stored.insert(entry.subject.clone())),
-                Standing::Stuck if stored.contains(&entry.subject) => {
+                Standing::Stuck if is_late => {
                     entry.standing = Standing::GivenUp;
                     self.bytes -= std::mem::take(&mut entry.data).len();
                     given_up.extend(entry.done.take().zip(Some(entry.fate())));
                 }
                 Standing::Stuck => {
                     entry.standing = Standing::Unsent;
+                    entry.is_resent = true;
                     again += 1;
                 }
                 Standing::Unsent | Standing::Sent(_) | Standing::GivenUp => {}
+            }
+            if entry.may_be_stored {
+                doubtful.insert(entry.subject.clone());
             }
         }
         self.trim();
@@ -321,7 +348,7 @@ mod tests {
 
     #[test]
     fn what_would_come_behind_a_later_one_of_its_subject_is_given_up() {
-        let mut s = Sent::new(&["a", "b", "a", "b"]);
+        let mut s = Sent::new(&["a", "b", "a", "c"]);
         s.outbox.unanswered(0);
         s.outbox.unanswered(1);
         assert_eq!(s.outbox.acked(2), Some(2));
@@ -329,6 +356,35 @@ mod tests {
         s.outbox.cut_off();
         assert_eq!(s.outbox.resume().given_up, [(0, Fate::NotStored)], "2 is stored, so that 0 may not follow it");
         assert_eq!(s.ids(), [1, 3]);
+    }
+
+    #[test]
+    fn what_is_not_stored_is_given_up_for_a_later_one_of_its_subject_that_may_be() {
+        let mut s = Sent::new(&["a", "b", "a", "a"]);
+        s.outbox.unanswered(0);
+        s.outbox.unanswered(1);
+        s.outbox.cut_off();
+        assert_eq!(s.outbox.resume(), Resumed { given_up: vec![(0, Fate::NotStored)], again: 3 });
+        assert_eq!(s.ids(), [1, 2, 3], "2 and 3 may both be stored, in their order");
+    }
+
+    #[test]
+    fn what_the_stream_is_still_busy_with_is_sent_again_and_may_be_stored() {
+        let mut s = Sent::new(&["a"]);
+        s.outbox.in_process(0);
+        assert_eq!(s.outbox.resume().again, 1);
+        assert_eq!(s.ids(), [0]);
+        assert!(s.outbox.is_resent(0));
+        assert_eq!(s.outbox.refused(0), Some((0, Fate::Unknown)), "the first copy may be there");
+    }
+
+    #[test]
+    fn only_what_was_sent_before_is_overdue() {
+        let mut s = Sent::new(&["a"]);
+        s.outbox.push(s.start, "a".into(), b"", 1).unwrap();
+        assert_eq!(s.outbox.next(s.start + PATIENCE).unwrap().id, 1);
+        assert_eq!(s.outbox.overdue(s.start + PATIENCE), 1);
+        assert_eq!(s.outbox.sent(), 1);
     }
 
     #[test]
@@ -369,7 +425,8 @@ mod tests {
     #[test]
     fn what_the_stream_does_not_want_is_over_and_holds_up_nobody() {
         let mut s = Sent::new(&["a", "a"]);
-        assert_eq!(s.outbox.refused(0), Some(0));
+        assert!(!s.outbox.is_resent(0));
+        assert_eq!(s.outbox.refused(0), Some((0, Fate::NotStored)));
         assert_eq!(s.outbox.acked(1), Some(1));
         s.outbox.push(s.start, "a".into(), b"", 2).unwrap();
         assert_eq!(s.ids(), [2]);

@@ -4,10 +4,11 @@
 //! over the next one, in order: a client that connects again by itself would send the rest of its queue first, ahead of what was lost.
 
 use super::follow::{Cursor, follow};
-use super::outbox::{Resumed, Sending};
+use super::outbox::{Outbox, Resumed, Sending};
 use super::stream::{self, Problem};
-use super::{Answer, Followed, Repeated, Shared};
-use crate::topics::{Ack, Refusal};
+use super::{Answer, Followed, Owed, Repeated, Shared};
+use crate::ids::{Epoch, Offset};
+use crate::topics::Ack;
 use async_nats::client::PublishErrorKind;
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt};
@@ -153,7 +154,44 @@ pub(super) async fn run(
 struct PubAck {
     #[serde(default)]
     seq: u64,
+    #[serde(default)]
+    duplicate: bool,
     error: Option<Problem>,
+}
+
+/// What NATS says to a publication.
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Stored {
+        sequence: u64,
+        /// It had one of that identity before.
+        is_duplicate: bool,
+    },
+    /// Not now, and it is not stored: why.
+    NotNow(String),
+    /// It is about to store an earlier copy.
+    InProcess,
+    /// Not at all: why.
+    Refused(String),
+    /// Whatever that is, it is no answer: the deadline decides.
+    Unclear,
+}
+
+impl Verdict {
+    fn read(status: Option<StatusCode>, payload: &[u8]) -> Verdict {
+        if status == Some(StatusCode::NO_RESPONDERS) {
+            return Verdict::NotNow("the stream has no leader now".into());
+        }
+        match serde_json::from_slice::<PubAck>(payload) {
+            Ok(PubAck { error: Some(problem), .. }) if problem.is_in_process() => Verdict::InProcess,
+            Ok(PubAck { error: Some(problem), .. }) if problem.is_passing() => Verdict::NotNow(problem.description),
+            Ok(PubAck { error: Some(problem), .. }) => Verdict::Refused(problem.description),
+            Ok(PubAck { seq: sequence @ 1.., duplicate: is_duplicate, .. }) => {
+                Verdict::Stored { sequence, is_duplicate }
+            }
+            _ => Verdict::Unclear,
+        }
+    }
 }
 
 /// Sends what publishers give and takes acknowledgements.
@@ -165,13 +203,18 @@ async fn publish(shared: &Arc<Shared>, client: &Client) -> Result<Infallible, St
         tokio::time::sleep(SETTLE).await;
     }
     let mut tick = tokio::time::interval(TICK);
+    let mut looked = Instant::now();
     loop {
         let sendings: Option<Vec<_>> = {
             let mut outbox = shared.outbox();
             let now = Instant::now();
-            let overdue = now.checked_sub(RESEND).map_or(0, |then| outbox.overdue(then));
-            if overdue > 0 {
-                tracing::warn!(messages = overdue, "NATS does not acknowledge; sending again what it may not have");
+            if now.duration_since(looked) >= TICK {
+                looked = now;
+                let overdue = now.checked_sub(RESEND).map_or(0, |then| outbox.overdue(then));
+                if overdue > 0 {
+                    let why = "messages are not acknowledged by NATS; sending again what it may not have";
+                    shared.overdue.say(overdue as u64, why);
+                }
             }
             let is_stuck = outbox.is_held() && outbox.sent() == 0;
             (!is_stuck).then(|| std::iter::from_fn(|| outbox.next(now)).take(BURST).collect())
@@ -204,7 +247,7 @@ async fn publish(shared: &Arc<Shared>, client: &Client) -> Result<Infallible, St
 
 /// Sends again what is stuck, once there is a stream to take it.
 async fn resume(shared: &Shared, client: &Client) -> Result<(), String> {
-    let stream = stream::have(client, &shared.wanted).await.map_err(|error| error.to_string())?;
+    let stream = stream::have_patiently(client, &shared.wanted).await.map_err(|error| error.to_string())?;
     shared.set_epoch(stream.epoch);
     let Resumed { given_up, again } = shared.outbox().resume();
     shared.metrics.nats_resent.add(again as u64);
@@ -219,17 +262,48 @@ async fn resume(shared: &Shared, client: &Client) -> Result<(), String> {
 async fn send(shared: &Shared, client: &Client, inbox: &str, sending: Sending) -> Result<(), String> {
     let Sending { id, subject, data } = sending;
     let mut headers = HeaderMap::new();
-    headers.insert("Nats-Msg-Id", format!("{:016x}-{id:x}", shared.node));
+    headers.insert("Nats-Msg-Id", shared.names.of(id));
     let sent = client.publish_with_reply_and_headers(subject.to_string(), format!("{inbox}.{id:x}"), headers, data);
     match sent.await {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
-            let done = shared.outbox().refused(id);
+            let refused = shared.outbox().refused(id);
             let reason = format!("it is larger than NATS's max_payload of {} bytes", client.max_payload());
-            shared.refuse(done, reason);
+            shared.answer(refused.map(|refused| shared.refusal(refused, reason)).into_iter().collect());
             Ok(())
         }
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Does by the verdict on a publication; returns what its publisher is told, if that is settled by it.
+fn settle(shared: &Shared, outbox: &mut Outbox<Owed>, epoch: Epoch, id: u64, verdict: Verdict) -> Option<Answer> {
+    let refuse =
+        |outbox: &mut Outbox<Owed>, reason: String| outbox.refused(id).map(|refused| shared.refusal(refused, reason));
+    match verdict {
+        Verdict::NotNow(why) => {
+            outbox.unanswered(id);
+            shared.put_off(why);
+            None
+        }
+        Verdict::InProcess => {
+            outbox.in_process(id);
+            None
+        }
+        Verdict::Refused(reason) => refuse(outbox, reason),
+        Verdict::Stored { is_duplicate: true, .. } if !outbox.is_resent(id) => {
+            refuse(outbox, "the stream has another message of its Nats-Msg-Id: try again".into())
+        }
+        Verdict::Stored { sequence, .. } => {
+            shared.taking();
+            let Owed { done, .. } = outbox.acked(id)?;
+            shared.metrics.nats_acknowledged.add(1);
+            Some(Answer { done, outcome: Ok(Ack { epoch, offset: Offset(sequence) }) })
+        }
+        Verdict::Unclear => {
+            tracing::debug!(id, "not an acknowledgement");
+            None
+        }
     }
 }
 
@@ -243,31 +317,60 @@ fn take(shared: &Shared, first: Message, acks: &mut Subscriber) {
         while let Some(message) = next {
             let id = message.subject.rsplit('.').next().and_then(|id| u64::from_str_radix(id, 16).ok());
             let Some(id) = id else { break };
-            let ack = serde_json::from_slice::<PubAck>(&message.payload);
-            match (message.status, ack) {
-                (Some(StatusCode::NO_RESPONDERS), _) => outbox.unanswered(id),
-                (_, Ok(PubAck { error: Some(problem), .. })) if problem.is_passing() => outbox.unanswered(id),
-                (_, Ok(PubAck { error: Some(problem), .. })) => {
-                    if let Some(done) = outbox.refused(id) {
-                        shared.metrics.nats_failed_refused.add(1);
-                        answers.push(Answer {
-                            done,
-                            outcome: Err(Refusal::StreamRefused { reason: problem.description }),
-                        });
-                    }
-                }
-                (_, Ok(PubAck { seq, .. })) if seq > 0 => {
-                    if let Some(done) = outbox.acked(id) {
-                        shared.metrics.nats_acknowledged.add(1);
-                        answers.push(Answer { done, outcome: Ok(Ack { epoch, offset: crate::ids::Offset(seq) }) });
-                    }
-                }
-                // Whatever that is, it is no acknowledgement: the deadline decides.
-                _ => tracing::debug!(payload = ?message.payload, "not an acknowledgement"),
-            }
+            let verdict = Verdict::read(message.status, &message.payload);
+            answers.extend(settle(shared, &mut outbox, epoch, id, verdict));
             next = if answers.len() < BURST { acks.next().now_or_never().flatten() } else { None };
         }
         shared.metrics.nats_in_flight.set(outbox.len() as u64);
     }
     shared.answer(answers);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::shared;
+    use super::*;
+    use crate::topics::Refusal;
+
+    fn error(code: u64, err_code: u64) -> Verdict {
+        let text = format!(r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"why"}}}}"#);
+        Verdict::read(None, text.as_bytes())
+    }
+
+    #[test]
+    fn what_nats_answers_is_told_apart() {
+        let ack = |text: &str| Verdict::read(None, text.as_bytes());
+        assert_eq!(ack(r#"{"stream":"S","seq":7}"#), Verdict::Stored { sequence: 7, is_duplicate: false });
+        assert_eq!(ack(r#"{"seq":7,"duplicate":true}"#), Verdict::Stored { sequence: 7, is_duplicate: true });
+        assert!(matches!(Verdict::read(Some(StatusCode::NO_RESPONDERS), b""), Verdict::NotNow(_)));
+        assert_eq!([ack(""), ack("{}"), ack("7")], [(); 3].map(|()| Verdict::Unclear));
+        assert_eq!(error(400, 10054), Verdict::Refused("why".into()));
+        assert_eq!(error(503, 10077), Verdict::NotNow("why".into()), "a full disk");
+    }
+
+    #[test]
+    fn a_duplicate_of_what_was_sent_once_is_somebody_elses_and_refused() {
+        let (shared, now) = (shared(), Instant::now());
+        let mut outbox = shared.outbox();
+        for _ in 0..2 {
+            let owed = Owed { done: Box::new(drop), since: now };
+            assert!(outbox.push(now, "a".into(), b"", owed).is_ok());
+            outbox.next(now);
+        }
+        let duplicate = |outbox: &mut Outbox<Owed>, id| {
+            let verdict = Verdict::Stored { sequence: 7, is_duplicate: true };
+            settle(&shared, outbox, Epoch(1), id, verdict).unwrap().outcome
+        };
+        assert!(matches!(duplicate(&mut outbox, 0), Err(Refusal::StreamRefused { .. })));
+        assert_eq!(shared.metrics.nats_failed_refused.get(), 1);
+        outbox.cut_off();
+        outbox.resume();
+        outbox.next(now);
+        assert!(duplicate(&mut outbox, 1).is_ok(), "our own first copy");
+    }
+
+    #[test]
+    fn an_earlier_copy_that_is_being_stored_is_no_refusal() {
+        assert_eq!(error(409, 10158), Verdict::InProcess);
+    }
 }

@@ -9,7 +9,8 @@
 //!
 //! A byte that can't stand in a subject is `%` and two hexadecimal digits: `%` itself, `*`, `>`, blanks, control characters, whatever is
 //! not ASCII; of dots only one that would make an empty token (the first, the last, one behind another) and those of a uid. So letters,
-//! digits, `-`, `_`, `:`, `/` stay as they are, and no two targets have one subject.
+//! digits, `-`, `_`, `:`, `/` stay as they are, no two targets have one subject, and no target has two: NATS's permissions are by subject, and
+//! whoever may not publish to `PREFIX.t.admin` is not to reach that topic as `PREFIX.t.%61dmin`.
 
 use crate::dialect::TOPIC_BYTES_MAX;
 use crate::frame::Target;
@@ -26,6 +27,10 @@ pub(super) enum SubjectError {
     NotUtf8,
     #[error("a name in it is longer than 255 bytes")]
     TooLong,
+    #[error(
+        "a name in it is escaped where it need not be, or not where it must be: `fanwire subject` says how it is written"
+    )]
+    Spelling,
 }
 
 /// Subjects of one cluster: each begins with the same prefix.
@@ -74,6 +79,11 @@ impl Subjects {
     /// # Errors
     /// Nobody: it was published straight to NATS, to a subject that means nothing.
     pub(super) fn target(&self, subject: &str) -> Result<Target, SubjectError> {
+        let target = self.read(subject)?;
+        if self.of(&target) == subject { Ok(target) } else { Err(SubjectError::Spelling) }
+    }
+
+    fn read(&self, subject: &str) -> Result<Target, SubjectError> {
         let rest = subject.strip_prefix(&*self.prefix).ok_or(SubjectError::Foreign)?;
         if rest == "b" {
             return Ok(Target::Everyone);
@@ -184,7 +194,14 @@ mod tests {
         }
         assert_eq!(error("fanwire.t.%FF"), SubjectError::NotUtf8);
         assert_eq!(error(&format!("fanwire.t.{}", "a".repeat(256))), SubjectError::TooLong);
-        assert_eq!(subjects().target("fanwire.t.%6E%65ws"), Ok(Target::topic("news")), "more than need be");
+    }
+
+    #[test]
+    fn a_target_has_one_subject_and_is_not_reached_by_another_spelling_of_it() {
+        for other in ["t.%61dmin", "t.a%2ab", "t.a%2Eb", "t.a..b", "t.", "t.größe", "t.*", "u.7.", "u.%37", "u.7.a%62"]
+        {
+            assert_eq!(subjects().target(&format!("fanwire.{other}")), Err(SubjectError::Spelling), "{other}");
+        }
     }
 
     /// Names up to the bound, most of them made of what is special here.
