@@ -336,7 +336,7 @@ fn a_storm_of_arrivals_leaves_a_round_its_share_of_each_turn() {
     world.turn(); // The halves that come through the ring are there now.
     let calls = world.turn();
     let sends = calls.iter().filter(|c| matches!(c, Call::Send(..))).count();
-    assert_eq!((polls(&calls), sends), (12, 88), "what is left of the round is 600 - 2 x 256");
+    assert_eq!((polls(&calls), sends), (8, 88), "what is left of the round is 600 - 2 x 256");
     assert!(!world.reactor.round.is_active());
     assert_eq!(polls(&world.turn()), 128);
     while world.reactor.ring.slept_until.is_none() {
