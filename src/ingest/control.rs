@@ -584,7 +584,7 @@ impl Control {
         Admission::Waiting(Waiting(receiver))
     }
 
-    /// Tells a publisher what became of a publication that was sent up. On the control core, and not from within [`Upstream`].
+    /// Tells a publisher what became of a publication that was sent up. On the control core, and not from within the call that sent it.
     pub fn answer(&self, sent: SentUp, outcome: Result<Ack, Refusal>) {
         self.count(&outcome, sent.bytes);
         if outcome.is_ok() && sent.copy.is_some() {
