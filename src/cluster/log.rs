@@ -72,9 +72,9 @@ impl Log {
     }
 
     /// Keeps and numbers messages from now on. Until a node is a member nobody can know of it, and what nobody can know of is not made up
-    /// later. So 1 is the first message that is due to whoever was there before.
+    /// later. So 1 is the first message that is due to whoever was there before. A node that is a member again was known all the time.
     pub(super) fn open(&mut self, now: Instant) {
-        self.opened = Some(now);
+        self.opened.get_or_insert(now);
     }
 
     /// Appends what was accepted just `now`, a copy that pins nothing else.
@@ -206,6 +206,8 @@ mod tests {
             assert_eq!(due(&log, epoch, 15), 1, "it was there before");
         }
         assert_eq!(due(&log, 7, u64::MAX / 1000), 1, "for longer than any clock knows");
+        log.open(at(19));
+        assert_eq!(due(&log, 0, 8), 2, "a lease that was lost and had again makes nothing older due");
         // Room for three.
         (14..=15).for_each(|s| log.append(&Publication::new("t", "x"), at(s)));
         assert_eq!((due(&log, 7, 15), due(&log, 7, 9), due(&log, 7, 8), due(&log, 7, 7)), (1, 2, 2, 3));

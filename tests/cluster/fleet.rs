@@ -186,8 +186,13 @@ impl Fleet {
 
     /// Subscribers on every node.
     pub fn audience(&self, each: usize) -> Audience {
-        let audience = Audience::begin(&self.record, &self.doors(), each);
-        wait_until("all have subscribed", || self.record().judge().sessions >= each * self.nodes.len());
+        self.audience_of(&self.doors(), each)
+    }
+
+    /// Subscribers on some nodes, where there were none before.
+    pub fn audience_of(&self, doors: &[Door], each: usize) -> Audience {
+        let audience = Audience::begin(&self.record, doors, each);
+        wait_until("all have subscribed", || self.record().judge().sessions >= each * doors.len());
         audience
     }
 
