@@ -23,7 +23,7 @@ use crate::metrics::{AcceptMetrics, ControlMetrics, Registry, ShardMetrics};
 use crate::queue::{self, Answer, Bell, Drain, Page, ToAccept};
 use crate::shard::settings::ShardSettings;
 use crate::socket::uring::{Features, RingError, UringParts};
-use crate::socket::{ListenOptions, Listener, listen};
+use crate::socket::{ListenOptions, Listener, Sizes, listen};
 use crate::tick::{Endpoints, Reactor, Turn};
 use crate::topics::{Ack, MergeLimits, Refusal, Topics, TopicsLimits};
 use bytes::Bytes;
@@ -102,7 +102,9 @@ impl StartError {
             Some(libc::EAGAIN) => {
                 "raise the limit of threads (`ulimit -u`, TasksMax= in a systemd unit) or lower shards.count"
             }
-            Some(libc::ENOMEM) => "give it more memory (MemoryMax= in a systemd unit) or lower shards.count",
+            Some(libc::ENOMEM) => {
+                "raise `ulimit -l` (LimitMEMLOCK= in a systemd unit) or the memory limit of the control group, or lower shards.count"
+            }
             _ => "allow it in the seccomp profile of the container or the systemd unit",
         };
         StartError::Text(format!("{what} could not be had: {error}; {remedy}"))
@@ -324,10 +326,12 @@ impl Gateway {
 
         let (mut queues, mut doors, mut shard_metrics, mut threads) = (vec![], vec![], vec![], vec![]);
         let (ready, readiness) = mpsc::channel();
+        let mut cut = None;
         for index in 0..shards {
             let id = ShardId(index as u16);
             let shard_bell = bell()?;
             let parts = UringParts::build(slots, self.features, shard_bell.clone())?;
+            cut = cut.or(parts.cut());
             let ring_fd = parts.fd();
             let (inbox_in, inbox) = queue::channel(items_max, bytes_max, shard_bell.clone());
             let (outbox, outbox_out) = queue::channel(items_max, 0, control_bell.clone());
@@ -357,6 +361,14 @@ impl Gateway {
                 slots,
             });
             shard_metrics.push(metrics);
+        }
+        if let Some(Sizes { submissions, completions }) = cut {
+            tracing::warn!(
+                submissions,
+                completions,
+                "the kernel had too little memory for a shard's ring of the usual size, so that a smaller one serves, somewhat slower: raise \
+                 LimitMEMLOCK= (`ulimit -l`), or start again when memory is less fragmented (/proc/buddyinfo)"
+            );
         }
         for _ in 0..shards {
             // Every ring is enabled before the first client is taken: a hand-over into a disabled one fails.

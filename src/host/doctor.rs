@@ -3,7 +3,7 @@
 use super::finding::{Finding, Verdict};
 use super::knobs::{KNOBS, Knob};
 use super::machine::Machine;
-use super::memory::{Memory, human};
+use super::memory::{Memory, OTHER_RINGS_BYTES, RING_BYTES, human};
 use super::nic::Nic;
 use super::root::{Root, Unseen, listed};
 use super::{Demand, Wanted};
@@ -49,6 +49,7 @@ pub fn examine(root: &Root, machine: &Machine, gateway: &Gateway, demand: &Deman
     findings.extend(ring(machine, gateway));
     findings.extend(shards(machine, gateway, demand));
     findings.push(files(machine, gateway));
+    findings.extend(locked(machine, gateway));
     findings.extend(threads(machine, gateway));
     findings.extend(KNOBS.iter().map(|knob| sysctl(root, machine, knob, demand)));
     findings.push(hash_of_connections(root, demand));
@@ -199,6 +200,29 @@ fn files(machine: &Machine, gateway: &Gateway) -> Finding {
             )
         }
     }
+}
+
+/// Whether this user may have rings for all shards.
+fn locked(machine: &Machine, gateway: &Gateway) -> Option<Finding> {
+    let Ok(layout) = &gateway.layout else { return None };
+    let Ok(limits) = &machine.limits else { return None };
+    let wanted = layout.shards * RING_BYTES + OTHER_RINGS_BYTES;
+    let why = "RLIMIT_MEMLOCK counts the rings of all processes of a user without CAP_IPC_LOCK.";
+    let found = match limits.locked_bytes {
+        _ if machine.locks_freely => "not bound (CAP_IPC_LOCK)".to_owned(),
+        u64::MAX => "unlimited".to_owned(),
+        bytes => human(bytes),
+    };
+    let mib = wanted.div_ceil(1 << 20);
+    Some(Finding::ok("locked memory", found, format!("{} or more", human(wanted)), why).but_if(
+        !machine.locks_freely && limits.locked_bytes < wanted,
+        Verdict::Stops, // A smaller ring serves, but the first shards take what there is.
+        format!(
+            "systemd: LimitMEMLOCK={mib}M in the unit; Docker: --ulimit memlock={0}:{0}; shell: ulimit -l {1}",
+            mib << 20,
+            mib << 10
+        ),
+    ))
 }
 
 /// Whether its threads may be started: by this user, and in its control group.
@@ -527,6 +551,28 @@ mod tests {
         }
         assert_eq!(of(&findings, Verdict::Stops), Vec::<&str>::new(), "what was not seen stops nobody");
         assert!(find(&findings, "memory").fix.as_ref().unwrap().contains("mount /proc"));
+    }
+
+    #[test]
+    fn rings_that_a_user_may_not_have_are_told_and_whoever_locks_freely_has_them() {
+        for (locked, capabilities, verdict) in [
+            ("8388608", "0", Verdict::Stops),
+            ("16777216", "0", Verdict::Ok),
+            ("unlimited", "0", Verdict::Ok),
+            ("1048576", "0000000000004000", Verdict::Ok),
+        ] {
+            let limits = format!(
+                "Max processes 9 9 processes\nMax open files 9 9 files\nMax locked memory {locked} {locked} bytes\n"
+            );
+            let laid = bare_metal("locked")
+                .file("/proc/self/limits", &limits)
+                .file("/proc/self/status", &format!("CapEff:\t{capabilities}\nCpus_allowed_list:\t0-3\n"));
+            let findings = examined(&laid, &gateway(53, 20_000));
+            let finding = find(&findings, "locked memory");
+            assert_eq!(finding.verdict, verdict, "{locked} {capabilities}: {finding:?}");
+            let fix = finding.fix.as_deref().unwrap_or_default();
+            assert_eq!(fix.contains("LimitMEMLOCK=14M"), verdict != Verdict::Ok, "{fix}");
+        }
     }
 
     #[test]

@@ -66,6 +66,7 @@ const LIMITS: &str = "\
 Limit                     Soft Limit           Hard Limit           Units
 Max processes             95896                95896                processes
 Max open files            1024                 1048576              files
+Max locked memory         8388608              8388608              bytes
 ";
 
 /// Four cores, a card of two queues, systemd's limits, the kernel's sysctls: a server as it comes.

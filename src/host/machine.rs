@@ -12,6 +12,8 @@ pub struct Limits {
     pub files_hard: u64,
     /// RLIMIT_NPROC, soft: threads of this user.
     pub threads: u64,
+    /// RLIMIT_MEMLOCK, soft, in bytes: of all of the user's processes together.
+    pub locked_bytes: u64,
 }
 
 /// A bound that a control group sets, the closest of all around the process.
@@ -31,6 +33,9 @@ impl Bound {
         self.most.saturating_sub(self.used)
     }
 }
+
+/// Its bit among the capabilities (capabilities(7)).
+const CAP_IPC_LOCK: u64 = 1 << 14;
 
 /// What was seen.
 #[derive(Clone, Debug)]
@@ -55,6 +60,8 @@ pub struct Machine {
     pub nohz_full: Vec<u32>,
     /// The kernel's clock, and those it could have.
     pub clock: Result<(String, String), Unseen>,
+    /// CAP_IPC_LOCK: RLIMIT_MEMLOCK binds it not.
+    pub locks_freely: bool,
     /// 2: a seccomp filter is on.
     pub seccomp: Option<u64>,
     /// Memory that can be had without swapping.
@@ -92,6 +99,10 @@ impl Machine {
             isolated: root.text(&format!("{cpu}/isolated")).map(|text| list(&text)).unwrap_or_default(),
             nohz_full: root.text(&format!("{cpu}/nohz_full")).map(|text| list(&text)).unwrap_or_default(),
             clock: clock(root),
+            locks_freely: status.as_ref().is_ok_and(|text| {
+                field(text, "CapEff:").and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0) & CAP_IPC_LOCK
+                    != 0
+            }),
             seccomp: status.ok().and_then(|text| field(&text, "Seccomp:")?.parse().ok()),
             available_bytes: root.read("/proc/meminfo").and_then(|text| {
                 let kib = field(&text, "MemAvailable:").and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
@@ -125,10 +136,12 @@ fn limits(text: &str) -> Result<Limits, Unseen> {
         };
         Some((cell()?, cell()?))
     };
-    let (Some((files_soft, files_hard)), Some((threads, _))) = (row("Max open files"), row("Max processes")) else {
+    let (Some((files_soft, files_hard)), Some((threads, _)), Some((locked_bytes, _))) =
+        (row("Max open files"), row("Max processes"), row("Max locked memory"))
+    else {
         return Err(Unseen::Failed("its limits are not as they should be".into()));
     };
-    Ok(Limits { files_soft, files_hard, threads })
+    Ok(Limits { files_soft, files_hard, threads, locked_bytes })
 }
 
 fn nodes(root: &Root) -> Vec<Vec<u32>> {
@@ -266,8 +279,11 @@ mod tests {
 Limit                     Soft Limit           Hard Limit           Units
 Max processes             96000                96000                processes
 Max open files            1024                 unlimited            files
+Max locked memory         8388608              8388608              bytes
 ";
-        assert_eq!(limits(text), Ok(Limits { files_soft: 1024, files_hard: u64::MAX, threads: 96_000 }));
+        let limits_of_text =
+            Limits { files_soft: 1024, files_hard: u64::MAX, threads: 96_000, locked_bytes: 8_388_608 };
+        assert_eq!(limits(text), Ok(limits_of_text));
         assert!(limits("nonsense").is_err());
     }
 

@@ -18,6 +18,11 @@ pub const SHARD_BYTES: u64 = 680_000;
 /// Of each connection that is open and has one topic.
 pub const CONNECTION_BYTES: u64 = 242;
 
+/// What a shard's ring locks: its two queues, and the list of its receive buffers.
+pub const RING_BYTES: u64 = 262_144;
+/// The rings of the accepting and the control core.
+pub const OTHER_RINGS_BYTES: u64 = 262_144;
+
 /// Kernel memory of the server's end of a connection: socket, inode, file, directory entry 3,870 bytes, and the poll that waits
 /// for its messages 256.
 pub const SOCKET_BYTES: u64 = 4126;

@@ -8,6 +8,7 @@
 //! One-shot, since a multishot accept has one address buffer for all its completions and the peer's port would be lost.
 #![allow(unsafe_code)]
 
+use super::setup::{self, Sizes};
 use super::{Kind, Listener, Token};
 use crate::clock::Time;
 use crate::ids::{Generation, Slot};
@@ -132,21 +133,22 @@ impl KernelAcceptRing {
         table_slots: u32,
         modern: bool,
     ) -> io::Result<KernelAcceptRing> {
-        let builder = || {
-            let mut builder = IoUring::builder();
-            builder
-                .setup_r_disabled()
-                .setup_single_issuer()
-                .setup_defer_taskrun()
-                .setup_submit_all()
-                .setup_cqsize(table_slots.saturating_mul(2).clamp(2 * SUBMISSIONS, 65_536).next_power_of_two());
-            builder
+        let wanted = Sizes {
+            submissions: SUBMISSIONS,
+            completions: table_slots.saturating_mul(2).clamp(2 * SUBMISSIONS, 65_536).next_power_of_two(),
         };
-        // NO_SQARRAY came with 6.6.
-        let newest = if modern { builder().setup_no_sqarray().build(SUBMISSIONS).ok() } else { None };
-        let ring = match newest {
-            Some(ring) => ring,
-            None => builder().build(SUBMISSIONS).map_err(|e| {
+        let build = |modern: bool| {
+            setup::build(wanted, |builder| {
+                builder.setup_r_disabled().setup_single_issuer().setup_defer_taskrun().setup_submit_all();
+                if modern {
+                    builder.setup_no_sqarray(); // It came with 6.6.
+                }
+            })
+        };
+        let newest = if modern { build(true).ok() } else { None };
+        let (ring, _) = match newest {
+            Some(built) => built,
+            None => build(false).map_err(|e| {
                 let advice = match e.raw_os_error() {
                     Some(libc::ENOSYS) => "this kernel has no io_uring: Linux 6.1 or newer is needed",
                     Some(libc::EPERM | libc::EACCES) => {

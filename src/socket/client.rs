@@ -9,6 +9,7 @@
 //! ```
 #![allow(unsafe_code)]
 
+use super::setup::{self, Sizes};
 use crate::clock::Time;
 use crate::sys::EventFd;
 use io_uring::types::{BufRingEntry, CancelBuilder, Fixed, SubmitArgs, Timespec};
@@ -133,13 +134,10 @@ impl ClientRing {
     pub fn new(options: ClientRingOptions) -> io::Result<ClientRing> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         assert!(options.buffers.is_power_of_two() && options.buffers <= 32_768, "buffers: a power of two up to 32,768");
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize((options.slots + SUBMISSIONS).next_power_of_two())
-            .build(SUBMISSIONS)?;
+        let wanted = Sizes { submissions: SUBMISSIONS, completions: (options.slots + SUBMISSIONS).next_power_of_two() };
+        let (ring, _) = setup::build(wanted, |builder| {
+            builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
+        })?;
         ring.submitter().register_files_sparse(options.slots)?;
         let buffers = Buffers::register(&ring, options.buffers, options.buffer_bytes)?;
         let mut slots = Vec::new();

@@ -9,6 +9,7 @@ mod client;
 mod inflight;
 mod listener;
 mod ring;
+mod setup;
 mod token;
 pub mod uring;
 
@@ -17,4 +18,5 @@ pub use client::{Buffer, ClientRing, ClientRingOptions, Event};
 pub use inflight::InFlight;
 pub use listener::{ListenError, ListenOptions, Listener, listen};
 pub use ring::{BufferId, Completion, Defect, Ring};
+pub use setup::Sizes;
 pub use token::{Kind, Token};

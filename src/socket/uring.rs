@@ -11,6 +11,7 @@
 #![allow(unsafe_code)]
 
 use super::buffers::BufferRing;
+use super::setup::{self, Sizes};
 use super::{BufferId, Completion, InFlight, Kind, Ring, Token};
 use crate::clock::Time;
 use crate::frame::Outgoing;
@@ -90,10 +91,19 @@ pub enum RingError {
         /// What the kernel said.
         cause: io::Error,
     },
-    /// Not for want of a feature.
+    /// No memory for the smallest ring.
     #[error(
-        "a shard's ring could not be had: {cause}; raise RLIMIT_NOFILE (`ulimit -n`, LimitNOFILE= in a systemd unit) or the \
-         memory limit, or lower shards.count"
+        "a shard's ring could not be had: {cause}; raise RLIMIT_MEMLOCK (`ulimit -l`, LimitMEMLOCK= in a systemd unit), which counts the \
+         rings of all of this user's processes, or the memory limit of the control group, or lower shards.count"
+    )]
+    NoMemory {
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// No descriptors.
+    #[error(
+        "a shard's ring could not be had: {cause}; raise RLIMIT_NOFILE (`ulimit -n`, LimitNOFILE= in a systemd unit), or lower \
+         shards.count"
     )]
     Starved {
         /// What the kernel said.
@@ -118,6 +128,7 @@ pub struct UringParts {
     bell: Arc<Bell>,
     slots: usize,
     features: Features,
+    cut: Option<Sizes>,
 }
 
 impl UringParts {
@@ -126,30 +137,36 @@ impl UringParts {
     /// # Errors
     /// [`RingError`], each with its remedy.
     pub fn build(slots: usize, features: Features, bell: Arc<Bell>) -> Result<UringParts, RingError> {
-        let mut builder = IoUring::<squeue::Entry, cqueue::Entry>::builder();
-        builder
-            .setup_r_disabled()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(
-                slots.next_power_of_two().clamp(SUBMISSION_ENTRIES as usize * 2, COMPLETION_ENTRIES_MAX) as u32
-            );
-        if features.no_sqarray {
-            builder.setup_no_sqarray();
-        }
-        let ring = builder.build(SUBMISSION_ENTRIES).map_err(|cause| match cause.raw_os_error() {
+        let completions = slots.next_power_of_two().clamp(SUBMISSION_ENTRIES as usize * 2, COMPLETION_ENTRIES_MAX);
+        let wanted = Sizes { submissions: SUBMISSION_ENTRIES, completions: completions as u32 };
+        let (ring, sizes) = setup::build(wanted, |builder| {
+            builder
+                .setup_r_disabled()
+                .setup_single_issuer()
+                .setup_defer_taskrun()
+                .setup_taskrun_flag()
+                .setup_submit_all();
+            if features.no_sqarray {
+                builder.setup_no_sqarray();
+            }
+        })
+        .map_err(|cause| match cause.raw_os_error() {
             Some(libc::EINVAL) => RingError::Lacks { feature: "DEFER_TASKRUN or SINGLE_ISSUER (6.1)", cause },
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => RingError::Starved { cause },
+            Some(libc::EMFILE | libc::ENFILE) => RingError::Starved { cause },
+            Some(libc::ENOMEM) => RingError::NoMemory { cause },
             _ => RingError::Unavailable { cause },
         })?;
         ring.submitter().register_files_sparse(slots as u32).map_err(|cause| match cause.raw_os_error() {
             Some(libc::EMFILE) => RingError::FilesLimited { slots, nofile: crate::sys::nofile_limit().0 },
-            Some(libc::ENOMEM) => RingError::Starved { cause },
+            Some(libc::ENOMEM) => RingError::NoMemory { cause },
             _ => RingError::Lacks { feature: "sparse file tables (5.19)", cause },
         })?;
-        Ok(UringParts { ring, bell, slots, features })
+        Ok(UringParts { ring, bell, slots, features, cut: (sizes != wanted).then_some(sizes) })
+    }
+
+    /// What its queues have, if the kernel had no memory for what they should.
+    pub fn cut(&self) -> Option<Sizes> {
+        self.cut
     }
 
     /// The ring's descriptor, for hand-overs to it.
@@ -162,7 +179,7 @@ impl UringParts {
     /// # Errors
     /// The kernel lacks provided-buffer rings.
     pub fn start(self) -> Result<UringRing, RingError> {
-        let UringParts { ring, bell, slots, features } = self;
+        let UringParts { ring, bell, slots, features, cut: _ } = self;
         let lacks = |feature| move |cause| RingError::Lacks { feature, cause };
         ring.submitter().register_enable_rings().map_err(lacks("disabled rings (5.10)"))?;
         // At most slots ÷ 64, so that small shards are cheap; no buffer left is no error, only a repeated receive.

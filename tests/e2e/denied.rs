@@ -2,7 +2,8 @@
 //! a closed pipe. One sentence and exit code 78, or it serves all the same; never a panic.
 #![allow(unsafe_code)]
 
-use crate::gateway::{DEADLINE, wait_until};
+use crate::client::Client;
+use crate::gateway::{DEADLINE, Start, wait_until};
 use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -54,6 +55,26 @@ pub fn refusing(mut command: Command, system_call: libc::c_long, errno: libc::c_
     command
 }
 
+/// Lets the child lock `bytes` of memory, and takes away the right to lock more.
+fn locking(mut command: Command, bytes: u64) -> Command {
+    const CAP_IPC_LOCK: libc::c_ulong = 14;
+    let limit = move || {
+        let most = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+        // SAFETY: prctl(2) takes plain numbers here, and setrlimit(2) reads `most`.
+        unsafe {
+            // An ordinary user lacks it, and may not drop it.
+            let dropped = libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK);
+            if (dropped != 0 && libc::geteuid() == 0) || libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const most) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls only: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(limit) };
+    command
+}
+
 /// It ends with 78 and one line, which is returned.
 fn sentence(mut command: Command) -> String {
     let output = command.output().unwrap();
@@ -94,6 +115,25 @@ fn whatever_else_is_refused_is_named_and_so_is_the_remedy() {
     ] {
         let said = sentence(refusing(serve(), call, errno));
         assert!(said.contains(what) && said.contains(remedy), "{what}, {remedy}: {said}");
+    }
+}
+
+#[test]
+fn a_user_who_may_lock_no_memory_is_told_how_much_it_takes() {
+    let said = sentence(locking(serve(), 16_384));
+    assert!(said.contains("ring") && said.contains("LimitMEMLOCK="), "{said}");
+}
+
+#[test]
+fn where_memory_is_short_a_smaller_ring_serves_and_says_so() {
+    let gateway = Start::new().set("shards.count", "1").under(|command| locking(command, 200 * 1024)).start();
+    wait_until("it is said", || gateway.stderr().contains("a smaller one serves"));
+    let mut clients: Vec<_> = (0..200).map(|_| Client::subscriber(&gateway, &["t"])).collect();
+    for n in 0..50 {
+        gateway.push("t", &n.to_string());
+    }
+    for client in &mut clients {
+        (0..50).for_each(|n| assert_eq!(client.text(), n.to_string()));
     }
 }
 

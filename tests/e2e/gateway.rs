@@ -112,6 +112,11 @@ impl Start {
         self
     }
 
+    /// Under what `limit` does to its process.
+    pub fn under(self, limit: impl FnOnce(Command) -> Command) -> Start {
+        Start { command: limit(self.command) }
+    }
+
     /// Starts it and waits until it said where it listens.
     ///
     /// # Errors
