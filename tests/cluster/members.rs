@@ -4,9 +4,10 @@ use crate::client::Client;
 use crate::etcd::{Etcd, port};
 use crate::gateway::{fanwire, wait_until};
 use crate::http::request;
+use crate::killed::Killed;
 use crate::node::{Listener, Node, cluster, nodes};
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A key outlives its node by a lease of five seconds, and etcd looks at leases twice a second.
@@ -182,16 +183,6 @@ fn what_the_page_for_operators_says_of_clusters_runs() {
         assert!(output.status.success() && !output.stdout.is_empty(), "{line}: {output:?}");
     }
     std::fs::remove_dir_all(&folder).unwrap();
-}
-
-/// A process that does not outlive its test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
