@@ -332,7 +332,7 @@ cells! {
         publication_bytes: Counter = "publication_bytes",
         /// Refused: no room within `publish_wait_ms`.
         refused_full: Counter = "publications_refused" { reason: "full" },
-        /// Refused: payload over `message_bytes_max` or name over 255 bytes.
+        /// Refused: payload over `message_bytes_max`, or what NATS allows, or name over 255 bytes.
         refused_invalid: Counter = "publications_refused" { reason: "invalid" },
         /// Refused: draining.
         refused_draining: Counter = "publications_refused" { reason: "draining" },
@@ -474,7 +474,7 @@ cells! {
         nats_failed_away: Counter = "cluster_nats_failed_messages" { reason: "away" },
         /// Messages whose publishers were told that they may be in the stream or not: no acknowledgement within `cluster.nats_publish_timeout_ms`.
         nats_failed_late: Counter = "cluster_nats_failed_messages" { reason: "late" },
-        /// Messages that NATS did not want, as over its `max_payload`.
+        /// Messages that NATS did not want, as over its `max_payload`; the log says why.
         nats_failed_refused: Counter = "cluster_nats_failed_messages" { reason: "refused" },
         /// Messages got from the stream.
         nats_received: Counter = "cluster_nats_received_messages",

@@ -10,6 +10,7 @@
 
 use super::members::{Other, View};
 use super::pause::Pause;
+use super::unheard::Unheard;
 use super::{Deliver, Delivered, Lost, Secrets};
 use crate::causes::causes;
 use crate::frame::{Publication, Target};
@@ -114,6 +115,7 @@ pub(super) struct Links {
     pub(super) waiting_max: u32,
     pub(super) tls: Option<ClientTlsConfig>,
     pub(super) secrets: Secrets,
+    pub(super) unheard: Unheard,
     pub(super) metrics: Arc<ClusterMetrics>,
 }
 
@@ -164,6 +166,7 @@ impl Links {
             deliver: self.deliver.clone(),
             tls: self.tls.clone(),
             secrets: self.secrets.clone(),
+            unheard: self.unheard.clone(),
             metrics: self.metrics.clone(),
             room: room.clone(),
             places: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
@@ -183,6 +186,7 @@ struct Link {
     deliver: Arc<dyn Deliver>,
     tls: Option<ClientTlsConfig>,
     secrets: Secrets,
+    unheard: Unheard,
     metrics: Arc<ClusterMetrics>,
     room: Room,
     /// One for each batch that may wait for room.
@@ -250,9 +254,9 @@ impl Link {
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_millis(500));
         loop {
             let other = self.view.borrow().others.get(&self.id).cloned();
-            let Some(other) = other else { return (self.id, cursor) };
+            let Some(other) = other else { return (self.id.clone(), cursor) };
             let Err(failure) = self.pull(&other, &mut cursor, &mut pause).await;
-            self.failed(&other.member.relay, &failure);
+            self.failed(&other.member.name, &other.member.relay, &failure);
             pause.wait().await;
         }
     }
@@ -286,13 +290,16 @@ impl Link {
                 self.margin = 2 * asked.elapsed();
                 return Err("it took so long to answer that what is due is uncertain".into());
             }
+            if u64::from_str_radix(&self.this, 16) == Ok(batch.epoch) {
+                return Err("this address leads back to this node: set cluster.relay_address there, or cluster.relay_advertise, to one that other machines reach".into());
+            }
             if batch.epoch != epoch {
                 // Its key is about to go, and the other has one of its own.
                 return Err(format!("{} is another node now", other.member.relay).into());
             }
             if up.is_none() {
                 pause.reset();
-                self.is_told = false;
+                self.heard();
                 tracing::info!(
                     id = self.id,
                     name = other.member.name,
@@ -329,7 +336,7 @@ impl Link {
                 () = is_gone => return,
                 Err(failure) = self.pull_data(&address, &mut pause) => failure,
             };
-            self.failed(&address, &failure);
+            self.failed("a proxy of gpush", &address, &failure);
             pause.wait().await;
         }
     }
@@ -351,7 +358,7 @@ impl Link {
         // Without a deadline: grpc-go answers with the first push, which may be hours away.
         let mut pushes = client.pull_data(Empty {}).await?.into_inner();
         pause.reset();
-        if std::mem::take(&mut self.is_told) {
+        if self.heard() {
             tracing::info!(address, "pulling from a proxy of gpush again");
         }
         while let Some(push) = pushes.message().await? {
@@ -381,14 +388,28 @@ impl Link {
         }
     }
 
-    fn failed(&mut self, address: &str, failure: &Failure) {
+    /// It comes, or comes again. Returns whether it was said that it does not.
+    fn heard(&mut self) -> bool {
+        self.unheard.remove(&self.id);
+        std::mem::take(&mut self.is_told)
+    }
+
+    fn failed(&mut self, name: &str, address: &str, failure: &Failure) {
         self.metrics.relay_link_failures.add(1);
         let failure = causes(&**failure);
+        self.unheard.add(Instant::now(), &self.id, format!("{name} at {address} ({failure})"));
         if std::mem::replace(&mut self.is_told, true) {
             tracing::debug!(id = self.id, address, failure, "still not pulling");
         } else {
             tracing::warn!(id = self.id, address, failure, "not pulling from it any more; trying again");
         }
+    }
+}
+
+impl Drop for Link {
+    /// It is no source any more.
+    fn drop(&mut self) {
+        self.unheard.remove(&self.id);
     }
 }
 
@@ -545,8 +566,18 @@ mod tests {
         let view = watch::channel(View::default()).1;
         let (this, deliver) = ("a".to_owned(), full.clone());
         let started = Instant::now();
-        let links =
-            Links { this, started, view, deliver, waiting_max: 5, tls: None, secrets, metrics: metrics.clone() };
+        let unheard = Unheard::default();
+        let links = Links {
+            this,
+            started,
+            view,
+            deliver,
+            waiting_max: 5,
+            tls: None,
+            secrets,
+            unheard,
+            metrics: metrics.clone(),
+        };
         let room = Room::new(links.waiting_max);
         let giving = ["b", "c"].map(|id| {
             let mut link = links.link(id.into(), &room);

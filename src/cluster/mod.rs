@@ -23,6 +23,7 @@ mod members;
 mod nats;
 mod pause;
 mod relay;
+mod unheard;
 
 pub use members::{Load, Member};
 pub use nats::{Done, subject};
@@ -47,6 +48,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use unheard::Unheard;
 
 /// What keeps a node from being a member before etcd was asked.
 const NOT_ASKED: &str = "etcd has not answered yet";
@@ -337,13 +339,15 @@ impl Prepared {
         let nats = nats
             .zip(files.nats)
             .map(|(thread, access)| Nats::start(thread, access, &settings, waiting_max, in_place, metrics.clone()));
+        let unheard = Unheard::default();
         if settings.has_members() && settings.role.subscribes() && settings.transport == Transport::Relay {
-            let view = viewed.clone();
+            let (view, unheard) = (viewed.clone(), unheard.clone());
             tokio::spawn(
-                Links { this: id, started, view, deliver, waiting_max, tls: client_tls, secrets, metrics }.run(),
+                Links { this: id, started, view, deliver, waiting_max, tls: client_tls, secrets, unheard, metrics }
+                    .run(),
             );
         }
-        Ok(Cluster { relay, nats: nats.map(Arc::new), view: viewed, leaving, stopping, membership, serving })
+        Ok(Cluster { relay, nats: nats.map(Arc::new), view: viewed, unheard, leaving, stopping, membership, serving })
     }
 }
 
@@ -352,6 +356,7 @@ pub struct Cluster {
     relay: Option<Arc<Relay>>,
     nats: Option<Arc<Nats>>,
     view: watch::Receiver<View>,
+    unheard: Unheard,
     leaving: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
     membership: Option<JoinHandle<()>>,
@@ -389,7 +394,7 @@ impl Cluster {
     /// Says in a sentence what is not as it should be, though this node serves.
     pub fn notes(&self) -> Notes {
         let nats = self.nats.as_ref().map(|nats| (nats.trouble(), nats.put_off()));
-        Notes { view: self.view.clone(), nats }
+        Notes { view: self.view.clone(), unheard: self.unheard.clone(), nats }
     }
 
     /// No longer a member from now on, so that nobody is sent here; pulling and being pulled from go on. Returns whether others
@@ -426,6 +431,7 @@ type Trouble = watch::Receiver<Option<(String, std::time::Instant)>>;
 #[derive(Clone)]
 pub struct Notes {
     view: watch::Receiver<View>,
+    unheard: Unheard,
     nats: Option<(Trouble, watch::Receiver<Option<String>>)>,
 }
 
@@ -441,7 +447,7 @@ impl Notes {
             let seconds = since.elapsed().as_secs();
             Some(format!("no stream for {seconds} s, nothing is published or delivered: {text}"))
         });
-        member.into_iter().chain(nats).collect()
+        member.into_iter().chain(self.unheard.note(Instant::now())).chain(nats).collect()
     }
 }
 

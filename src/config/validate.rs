@@ -474,13 +474,15 @@ impl Config {
             );
         }
         let far = cluster.etcd.iter().find(|address| !is_loopback_url(address));
+        let (key, shown) = match &*cluster.relay_advertise {
+            "" => ("cluster.relay_address", &cluster.relay_address),
+            _ => ("cluster.relay_advertise", &cluster.relay_advertise),
+        };
         if let Some(etcd) = far
-            && is_loopback(&cluster.relay_address)
-            && cluster.relay_advertise.is_empty()
+            && is_loopback_url(shown)
         {
             warnings.push(format!(
-                "cluster.relay_address = {} and etcd is at {etcd}: nodes on other machines can't pull from this one, nothing it accepts reaches them; set cluster.relay_address to an address that they reach, with tokens or certificates",
-                cluster.relay_address
+                "{key} = {shown} and etcd is at {etcd}: nodes on other machines can't pull from this one, nothing it accepts reaches them; set {key} to an address that they reach, with tokens or certificates"
             ));
         }
         let open = cluster.etcd.iter().find(|address| address.starts_with("http://") && !is_loopback_url(address));
@@ -757,6 +759,14 @@ mod tests {
             c.cluster.relay_advertise = "10.0.0.1:10069".into();
         };
         assert_eq!((warned(near), warned(advertised)), (vec![], vec![]));
+        let in_vain = warned(|c: &mut Config| {
+            far(c);
+            c.cluster.relay_advertise = "localhost:10069".into();
+        });
+        assert!(
+            in_vain.len() == 1 && in_vain[0].starts_with("cluster.relay_advertise = localhost:10069"),
+            "{in_vain:?}"
+        );
 
         let tokens = |c: &mut Config| {
             advertised(c);

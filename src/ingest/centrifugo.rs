@@ -72,7 +72,10 @@ impl Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Failure {
         match refusal {
-            Refusal::TooLarge { .. } | Refusal::NameTooLong { .. } | Refusal::NotUtf8 => Failure::bad_request(refusal),
+            Refusal::TooLarge { .. }
+            | Refusal::NameTooLong { .. }
+            | Refusal::NotUtf8
+            | Refusal::StreamTooLarge { .. } => Failure::bad_request(refusal),
             Refusal::NoRoom { .. }
             | Refusal::TooManyTopics { .. }
             | Refusal::Draining

@@ -620,6 +620,7 @@ impl Control {
             }
             Err(Refusal::NoRoom { .. } | Refusal::TooManyTopics { .. }) => m.refused_full.add(1),
             Err(Refusal::TooLarge { .. } | Refusal::NameTooLong { .. } | Refusal::NotUtf8) => m.refused_invalid.add(1),
+            Err(Refusal::StreamTooLarge { .. }) => m.refused_invalid.add(1),
             Err(Refusal::Draining) => m.refused_draining.add(1),
             Err(Refusal::StreamBusy { .. }) => m.refused_full.add(1),
             Err(Refusal::StreamAway { .. } | Refusal::StreamLate { .. } | Refusal::StreamRefused { .. }) => {

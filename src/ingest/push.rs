@@ -35,6 +35,7 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Problem {
         let code = match refusal {
             Refusal::TooLarge { .. } | Refusal::NameTooLong { .. } | Refusal::NotUtf8 => Code::InvalidArgument,
+            Refusal::StreamTooLarge { .. } => Code::InvalidArgument,
             Refusal::NoRoom { .. } | Refusal::TooManyTopics { .. } => Code::ResourceExhausted,
             Refusal::StreamBusy { .. } | Refusal::StreamRefused { .. } => Code::ResourceExhausted,
             Refusal::Draining | Refusal::StreamAway { .. } => Code::Unavailable,

@@ -168,6 +168,12 @@ pub enum Refusal {
         /// How long that was.
         waited_ms: u64,
     },
+    /// Shrink it, or raise that bound.
+    #[error("the stream takes no message as large as this: {reason}: send it in parts")]
+    StreamTooLarge {
+        /// Whose bound, and what it is.
+        reason: String,
+    },
     /// Look at the stream's limits.
     #[error("the stream does not take the message: {reason}")]
     StreamRefused {

@@ -2,7 +2,7 @@
 
 use crate::client::{Client, Event};
 use crate::faults::Faults;
-use crate::gateway::{Gateway, Start, fanwire, wait_until};
+use crate::gateway::{Gateway, Start, fanwire, wait_for, wait_until};
 use crate::nats::Nats;
 use crate::publisher::{Publisher, message};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -254,6 +254,57 @@ fn a_stream_that_is_full_and_keeps_the_old_says_so() {
     let ready = node.get("/readyz").body;
     assert!(ready.contains("did not take what was published last: maximum messages exceeded"), "{ready}");
     assert!(node.stderr().contains("a bound that is not ours"), "{}", node.stderr());
+}
+
+#[test]
+fn an_account_that_has_used_up_its_storage_says_so_and_publishers_go_on_when_there_is_room() {
+    let mut nats = Nats::prepared(
+        "accounts: { A: { users: [ { user: a, password: secret } ], jetstream: { max_mem: 1048576, max_file: 200000 } } }\nno_auth_user: a",
+    );
+    nats.run();
+    let node = start(&[&nats], &[("cluster.nats_max_bytes", "0"), ("cluster.nats_publish_timeout_ms", "500")]);
+    wait_until("it has the stream", || is_connected(&node));
+    let data = "x".repeat(50_000);
+    let refused = wait_for("its storage is full", || {
+        let response = node.try_push("t", &data);
+        (response.status != 200).then_some(response)
+    });
+    assert_eq!(refused.status, 503, "{refused:?}");
+    let why = "resource limits exceeded for account";
+    assert!(refused.body.contains(why) && refused.body.contains("try again"), "{}", refused.body);
+    let ready = node.get("/readyz").body;
+    assert!(ready.contains(&format!("did not take what was published last: {why}")), "{ready}");
+    assert!(node.stderr().contains(&format!("they were told so: {why}")), "{}", node.stderr());
+    assert!(nats.api("STREAM.PURGE.FANWIRE", &serde_json::json!({})).is_some());
+    wait_until("a publisher is served", || node.try_push("t", &data).status == 200);
+    assert!(!node.get("/readyz").body.contains("notes"), "{}", node.get("/readyz").body);
+}
+
+#[test]
+fn a_message_too_large_for_nats_or_the_stream_is_to_be_made_smaller_and_the_log_says_so() {
+    let mut nats = Nats::prepared("max_payload: 4096");
+    nats.run();
+    let config = serde_json::json!({
+        "name": "FANWIRE", "subjects": ["fanwire.b", "fanwire.t.>", "fanwire.u.>"], "retention": "limits",
+        "storage": "file", "num_replicas": 1, "max_msg_size": 2000,
+    });
+    assert!(nats.api("STREAM.CREATE.FANWIRE", &config).is_some());
+    let node = start(&[&nats], &[]);
+    wait_until("it has the stream", || is_connected(&node));
+    for (bytes, why) in [(5000, "NATS's max_payload is 4096 bytes"), (3000, "message size exceeds maximum allowed")] {
+        let refused = node.try_push("t", &"x".repeat(bytes));
+        assert_eq!(refused.status, 400, "{refused:?}");
+        assert!(refused.body.contains(why) && refused.body.contains("send it in parts"), "{}", refused.body);
+        assert!(!refused.body.contains("try again"), "{}", refused.body);
+    }
+    assert!(
+        node.stderr().contains("they were told so: the stream takes no message as large as this"),
+        "{}",
+        node.stderr()
+    );
+    let invalid = node.metrics().sum("fanwire_publications_refused_total", &[("reason", "invalid")]);
+    assert_eq!((invalid, count(&node, "failed_messages_total")), (2.0, 2.0));
+    node.push("t", "a small one");
 }
 
 #[test]

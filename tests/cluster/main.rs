@@ -9,6 +9,8 @@ mod gateway;
 #[allow(dead_code)]
 #[path = "../e2e/http.rs"]
 mod http;
+#[path = "../e2e/killed.rs"]
+mod killed;
 #[allow(dead_code)]
 #[path = "../e2e/publisher.rs"]
 mod publisher;

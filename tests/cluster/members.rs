@@ -1,9 +1,13 @@
 //! Who is there: come, gone, killed, come back, and etcd away.
 
 use crate::client::Client;
-use crate::etcd::Etcd;
+use crate::etcd::{Etcd, port};
 use crate::gateway::{fanwire, wait_until};
+use crate::http::request;
+use crate::killed::Killed;
 use crate::node::{Listener, Node, cluster, nodes};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A key outlives its node by a lease of five seconds, and etcd looks at leases twice a second.
@@ -178,6 +182,61 @@ fn what_the_page_for_operators_says_of_clusters_runs() {
         let output = fanwire(&words[1..]).output().unwrap();
         assert!(output.status.success() && !output.stdout.is_empty(), "{line}: {output:?}");
     }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn three_nodes_on_one_machine_are_tried_as_the_page_for_operators_says() {
+    let page = include_str!("../../docs/OPERATING.md");
+    let trial = page.split("Three nodes on one machine").nth(1).unwrap();
+    let block = trial.split("```console\n").nth(1).unwrap().split("```").next().unwrap();
+    let folder = std::env::temp_dir().join(format!("fanwire-trial-{}", std::process::id()));
+    // The same on ports that are free.
+    let (etcd, peer) = ("http://127.0.0.1:2379", format!("http://127.0.0.1:{}", port()));
+    let data = format!(
+        "{} --listen-client-urls {etcd} --advertise-client-urls {etcd} --listen-peer-urls {peer} --initial-advertise-peer-urls {peer} --initial-cluster default={peer}",
+        folder.display()
+    );
+    assert!(block.contains("--data-dir /tmp/fanwire-etcd &"), "{block}");
+    let mut here = block.replace("/tmp/fanwire-etcd", &data);
+    let mut http = None;
+    for named in ["2379", "9001", "9002", "9003", "9011", "9012", "9013", "9021", "9022", "9023"] {
+        let free = port();
+        assert!(here.contains(&format!("127.0.0.1:{named}")), "{named} in\n{here}");
+        here = here.replace(&format!("127.0.0.1:{named}"), &format!("127.0.0.1:{free}"));
+        http = Some(([127, 0, 0, 1], free).into());
+    }
+    let shell = |line: &str| {
+        let line = line.replace("fanwire ", concat!(env!("CARGO_BIN_EXE_fanwire"), " "));
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec {line}")]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+    };
+    let mut running = Vec::new();
+    let mut published = 0;
+    for line in here.lines() {
+        if let Some(stays) = line.strip_suffix(" &") {
+            running.push(Killed(shell(stays).spawn().unwrap()));
+        } else if line.starts_with("fanwire nodes ") {
+            wait_until("three are listed", || {
+                String::from_utf8(shell(line).output().unwrap().stdout).unwrap().lines().count() == 4
+            });
+        } else {
+            assert!(line.starts_with("fanwire pub "), "a line that no test knows: {line}");
+            let third = http.expect("the last of the ports is that of the third node's pages");
+            wait_until("it is subscribed", || {
+                let page = request(third, "GET", "/metrics", &[], &[]).body;
+                page.lines().any(|line| line.starts_with("fanwire_subscriptions{") && line.ends_with(" 2"))
+            });
+            assert!(shell(line).output().unwrap().status.success(), "{line}");
+            published += 1;
+        }
+    }
+    assert_eq!((running.len(), published), (5, 1), "{here}");
+    let mut heard = String::new();
+    BufReader::new(running[4].0.stdout.take().unwrap()).read_line(&mut heard).unwrap();
+    assert!(heard.contains("good morning"), "{heard}");
+    drop(running);
     std::fs::remove_dir_all(&folder).unwrap();
 }
 

@@ -137,6 +137,28 @@ fn ten_seconds_of_a_cut_at_ten_thousand_messages_a_second_are_made_up_in_two() {
 }
 
 #[test]
+fn a_node_that_is_not_heard_for_long_is_a_note_until_it_is() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[]);
+    let notes = || two[1].get("/readyz").json()["notes"].to_string();
+    two[0].network.cut();
+    wait_until("it says so", || notes().contains("what 1 of the others accept does not come here: a at "));
+    assert_eq!(two[1].get("/readyz").status, 200);
+    two[0].network.pass();
+    wait_until("it is heard again", || notes() == "null");
+}
+
+#[test]
+fn a_node_whose_address_leads_back_to_whoever_pulls_is_told_apart() {
+    let etcd = Etcd::start();
+    let a = Node::start(&etcd, "a", &[]);
+    // As two machines that both advertise their loopback.
+    let b = Node::start(&etcd, "b", &[("cluster.relay_advertise", &a.network.address.to_string())]);
+    wait_until("it says so", || a.stderr().contains("this address leads back to this node: set cluster.relay_address"));
+    wait_until("each knows the other, and one is heard", || a.sees(1, 0) && b.sees(1, 1));
+}
+
+#[test]
 fn a_half_open_connection_is_noticed_and_what_it_swallowed_is_made_up() {
     let etcd = Etcd::start();
     let two = cluster(&etcd, &["a", "b"], &[]);

@@ -2,18 +2,9 @@
 
 use crate::client::Client;
 use crate::gateway::{Gateway, fanwire, wait_until};
+use crate::killed::Killed;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-
-/// A process that does not outlive its test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use std::process::{Command, Stdio};
 
 #[test]
 fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {

@@ -4,6 +4,7 @@
 mod client;
 mod gateway;
 mod http;
+mod killed;
 mod publisher;
 
 mod admin;

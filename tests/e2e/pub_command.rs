@@ -2,19 +2,10 @@
 
 use crate::client::Client;
 use crate::gateway::{DEADLINE, Gateway, fanwire, wait_for, wait_until};
+use crate::killed::Killed;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
-
-/// A process that does not outlive its test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Runs `pub` with these arguments; what it printed.
 fn published(gateway: &Gateway, arguments: &[&str]) -> String {

@@ -2,9 +2,10 @@
 //! be a step of scripts/check.
 
 use crate::gateway::{DEADLINE, Gateway, fanwire, wait_for, wait_until};
+use crate::killed::Killed;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 const README: &str = include_str!("../../README.md");
 
@@ -17,16 +18,6 @@ const SCRIPTS: &[&str] = &[
     "scripts/simulate 2000",
     "scripts/clients --full",
 ];
-
-/// A process that does not outlive its test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// The lines of all blocks in the shell's language.
 fn commands() -> Vec<&'static str> {

@@ -95,6 +95,7 @@ struct Shared {
     put_off: watch::Sender<Option<String>>,
     removals: Repeated,
     refusals: Repeated,
+    unwanted: Repeated,
     silences: Repeated,
     overdue: Repeated,
     renewals: Repeated,
@@ -120,6 +121,7 @@ impl Shared {
             trouble: watch::Sender::new(Some((NOT_ASKED.into(), Instant::now()))),
             removals: Repeated::default(),
             refusals: Repeated::default(),
+            unwanted: Repeated::default(),
             silences: Repeated::default(),
             overdue: Repeated::default(),
             renewals: Repeated::default(),
@@ -166,11 +168,13 @@ impl Shared {
     }
 
     /// The stream does not want it, or not this copy of it.
-    fn refusal(&self, (owed, fate): (Owed, Fate), reason: String) -> Answer {
+    fn refusal(&self, (owed, fate): (Owed, Fate), why: Refusal) -> Answer {
         let refusal = match fate {
             Fate::NotStored => {
                 self.metrics.nats_failed_refused.add(1);
-                Refusal::StreamRefused { reason }
+                let said = format!("messages of publishers are not in the stream, and they were told so: {why}");
+                self.unwanted.say(1, &said);
+                why
             }
             Fate::Unknown => {
                 self.metrics.nats_failed_late.add(1);

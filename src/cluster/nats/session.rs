@@ -8,7 +8,7 @@ use super::outbox::{Outbox, Resumed, Sending};
 use super::stream::{self, Problem};
 use super::{Answer, Followed, Owed, Repeated, Shared};
 use crate::ids::{Epoch, Offset};
-use crate::topics::Ack;
+use crate::topics::{Ack, Refusal};
 use async_nats::client::PublishErrorKind;
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt};
@@ -171,6 +171,8 @@ enum Verdict {
     NotNow(String),
     /// It is about to store an earlier copy.
     InProcess,
+    /// Not a message of that size: why.
+    TooLarge(String),
     /// Not at all: why.
     Refused(String),
     /// Whatever that is, it is no answer: the deadline decides.
@@ -185,6 +187,7 @@ impl Verdict {
         match serde_json::from_slice::<PubAck>(payload) {
             Ok(PubAck { error: Some(problem), .. }) if problem.is_in_process() => Verdict::InProcess,
             Ok(PubAck { error: Some(problem), .. }) if problem.is_passing() => Verdict::NotNow(problem.description),
+            Ok(PubAck { error: Some(problem), .. }) if problem.is_for_size() => Verdict::TooLarge(problem.description),
             Ok(PubAck { error: Some(problem), .. }) => Verdict::Refused(problem.description),
             Ok(PubAck { seq: sequence @ 1.., duplicate: is_duplicate, .. }) => {
                 Verdict::Stored { sequence, is_duplicate }
@@ -268,8 +271,9 @@ async fn send(shared: &Shared, client: &Client, inbox: &str, sending: Sending) -
         Ok(()) => Ok(()),
         Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
             let refused = shared.outbox().refused(id);
-            let reason = format!("it is larger than NATS's max_payload of {} bytes", client.max_payload());
-            shared.answer(refused.map(|refused| shared.refusal(refused, reason)).into_iter().collect());
+            let reason = format!("NATS's max_payload is {} bytes", client.max_payload());
+            let why = Refusal::StreamTooLarge { reason };
+            shared.answer(refused.map(|refused| shared.refusal(refused, why)).into_iter().collect());
             Ok(())
         }
         Err(error) => Err(error.to_string()),
@@ -279,7 +283,7 @@ async fn send(shared: &Shared, client: &Client, inbox: &str, sending: Sending) -
 /// Does by the verdict on a publication; returns what its publisher is told, if that is settled by it.
 fn settle(shared: &Shared, outbox: &mut Outbox<Owed>, epoch: Epoch, id: u64, verdict: Verdict) -> Option<Answer> {
     let refuse =
-        |outbox: &mut Outbox<Owed>, reason: String| outbox.refused(id).map(|refused| shared.refusal(refused, reason));
+        |outbox: &mut Outbox<Owed>, why: Refusal| outbox.refused(id).map(|refused| shared.refusal(refused, why));
     match verdict {
         Verdict::NotNow(why) => {
             outbox.unanswered(id);
@@ -290,9 +294,11 @@ fn settle(shared: &Shared, outbox: &mut Outbox<Owed>, epoch: Epoch, id: u64, ver
             outbox.in_process(id);
             None
         }
-        Verdict::Refused(reason) => refuse(outbox, reason),
+        Verdict::TooLarge(reason) => refuse(outbox, Refusal::StreamTooLarge { reason }),
+        Verdict::Refused(reason) => refuse(outbox, Refusal::StreamRefused { reason }),
         Verdict::Stored { is_duplicate: true, .. } if !outbox.is_resent(id) => {
-            refuse(outbox, "the stream has another message of its Nats-Msg-Id: try again".into())
+            let reason = "it has another message of its Nats-Msg-Id: try again".into();
+            refuse(outbox, Refusal::StreamRefused { reason })
         }
         Verdict::Stored { sequence, .. } => {
             shared.taking();
@@ -330,7 +336,6 @@ fn take(shared: &Shared, first: Message, acks: &mut Subscriber) {
 mod tests {
     use super::super::tests::shared;
     use super::*;
-    use crate::topics::Refusal;
 
     fn error(code: u64, err_code: u64) -> Verdict {
         let text = format!(r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"why"}}}}"#);
@@ -344,8 +349,10 @@ mod tests {
         assert_eq!(ack(r#"{"seq":7,"duplicate":true}"#), Verdict::Stored { sequence: 7, is_duplicate: true });
         assert!(matches!(Verdict::read(Some(StatusCode::NO_RESPONDERS), b""), Verdict::NotNow(_)));
         assert_eq!([ack(""), ack("{}"), ack("7")], [(); 3].map(|()| Verdict::Unclear));
-        assert_eq!(error(400, 10054), Verdict::Refused("why".into()));
+        assert_eq!(error(400, 10054), Verdict::TooLarge("why".into()));
+        assert_eq!(error(400, 10071), Verdict::Refused("why".into()), "not the sequence that was expected");
         assert_eq!(error(503, 10077), Verdict::NotNow("why".into()), "a full disk");
+        assert_eq!(error(400, 10002), Verdict::NotNow("why".into()), "an account that has used up what it may");
     }
 
     #[test]

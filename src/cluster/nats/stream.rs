@@ -61,10 +61,18 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    /// Whether it will go away: no leader, no quorum, no room in a queue.
+    /// Whether it will go away, with all that is published until then: no leader, no quorum, no room in a queue, on the disk, or in what the
+    /// account may use (bytes and messages of its streams, by storage and in all).
     pub(super) fn is_passing(&self) -> bool {
         const NOT_LEADER: u64 = 10009;
-        self.code == 503 || self.err_code == NOT_LEADER
+        const ACCOUNT_IS_FULL: [u64; 3] = [10002, 10028, 10047];
+        self.code == 503 || self.err_code == NOT_LEADER || ACCOUNT_IS_FULL.contains(&self.err_code)
+    }
+
+    /// Whether a smaller message would be taken.
+    pub(super) fn is_for_size(&self) -> bool {
+        const MESSAGE_TOO_LARGE: u64 = 10054;
+        self.err_code == MESSAGE_TOO_LARGE
     }
 
     /// Whether the stream is about to store an earlier copy of the same message.
