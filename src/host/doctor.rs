@@ -597,7 +597,10 @@ mod tests {
             .file("/sys/fs/cgroup/docker/1/pids.current", "1\n");
         let refused = Gateway { ring: Some(Err("io_uring is not available: EPERM".into())), ..gateway(53, 20_000) };
         let findings = examined(&laid, &refused);
-        assert_eq!(of(&findings, Verdict::Stops), ["io_uring", "threads of the control group", "memory"]);
+        assert_eq!(
+            of(&findings, Verdict::Stops),
+            ["io_uring", "locked memory", "threads of the control group", "memory"]
+        );
         let fix = |what| find(&findings, what).fix.clone().unwrap();
         assert!(fix("io_uring").contains("seccomp profile") && fix("io_uring").contains("SystemCallFilter="));
         assert!(
