@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start   limits ─► addresses ─► rings ─► shards enabled ─► accepting core ─► control, and READY
-//! stop    /readyz 503, no member any more ─► drain_delay ─► publishes refused, no new clients ─► queues flushed, closes spread ─► exit
+//! stop    /readyz 503, the others told ─► drain_delay ─► publishes refused, no new clients ─► queues flushed, closes spread ─► exit
 //! ```
 //!
 //! Whatever can't be had is told before anything listens, in one sentence, with exit code 78.
@@ -714,7 +714,7 @@ impl Running {
         tracing::info!("stopping; a second signal ends at once");
         let drain = async {
             // First of all, so that nobody is sent here who would have to go at once.
-            let others_remain = match &mut cluster {
+            let others_remain = match &cluster {
                 Some(cluster) => cluster.leave().await,
                 None => false,
             };

@@ -6,9 +6,9 @@ use crate::proto::etcd::kv_client::KvClient;
 use crate::proto::etcd::lease_client::LeaseClient;
 use crate::proto::etcd::watch_client::WatchClient;
 use crate::proto::etcd::{
-    AuthenticateRequest, Event, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
-    LeaseRevokeRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse, event::EventType,
-    watch_request::RequestUnion,
+    AuthenticateRequest, DeleteRangeRequest, Event, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest,
+    LeaseKeepAliveResponse, LeaseRevokeRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
+    WatchResponse, event::EventType, watch_request::RequestUnion,
 };
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -180,6 +180,12 @@ impl Etcd {
     /// Sets a key that lives as long as `lease`.
     pub(super) async fn put(&mut self, key: &str, value: impl Into<Bytes>, lease: i64) -> Result<(), EtcdError> {
         soon(self.kv.put(PutRequest { key: key.to_owned().into(), value: value.into(), lease })).await?;
+        Ok(())
+    }
+
+    /// Deletes a key, if it is there.
+    pub(super) async fn delete(&mut self, key: &str) -> Result<(), EtcdError> {
+        soon(self.kv.delete_range(DeleteRangeRequest { key: key.to_owned().into() })).await?;
         Ok(())
     }
 

@@ -3,10 +3,10 @@
 //! ```text
 //! View ──► one task for each source:  connect ─► pull from where we were ─► batches ─► Deliver ─► own subscribers
 //!                                        ▲  pause                              │
-//!                                        └── silence, reset, end ◄─────────────┘   gone from the view: no further attempt
+//!                                        └── silence, reset, end ◄─────────────┘   gone from the view for good: what it still had is lost
 //! ```
 //!
-//! A stream that works is never cut because etcd says something: who has lost its lease may still be heard.
+//! A stream that works is never cut because etcd says something: who has lost its lease may still be heard, and may come back.
 
 use super::members::{Other, View};
 use super::pause::Pause;
@@ -43,6 +43,8 @@ const WINDOW: u32 = 4 << 20;
 /// What is added to this node's age when it asks for what was accepted since it came: the question takes time. If it took longer, it is asked
 /// again, with more.
 const AGE_MARGIN: Duration = Duration::from_millis(100);
+/// How long a source may be gone from the view without a farewell: one that etcd can't hear loses its lease, and comes back as who it was.
+const AWAY: Duration = Duration::from_secs(60);
 /// Sources that are gone and whose place is remembered, should they come back; the oldest is forgotten.
 const PAST_MAX: usize = 1024;
 
@@ -168,6 +170,7 @@ impl Links {
             room: room.clone(),
             places: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
             margin: AGE_MARGIN,
+            end: 0,
             is_told: false,
         }
     }
@@ -189,6 +192,8 @@ struct Link {
     places: Arc<Semaphore>,
     /// How long its source may take to hear how old this node is.
     margin: Duration,
+    /// The sequence behind the last message that its source was heard to have.
+    end: u64,
     /// That it is down is in the log already.
     is_told: bool,
 }
@@ -245,15 +250,41 @@ impl Drop for Up {
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Link {
-    /// Pulls from a node until it is gone. Returns where that was.
+    /// Pulls from a node until it is gone for good. Returns where that was.
     async fn run(mut self, mut cursor: Cursor) -> (String, Cursor) {
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_millis(500));
-        loop {
-            let other = self.view.borrow().others.get(&self.id).cloned();
-            let Some(other) = other else { return (self.id, cursor) };
+        while let Some(other) = self.source().await {
             let Err(failure) = self.pull(&other, &mut cursor, &mut pause).await;
-            self.failed(&other.member.relay, &failure);
-            pause.wait().await;
+            // The end of one that has said farewell is no failure.
+            if self.view.borrow().end_of(&self.id).is_none() {
+                self.failed(&other.member.relay, &failure);
+                pause.wait().await;
+            }
+        }
+        self.lose_the_rest(cursor);
+        (self.id, cursor)
+    }
+
+    /// The source as it is in view, or as it comes back; `None`: it has said farewell, or been away for too long.
+    async fn source(&mut self) -> Option<Other> {
+        let id = &self.id;
+        let is_known = |view: &View| view.others.contains_key(id) || view.end_of(id).is_some();
+        let view = tokio::time::timeout(AWAY, self.view.wait_for(is_known)).await.ok()?.ok()?;
+        view.others.get(id).cloned()
+    }
+
+    /// Counts what a source that is gone for good had accepted and never gave, as far as anybody knows.
+    fn lose_the_rest(&self, cursor: Cursor) {
+        let end = self.view.borrow().end_of(&self.id).unwrap_or(self.end);
+        // One that was never met, and was there before this node, owed it what nobody knows.
+        let messages = cursor.after.map_or(0, |after| end.saturating_sub(after + 1));
+        if messages > 0 {
+            self.metrics.relay_lost_gone.add(messages);
+            tracing::warn!(
+                id = self.id,
+                messages,
+                "messages of a node that is gone are lost to this one: it was cut off, or too slow, until that one had ended"
+            );
         }
     }
 
@@ -302,6 +333,7 @@ impl Link {
             }
             let behind = batch.next.saturating_sub(batch.first + batch.messages.len() as u64);
             up.get_or_insert_with(|| Up::new(&self.metrics)).set_behind(behind);
+            self.end = batch.next;
             let taken = cursor.take(batch);
             self.metrics.relay_duplicates.add(taken.duplicates);
             if taken.missed > 0 {
@@ -381,11 +413,19 @@ impl Link {
         }
     }
 
+    /// Whether etcd knows its source, as far as this node has heard.
+    fn is_in_view(&self) -> bool {
+        let view = self.view.borrow();
+        view.others.contains_key(&self.id) || view.proxies.contains_key(self.id.as_bytes())
+    }
+
     fn failed(&mut self, address: &str, failure: &Failure) {
         self.metrics.relay_link_failures.add(1);
         let failure = causes(&**failure);
         if std::mem::replace(&mut self.is_told, true) {
             tracing::debug!(id = self.id, address, failure, "still not pulling");
+        } else if !self.is_in_view() {
+            tracing::warn!(id = self.id, address, failure, "not pulling from it any more; its key is gone too");
         } else {
             tracing::warn!(id = self.id, address, failure, "not pulling from it any more; trying again");
         }
