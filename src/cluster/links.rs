@@ -87,6 +87,14 @@ impl Cursor {
     }
 }
 
+impl Cursor {
+    /// How many messages there are up to the one in front of `end` that are not here. A source that was never met, and was there before this
+    /// node, owed it what nobody knows.
+    fn lacks(self, end: u64) -> u64 {
+        self.after.map_or(0, |after| end.saturating_sub(after + 1))
+    }
+}
+
 /// Where this node was with sources that are gone, oldest first.
 #[derive(Default)]
 struct Past(VecDeque<(String, Cursor)>);
@@ -111,6 +119,8 @@ pub(super) struct Links {
     /// Since when this node may have subscribers.
     pub(super) started: Instant,
     pub(super) view: watch::Receiver<View>,
+    /// Those sources that have answered once, or have failed once.
+    pub(super) asked: watch::Sender<HashSet<String>>,
     pub(super) deliver: Arc<dyn Deliver>,
     /// Messages in batches that wait for room, over all links; beyond it nothing is read.
     pub(super) waiting_max: u32,
@@ -129,7 +139,7 @@ impl Links {
         let room = Room::new(self.waiting_max);
         loop {
             let view = self.view.borrow_and_update().clone();
-            for (id, other) in view.others.iter().filter(|(_, other)| other.member.is_source()) {
+            for (id, other) in view.sources() {
                 if linked.insert(id.clone()) {
                     let begin = if other.is_newcomer { Cursor::BEGINNING } else { Cursor::default() };
                     nodes.spawn(self.link(id.clone(), &room).run(past.take(id).unwrap_or(begin)));
@@ -150,6 +160,7 @@ impl Links {
                     // A panic is a mistake of ours, and where that link was is not known any more: rather none than everything twice.
                     let Ok((id, cursor)) = ended else { continue };
                     linked.remove(&id);
+                    self.asked.send_if_modified(|asked| asked.remove(&id));
                     past.remember(id, cursor);
                 }
                 Some(Ok(key)) = proxies.join_next() => drop(pulled.remove(&key)),
@@ -163,6 +174,7 @@ impl Links {
             this: self.this.clone(),
             started: self.started,
             view: self.view.clone(),
+            asked: self.asked.clone(),
             deliver: self.deliver.clone(),
             tls: self.tls.clone(),
             secrets: self.secrets.clone(),
@@ -183,6 +195,7 @@ struct Link {
     this: String,
     started: Instant,
     view: watch::Receiver<View>,
+    asked: watch::Sender<HashSet<String>>,
     deliver: Arc<dyn Deliver>,
     tls: Option<ClientTlsConfig>,
     secrets: Secrets,
@@ -254,7 +267,12 @@ impl Link {
     async fn run(mut self, mut cursor: Cursor) -> (String, Cursor) {
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_millis(500));
         while let Some(other) = self.source().await {
+            let margin = self.margin;
             let Err(failure) = self.pull(&other, &mut cursor, &mut pause).await;
+            // One that is asked again, since it was late, has not failed.
+            if self.margin == margin {
+                self.has_asked();
+            }
             // The end of one that has said farewell is no failure.
             if self.view.borrow().end_of(&self.id).is_none() {
                 self.failed(&other.member.relay, &failure);
@@ -273,11 +291,14 @@ impl Link {
         view.others.get(id).cloned()
     }
 
+    fn has_asked(&self) {
+        self.asked.send_if_modified(|asked| !asked.contains(&self.id) && asked.insert(self.id.clone()));
+    }
+
     /// Counts what a source that is gone for good had accepted and never gave, as far as anybody knows.
     fn lose_the_rest(&self, cursor: Cursor) {
         let end = self.view.borrow().end_of(&self.id).unwrap_or(self.end);
-        // One that was never met, and was there before this node, owed it what nobody knows.
-        let messages = cursor.after.map_or(0, |after| end.saturating_sub(after + 1));
+        let messages = cursor.lacks(end);
         if messages > 0 {
             self.metrics.relay_lost_gone.add(messages);
             tracing::warn!(
@@ -324,6 +345,7 @@ impl Link {
             if up.is_none() {
                 pause.reset();
                 self.is_told = false;
+                self.has_asked();
                 tracing::info!(
                     id = self.id,
                     name = other.member.name,
@@ -537,6 +559,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_here_at_a_sources_end_is_what_it_lacks() {
+        let at = |after| Cursor { after: Some(after), has_met: true };
+        assert_eq!((at(4).lacks(10), at(9).lacks(10), at(9).lacks(3)), (5, 0, 0));
+        assert_eq!((Cursor::BEGINNING.lacks(10), Cursor::default().lacks(10)), (9, 0));
+    }
+
+    #[test]
     fn of_sources_that_are_gone_the_oldest_is_forgotten() {
         let mut past = Past::default();
         let at = |n: usize| Cursor { after: Some(n as u64), has_met: true };
@@ -585,8 +614,18 @@ mod tests {
         let view = watch::channel(View::default()).1;
         let (this, deliver) = ("a".to_owned(), full.clone());
         let started = Instant::now();
-        let links =
-            Links { this, started, view, deliver, waiting_max: 5, tls: None, secrets, metrics: metrics.clone() };
+        let (asked, metrics_of_links) = (watch::Sender::default(), metrics.clone());
+        let links = Links {
+            this,
+            started,
+            view,
+            asked,
+            deliver,
+            waiting_max: 5,
+            tls: None,
+            secrets,
+            metrics: metrics_of_links,
+        };
         let room = Room::new(links.waiting_max);
         let giving = ["b", "c"].map(|id| {
             let mut link = links.link(id.into(), &room);

@@ -119,6 +119,11 @@ pub(super) struct View {
 }
 
 impl View {
+    /// Those of the others that have something to pull from.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (&String, &Other)> {
+        self.others.iter().filter(|(_, other)| other.member.is_source())
+    }
+
     /// The sequence behind the last message of a node that has ended.
     pub(super) fn end_of(&self, id: &str) -> Option<u64> {
         self.ends.iter().find_map(|(gone, end)| (gone == id).then_some(*end))
@@ -439,6 +444,20 @@ mod tests {
         let text = serde_json::to_string(&member).unwrap();
         assert!(text.contains(r#""connections_max":2"#), "{text}");
         assert_eq!(serde_json::from_str::<Member>(&text).unwrap(), member);
+    }
+
+    #[test]
+    fn of_a_node_that_is_gone_it_is_known_where_it_ended_if_it_said_so() {
+        let mut view = View::default();
+        for n in 0..=ENDS_MAX as u64 + 1 {
+            // The first was killed.
+            let relay_end = (n > 0).then_some(n);
+            let member = Member { id: n.to_string(), relay_end, ..Member::default() };
+            view.others.insert(n.to_string(), Other { member, is_newcomer: true });
+            view.remove(&n.to_string());
+        }
+        view.remove("nobody");
+        assert_eq!((view.end_of("0"), view.end_of("1"), view.end_of("2"), view.others.len()), (None, None, Some(2), 0));
     }
 
     #[test]

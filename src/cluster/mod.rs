@@ -40,6 +40,7 @@ use log::Log;
 use members::{Membership, Other, Stage, View};
 use nats::Nats;
 use relay::Relay;
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -338,13 +339,15 @@ impl Prepared {
         let nats = nats
             .zip(files.nats)
             .map(|(thread, access)| Nats::start(thread, access, &settings, waiting_max, in_place, metrics.clone()));
+        let mut asked = None;
         if settings.has_members() && settings.role.subscribes() && settings.transport == Transport::Relay {
-            let view = view.subscribe();
-            tokio::spawn(
-                Links { this: id, started, view, deliver, waiting_max, tls: client_tls, secrets, metrics }.run(),
-            );
+            let (this, view, asking) = (id, view.subscribe(), watch::Sender::default());
+            asked = Some(asking.subscribe());
+            let links =
+                Links { this, started, view, asked: asking, deliver, waiting_max, tls: client_tls, secrets, metrics };
+            tokio::spawn(links.run());
         }
-        Ok(Cluster { relay, nats: nats.map(Arc::new), view, staging, stopping, membership, serving })
+        Ok(Cluster { relay, nats: nats.map(Arc::new), view, asked, staging, stopping, membership, serving })
     }
 }
 
@@ -354,6 +357,8 @@ pub struct Cluster {
     nats: Option<Arc<Nats>>,
     /// Held to the end: links go on for as long as there is a view.
     view: watch::Sender<View>,
+    /// Sources that have answered once, or have failed once, if there are links at all.
+    asked: Option<watch::Receiver<HashSet<String>>>,
     staging: watch::Sender<Stage>,
     stopping: watch::Sender<bool>,
     membership: Option<JoinHandle<()>>,
@@ -373,9 +378,18 @@ impl Cluster {
     }
 
     /// Completes when this node is a member, or each server of etcd's failed it once: what it accepts before, no other node could know of.
+    /// And when each node that is known then has answered, or failed it once: whoever is sent here earlier, and has heard on another node what
+    /// was accepted since this one started, would hear that again.
     pub async fn settled(&mut self) {
-        let mut view = self.view.subscribe();
-        let is_settled = view.wait_for(|view| view.trouble.as_deref() != Some(NOT_ASKED));
+        let mut viewed = self.view.subscribe();
+        let asked = &mut self.asked;
+        let is_settled = async {
+            let view = viewed.wait_for(|view| view.trouble.as_deref() != Some(NOT_ASKED)).await;
+            let sources = view.map(|view| view.sources().map(|(id, _)| id.clone()).collect::<Vec<_>>());
+            if let (Some(asked), Ok(sources)) = (asked, sources) {
+                drop(asked.wait_for(|asked| sources.iter().all(|id| asked.contains(id))).await);
+            }
+        };
         let is_streaming = async {
             if let Some(nats) = &self.nats {
                 nats.settled().await;
