@@ -35,12 +35,9 @@ fn where_others_remain_clients_are_told_to_come_again() {
 }
 
 /// Two nodes that pull from each other; the first is told to drain, and goes on for `delay_ms` first.
-fn first_of_two_drains(etcd: &Etcd, delay_ms: &str) -> [Node; 2] {
+fn first_of_two_drains(etcd: &Etcd, delay_ms: &str) -> Vec<Node> {
     let settings = [("drain.drain_delay_ms", delay_ms), ("drain.drain_window_ms", "0")];
-    let two = ["a", "b"].map(|name| Node::start(etcd, name, &settings));
-    for node in &two {
-        wait_until("it pulls from the other", || node.sees(1, 1));
-    }
+    let two = cluster(etcd, &["a", "b"], &settings);
     two[0].signal("TERM");
     wait_until("the other knows that it drains", || two[1].sees(0, 1));
     two
@@ -63,10 +60,7 @@ fn a_node_that_drains_is_listed_as_such_until_it_has_ended() {
 #[test]
 fn what_others_accept_comes_until_its_delay_is_over() {
     let etcd = Etcd::start();
-    let two = ["a", "b"].map(|name| Node::start(&etcd, name, &[("drain.drain_delay_ms", "5000")]));
-    for node in &two {
-        wait_until("it pulls from the other", || node.sees(1, 1));
-    }
+    let two = cluster(&etcd, &["a", "b"], &[("drain.drain_delay_ms", "5000")]);
     let mut of_a = Listener::new(&two[0], "t");
     two[0].signal("TERM");
     wait_until("the other knows that it drains", || two[1].sees(0, 1));
@@ -79,10 +73,7 @@ fn what_others_accept_comes_until_its_delay_is_over() {
 #[test]
 fn what_others_accept_comes_until_its_delay_is_over_without_etcd_too() {
     let mut etcd = Etcd::start();
-    let two = ["a", "b"].map(|name| Node::start(&etcd, name, &[("drain.drain_delay_ms", "5000")]));
-    for node in &two {
-        wait_until("it pulls from the other", || node.sees(1, 1));
-    }
+    let two = cluster(&etcd, &["a", "b"], &[("drain.drain_delay_ms", "5000")]);
     let mut of_a = Listener::new(&two[0], "t");
     etcd.stop();
     wait_until("it is no member", || !two[0].is_member());
