@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start   limits ─► addresses ─► rings ─► shards enabled ─► accepting core ─► control, and READY
-//! stop    /readyz 503, no member any more ─► drain_delay ─► publishes refused, no new clients ─► queues flushed, closes spread ─► exit
+//! stop    /readyz 503, the others told ─► drain_delay ─► publishes refused, no new clients ─► queues flushed, closes spread ─► exit
 //! ```
 //!
 //! Whatever can't be had is told before anything listens, in one sentence, with exit code 78.
@@ -206,14 +206,21 @@ const TAKEN_AFTER: Duration = Duration::from_secs(2);
 
 /// Listens, also where the last gateway was killed a moment ago: its accepts stand in a ring, which the kernel takes down some time after
 /// the process is gone, and the port with it. A supervisor would take "is taken" for something that starting again can't mend.
-fn listen_patiently(address: std::net::SocketAddr, options: ListenOptions) -> std::io::Result<Listener> {
+fn listen_patiently(address: std::net::SocketAddr, options: ListenOptions) -> Result<Listener, StartError> {
     let end = Time::now() + TAKEN_AFTER;
+    let mut is_told = false;
     loop {
         match listen(address, options) {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Time::now() < end => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!("{address} is taken: waiting for it, {} s at most", TAKEN_AFTER.as_secs());
+                }
                 std::thread::sleep(Duration::from_millis(20));
             }
-            result => return result,
+            Err(error) if is_told => {
+                return Err(StartError::Text(format!("{error}; it stayed so for {} s", TAKEN_AFTER.as_secs())));
+            }
+            result => return result.map_err(|error| StartError::Text(error.to_string())),
         }
     }
 }
@@ -276,7 +283,7 @@ impl Gateway {
                 .address
                 .parse()
                 .map_err(|e| StartError::Text(format!("listen.address {}: {e}", block.address)))?;
-            listeners.push(listen_patiently(address, options).map_err(|e| text(&e))?);
+            listeners.push(listen_patiently(address, options)?);
         }
         let tokens = Arc::new(tokens);
         let node = match cluster::Prepared::new(&config).map_err(|e| text(&e))? {
@@ -726,7 +733,7 @@ impl Running {
         tracing::info!("stopping; a second signal ends at once");
         let drain = async {
             // First of all, so that nobody is sent here who would have to go at once.
-            let others_remain = match &mut cluster {
+            let others_remain = match &cluster {
                 Some(cluster) => cluster.leave().await,
                 None => false,
             };

@@ -432,7 +432,7 @@ cells! {
     ClusterMetrics {
         /// Whether this node is a member of a cluster now.
         etcd_connected: Gauge = "cluster_member",
-        /// Other nodes known.
+        /// Other nodes known, but for those that drain.
         members: Gauge = "cluster_nodes",
         /// Proxies of gpush known.
         proxies: Gauge = "cluster_gpush_proxies",
@@ -454,6 +454,8 @@ cells! {
         relay_lost_refused: Counter = "relay_lost_messages" { reason: "refused" },
         /// Messages of other nodes that came while this one was draining; its clients are on their way to another.
         relay_lost_draining: Counter = "relay_lost_messages" { reason: "draining" },
+        /// Messages that a node had accepted and, by its end, had not given to this one: it was cut off, or too slow.
+        relay_lost_gone: Counter = "relay_lost_messages" { reason: "gone" },
         /// Whether there is a connection to NATS and the stream is there.
         nats_connected: Gauge = "cluster_nats_connected",
         /// Connections made to NATS; all but the first after one was lost.

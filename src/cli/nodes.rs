@@ -72,6 +72,7 @@ fn table(nodes: &[Member]) -> String {
             or_none(&node.name),
             node.id.clone(),
             node.role.clone(),
+            if node.draining { "draining" } else { "serving" }.to_owned(),
             node.version.clone(),
             format!("{}/{}", node.load.connections, node.load.connections_max),
             node.load.publications.to_string(),
@@ -80,12 +81,13 @@ fn table(nodes: &[Member]) -> String {
             or_none(&node.subscribers.join(",")),
         ]
     };
-    let head = ["NAME", "ID", "ROLE", "VERSION", "CONNECTIONS", "PUBLICATIONS", "RELAY", "GRPC", "SUBSCRIBERS"]
-        .map(str::to_owned);
+    let head =
+        ["NAME", "ID", "ROLE", "STATE", "VERSION", "CONNECTIONS", "PUBLICATIONS", "RELAY", "GRPC", "SUBSCRIBERS"]
+            .map(str::to_owned);
     let rows: Vec<_> = std::iter::once(head).chain(nodes.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<_> = (0..rows[0].len()).map(width).collect();
-    let line = |row: &[String; 9]| {
+    let line = |row: &[String; 10]| {
         let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         cells.join("  ").trim_end().to_owned() + "\n"
     };

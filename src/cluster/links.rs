@@ -3,10 +3,10 @@
 //! ```text
 //! View ──► one task for each source:  connect ─► pull from where we were ─► batches ─► Deliver ─► own subscribers
 //!                                        ▲  pause                              │
-//!                                        └── silence, reset, end ◄─────────────┘   gone from the view: no further attempt
+//!                                        └── silence, reset, end ◄─────────────┘   gone from the view for good: what it still had is lost
 //! ```
 //!
-//! A stream that works is never cut because etcd says something: who has lost its lease may still be heard.
+//! A stream that works is never cut because etcd says something: who has lost its lease may still be heard, and may come back.
 
 use super::members::{Other, View};
 use super::pause::Pause;
@@ -44,6 +44,8 @@ const WINDOW: u32 = 4 << 20;
 /// What is added to this node's age when it asks for what was accepted since it came: the question takes time. If it took longer, it is asked
 /// again, with more.
 const AGE_MARGIN: Duration = Duration::from_millis(100);
+/// How long a source may be gone from the view without a farewell: one that etcd can't hear loses its lease, and comes back as who it was.
+const AWAY: Duration = Duration::from_secs(60);
 /// Sources that are gone and whose place is remembered, should they come back; the oldest is forgotten.
 const PAST_MAX: usize = 1024;
 
@@ -86,6 +88,14 @@ impl Cursor {
     }
 }
 
+impl Cursor {
+    /// How many messages there are up to the one in front of `end` that are not here. A source that was never met, and was there before this
+    /// node, owed it what nobody knows.
+    fn lacks(self, end: u64) -> u64 {
+        self.after.map_or(0, |after| end.saturating_sub(after + 1))
+    }
+}
+
 /// Where this node was with sources that are gone, oldest first.
 #[derive(Default)]
 struct Past(VecDeque<(String, Cursor)>);
@@ -110,6 +120,8 @@ pub(super) struct Links {
     /// Since when this node may have subscribers.
     pub(super) started: Instant,
     pub(super) view: watch::Receiver<View>,
+    /// Those sources that have answered once, or have failed once.
+    pub(super) asked: watch::Sender<HashSet<String>>,
     pub(super) deliver: Arc<dyn Deliver>,
     /// Messages in batches that wait for room, over all links; beyond it nothing is read.
     pub(super) waiting_max: u32,
@@ -129,7 +141,7 @@ impl Links {
         let room = Room::new(self.waiting_max);
         loop {
             let view = self.view.borrow_and_update().clone();
-            for (id, other) in view.others.iter().filter(|(_, other)| other.member.is_source()) {
+            for (id, other) in view.sources() {
                 if linked.insert(id.clone()) {
                     let begin = if other.is_newcomer { Cursor::BEGINNING } else { Cursor::default() };
                     nodes.spawn(self.link(id.clone(), &room).run(past.take(id).unwrap_or(begin)));
@@ -150,6 +162,7 @@ impl Links {
                     // A panic is a mistake of ours, and where that link was is not known any more: rather none than everything twice.
                     let Ok((id, cursor)) = ended else { continue };
                     linked.remove(&id);
+                    self.asked.send_if_modified(|asked| asked.remove(&id));
                     past.remember(id, cursor);
                 }
                 Some(Ok(key)) = proxies.join_next() => drop(pulled.remove(&key)),
@@ -163,6 +176,7 @@ impl Links {
             this: self.this.clone(),
             started: self.started,
             view: self.view.clone(),
+            asked: self.asked.clone(),
             deliver: self.deliver.clone(),
             tls: self.tls.clone(),
             secrets: self.secrets.clone(),
@@ -171,6 +185,7 @@ impl Links {
             room: room.clone(),
             places: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
             margin: AGE_MARGIN,
+            end: 0,
             is_told: false,
         }
     }
@@ -183,6 +198,7 @@ struct Link {
     this: String,
     started: Instant,
     view: watch::Receiver<View>,
+    asked: watch::Sender<HashSet<String>>,
     deliver: Arc<dyn Deliver>,
     tls: Option<ClientTlsConfig>,
     secrets: Secrets,
@@ -193,6 +209,8 @@ struct Link {
     places: Arc<Semaphore>,
     /// How long its source may take to hear how old this node is.
     margin: Duration,
+    /// The sequence behind the last message that its source was heard to have.
+    end: u64,
     /// That it is down is in the log already.
     is_told: bool,
 }
@@ -249,15 +267,52 @@ impl Drop for Up {
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Link {
-    /// Pulls from a node until it is gone. Returns where that was.
+    /// Pulls from a node until it is gone for good. Returns where that was.
     async fn run(mut self, mut cursor: Cursor) -> (String, Cursor) {
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_millis(500));
-        loop {
-            let other = self.view.borrow().others.get(&self.id).cloned();
-            let Some(other) = other else { return (self.id.clone(), cursor) };
+        while let Some(other) = self.source().await {
+            let margin = self.margin;
             let Err(failure) = self.pull(&other, &mut cursor, &mut pause).await;
-            self.failed(&other.member.name, &other.member.relay, &failure);
-            pause.wait().await;
+            // One that is asked again, since it was late, has not failed.
+            if self.margin == margin {
+                self.has_asked();
+            }
+            // The end of one that has said farewell is no failure.
+            if self.view.borrow().end_of(&self.id).is_none() {
+                self.failed(&other.member.name, &other.member.relay, &failure);
+                pause.wait().await;
+            }
+        }
+        self.lose_the_rest(cursor);
+        (self.id, cursor)
+    }
+
+    /// The source as it is in view, or as it comes back; `None`: it has said farewell, or been away for too long.
+    async fn source(&mut self) -> Option<Other> {
+        let id = &self.id;
+        if !self.is_in_view() {
+            self.unheard.remove(id); // Nothing to mend: it has gone, or is about to.
+        }
+        let is_known = |view: &View| view.others.contains_key(id) || view.end_of(id).is_some();
+        let view = tokio::time::timeout(AWAY, self.view.wait_for(is_known)).await.ok()?.ok()?;
+        view.others.get(id).cloned()
+    }
+
+    fn has_asked(&self) {
+        self.asked.send_if_modified(|asked| !asked.contains(&self.id) && asked.insert(self.id.clone()));
+    }
+
+    /// Counts what a source that is gone for good had accepted and never gave, as far as anybody knows.
+    fn lose_the_rest(&self, cursor: Cursor) {
+        let end = self.view.borrow().end_of(&self.id).unwrap_or(self.end);
+        let messages = cursor.lacks(end);
+        if messages > 0 {
+            self.metrics.relay_lost_gone.add(messages);
+            tracing::warn!(
+                id = self.id,
+                messages,
+                "messages of a node that is gone are lost to this one: it was cut off, or too slow, until that one had ended"
+            );
         }
     }
 
@@ -300,6 +355,7 @@ impl Link {
             if up.is_none() {
                 pause.reset();
                 self.heard();
+                self.has_asked();
                 tracing::info!(
                     id = self.id,
                     name = other.member.name,
@@ -309,6 +365,7 @@ impl Link {
             }
             let behind = batch.next.saturating_sub(batch.first + batch.messages.len() as u64);
             up.get_or_insert_with(|| Up::new(&self.metrics)).set_behind(behind);
+            self.end = batch.next;
             let taken = cursor.take(batch);
             self.metrics.relay_duplicates.add(taken.duplicates);
             if taken.missed > 0 {
@@ -394,12 +451,20 @@ impl Link {
         std::mem::take(&mut self.is_told)
     }
 
+    /// Whether etcd knows its source, as far as this node has heard.
+    fn is_in_view(&self) -> bool {
+        let view = self.view.borrow();
+        view.others.contains_key(&self.id) || view.proxies.contains_key(self.id.as_bytes())
+    }
+
     fn failed(&mut self, name: &str, address: &str, failure: &Failure) {
         self.metrics.relay_link_failures.add(1);
         let failure = causes(&**failure);
         self.unheard.add(Instant::now(), &self.id, format!("{name} at {address} ({failure})"));
         if std::mem::replace(&mut self.is_told, true) {
             tracing::debug!(id = self.id, address, failure, "still not pulling");
+        } else if !self.is_in_view() {
+            tracing::warn!(id = self.id, address, failure, "not pulling from it any more; its key is gone too");
         } else {
             tracing::warn!(id = self.id, address, failure, "not pulling from it any more; trying again");
         }
@@ -518,6 +583,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_here_at_a_sources_end_is_what_it_lacks() {
+        let at = |after| Cursor { after: Some(after), has_met: true };
+        assert_eq!((at(4).lacks(10), at(9).lacks(10), at(9).lacks(3)), (5, 0, 0));
+        assert_eq!((Cursor::BEGINNING.lacks(10), Cursor::default().lacks(10)), (9, 0));
+    }
+
+    #[test]
     fn of_sources_that_are_gone_the_oldest_is_forgotten() {
         let mut past = Past::default();
         let at = |n: usize| Cursor { after: Some(n as u64), has_met: true };
@@ -567,16 +639,18 @@ mod tests {
         let (this, deliver) = ("a".to_owned(), full.clone());
         let started = Instant::now();
         let unheard = Unheard::default();
+        let (asked, metrics_of_links) = (watch::Sender::default(), metrics.clone());
         let links = Links {
             this,
             started,
             view,
+            asked,
             deliver,
             waiting_max: 5,
             tls: None,
             secrets,
             unheard,
-            metrics: metrics.clone(),
+            metrics: metrics_of_links,
         };
         let room = Room::new(links.waiting_max);
         let giving = ["b", "c"].map(|id| {

@@ -23,6 +23,10 @@ pub(super) const BATCH_MESSAGES_MAX: usize = 512;
 pub(super) const BATCH_BYTES_MAX: usize = 256 << 10;
 /// What a message costs the log besides its bytes.
 const OVERHEAD_BYTES: usize = 128;
+/// Messages that are gone of which it is still known when they were accepted.
+const MARKS_MAX: usize = 64;
+/// How far apart two of them are at least.
+const MARKS_APART: Duration = Duration::from_millis(100);
 
 struct Entry {
     target: Target,
@@ -50,6 +54,39 @@ impl Entry {
     }
 }
 
+/// When messages that are gone were accepted: few of many, and the last.
+#[derive(Default)]
+struct Gone {
+    /// With their sequences; both grow.
+    marks: Vec<(Instant, u64)>,
+    last: Option<(Instant, u64)>,
+}
+
+impl Gone {
+    fn add(&mut self, accepted: Instant, sequence: u64) {
+        self.last = Some((accepted, sequence));
+        if self.marks.last().is_some_and(|(last, _)| accepted.duration_since(*last) < MARKS_APART) {
+            return;
+        }
+        if self.marks.len() == MARKS_MAX {
+            // The one that is missed least, for its age: so that few reach back for ever, denser towards now.
+            let since = |at: usize| (accepted - self.marks[at - 1].0).as_secs_f64();
+            let gap = |at: usize| (self.marks[at + 1].0 - self.marks[at - 1].0).as_secs_f64() / since(at);
+            let inner = 1..MARKS_MAX - 1;
+            let least = inner.min_by(|a, b| gap(*a).total_cmp(&gap(*b))).expect("there are some");
+            self.marks.remove(least);
+        }
+        self.marks.push((accepted, sequence));
+    }
+
+    /// The first that was accepted at `came` or later, or one soon behind it; `None`: all were accepted before.
+    fn since(&self, came: Instant) -> Option<u64> {
+        let (_, last) = self.last.filter(|(accepted, _)| *accepted >= came)?;
+        let at = self.marks.partition_point(|(accepted, _)| *accepted < came);
+        Some(self.marks.get(at).map_or(last, |(_, sequence)| *sequence))
+    }
+}
+
 /// The log of one life of this node.
 pub(super) struct Log {
     epoch: u64,
@@ -60,15 +97,15 @@ pub(super) struct Log {
     bytes_max: usize,
     /// Since when others can know of this node.
     opened: Option<Instant>,
-    /// When the last that had to go was accepted.
-    gone: Option<Instant>,
+    gone: Gone,
 }
 
 impl Log {
     /// Nothing yet. `epoch` is not 0, and differs from one start to the next.
     pub(super) fn new(epoch: u64, messages_max: usize, bytes_max: usize) -> Log {
         assert!(epoch != 0, "0 stands for no epoch");
-        Log { epoch, first: 1, entries: VecDeque::new(), bytes: 0, messages_max, bytes_max, opened: None, gone: None }
+        let (entries, gone) = (VecDeque::new(), Gone::default());
+        Log { epoch, first: 1, entries, bytes: 0, messages_max, bytes_max, opened: None, gone }
     }
 
     /// Keeps and numbers messages from now on. Until a node is a member nobody can know of it, and what nobody can know of is not made up
@@ -88,7 +125,7 @@ impl Log {
         while self.entries.len() > self.messages_max || self.bytes > self.bytes_max {
             let oldest = self.entries.pop_front().expect("it is over its bound, so it is not empty");
             self.bytes -= oldest.bytes();
-            self.gone = Some(oldest.accepted);
+            self.gone.add(oldest.accepted, self.first);
             self.first += 1;
         }
     }
@@ -122,11 +159,10 @@ impl Log {
         if self.opened.is_some_and(|opened| opened >= came) {
             return 1;
         }
-        match self.entries.partition_point(|entry| entry.accepted < came) {
-            // How many of those that are gone were due nobody knows: one stands for them.
-            0 if self.gone.is_some_and(|gone| gone >= came) => self.first - 1,
-            earlier => self.first + earlier as u64,
-        }
+        // Of those that are gone it is known within the distance of two marks which were due.
+        self.gone
+            .since(came)
+            .unwrap_or_else(|| self.first + self.entries.partition_point(|entry| entry.accepted < came) as u64)
     }
 
     /// The messages from `due` on, as many as one batch holds; from the oldest kept if `due` is gone.
@@ -210,7 +246,24 @@ mod tests {
         assert_eq!(due(&log, 0, 8), 2, "a lease that was lost and had again makes nothing older due");
         // Room for three.
         (14..=15).for_each(|s| log.append(&Publication::new("t", "x"), at(s)));
-        assert_eq!((due(&log, 7, 15), due(&log, 7, 9), due(&log, 7, 8), due(&log, 7, 7)), (1, 2, 2, 3));
+        assert_eq!((due(&log, 7, 15), due(&log, 7, 9), due(&log, 7, 8), due(&log, 7, 7)), (1, 1, 2, 3));
+    }
+
+    #[test]
+    fn of_what_is_gone_it_is_known_how_much_was_due_however_much_it_is() {
+        let begin = Instant::now();
+        let at = |ms: u64| begin + Duration::from_millis(ms);
+        let mut log = Log::new(7, 10, 1 << 20);
+        log.open(begin);
+        (1..=100_000).for_each(|n| log.append(&Publication::new("t", "x"), at(n * 10)));
+        assert!(log.gone.marks.len() <= MARKS_MAX);
+        for came in [1, 1000, 12_345, 50_000, 99_000] {
+            let due = log.accepted_since(at(came * 10));
+            // A hundred thousand in 64 marks: a third of how long ago it was, and what two of them are apart.
+            let most = came + (100_000 - came) / 3 + 10;
+            assert!((came..=most).contains(&due), "{due} instead of {came} to {most}");
+        }
+        assert_eq!(log.accepted_since(at(99_995 * 10)), 99_995, "kept");
     }
 
     #[test]

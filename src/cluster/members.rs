@@ -8,15 +8,19 @@
 //!
 //! After trouble everything begins again with a new lease and a get of everything, so nothing that happened meanwhile is missed.
 //! Until then the others are who they were: a node goes on with them, and serves its own clients in any case.
+//!
+//! A node that drains says so in its key and keeps it until it ends, since it goes on accepting: whoever loses the way to it finds it again, and
+//! whoever comes finds it too. What it says last is where its log ends, so that those who had less know how much they have missed.
 
+use super::NOT_ASKED;
 use super::etcd::{Access, Change, Changes, Etcd, EtcdError};
 use super::pause::Pause;
-use super::{NOT_ASKED, told};
+use super::relay::Relay;
 use crate::config::Role;
 use crate::metrics::ClusterMetrics;
 use crate::proto::etcd::KeyValue;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +34,8 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1500);
 const LOAD_EVERY: u32 = 4;
 /// Members of one cluster that are looked at; more are a mistake of whoever writes there.
 const MEMBERS_MAX: usize = 4096;
+/// Nodes that are gone and of which it is known where their logs ended; the oldest is forgotten.
+const ENDS_MAX: usize = 256;
 
 /// What a node says of itself, as JSON under its key. Fields that are not known are skipped: nodes of two versions meet.
 #[derive(Clone, Debug, PartialEq, Default, serde::Serialize, serde::Deserialize)]
@@ -55,6 +61,11 @@ pub struct Member {
     pub gpush: String,
     /// When it started, in seconds since 1970.
     pub started_s: u64,
+    /// It is on its way out: it still accepts, for a while, and takes no new subscribers.
+    pub draining: bool,
+    /// Said last of all: the sequence behind the last message that it has accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relay_end: Option<u64>,
     /// Its load.
     #[serde(flatten)]
     pub load: Load,
@@ -78,9 +89,9 @@ impl Member {
         !self.relay.is_empty() && self.role != "fanout"
     }
 
-    /// Whether it takes subscribers.
+    /// Whether it takes subscribers who have to leave another node.
     pub(super) fn takes_subscribers(&self) -> bool {
-        self.role != "ingest"
+        self.role != "ingest" && !self.draining
     }
 }
 
@@ -101,6 +112,49 @@ pub(super) struct View {
     pub(super) others: BTreeMap<String, Other>,
     /// gpush's proxies: address by key.
     pub(super) proxies: BTreeMap<Bytes, String>,
+    /// The others can know that this node drains.
+    pub(super) is_drain_told: bool,
+    /// Where the logs of nodes that are gone ended, as far as they have said so.
+    pub(super) ends: VecDeque<(String, u64)>,
+}
+
+impl View {
+    /// Those of the others that have something to pull from.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (&String, &Other)> {
+        self.others.iter().filter(|(_, other)| other.member.is_source())
+    }
+
+    /// The sequence behind the last message of a node that has ended.
+    pub(super) fn end_of(&self, id: &str) -> Option<u64> {
+        self.ends.iter().find_map(|(gone, end)| (gone == id).then_some(*end))
+    }
+
+    fn remove(&mut self, id: &str) {
+        let Some(Other { member, .. }) = self.others.remove(id) else { return };
+        tracing::info!(id, name = member.name, "a node has gone");
+        if let Some(end) = member.relay_end {
+            if self.ends.len() == ENDS_MAX {
+                self.ends.pop_front();
+            }
+            self.ends.push_back((member.id, end));
+        }
+    }
+}
+
+/// How far this node has come on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub(super) enum Stage {
+    /// Not at all.
+    Serving,
+    /// It still accepts, and the others should know.
+    Draining,
+    /// It has accepted its last message.
+    Ending,
+}
+
+/// Completes at that stage or a later one, or when nobody can tell any more.
+async fn reached(mut stage: watch::Receiver<Stage>, due: Stage) {
+    drop(stage.wait_for(|stage| *stage >= due).await);
 }
 
 /// The key of a node, or with an empty id what all of them begin with.
@@ -124,15 +178,15 @@ pub(super) struct Membership {
     /// As it will be written, but for the load; hosts that are unspecified are filled in.
     pub(super) this: Member,
     pub(super) load: Arc<dyn Fn() -> Load + Send + Sync>,
-    /// Called once, just before others can know of this node.
-    pub(super) on_first_join: Box<dyn Fn() + Send + Sync>,
+    /// What others pull from, if they do.
+    pub(super) relay: Option<Arc<Relay>>,
     pub(super) view: watch::Sender<View>,
-    pub(super) leave: watch::Receiver<bool>,
+    pub(super) stage: watch::Receiver<Stage>,
     pub(super) metrics: Arc<ClusterMetrics>,
 }
 
 impl Membership {
-    /// Is a member whenever it can be, until told to leave.
+    /// Is a member whenever it can be, until the end.
     pub(super) async fn run(mut self) {
         let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut has_seen_all = false;
@@ -159,25 +213,27 @@ impl Membership {
             }
             self.view.send_modify(|view| view.trouble = Some(trouble));
             tokio::select! {
-                () = told(self.leave.clone()) => return,
+                () = reached(self.stage.clone(), Stage::Ending) => return,
                 () = pause.wait() => {}
             }
         }
     }
 
-    /// A member until it is told to leave, or something fails.
+    /// A member until the end, or until something fails.
     async fn session(&mut self, mut etcd: Etcd, has_seen_all: &mut bool, pause: &mut Pause) -> Result<(), EtcdError> {
         let lease = etcd.grant(LEASE_TTL_S).await?;
         let mut kept = etcd.keep_alive(lease).await?;
         self.fill_in_hosts().await;
         self.this.load = (self.load)();
-        (self.on_first_join)();
+        self.this.draining = *self.stage.borrow() >= Stage::Draining;
+        // Just before others can know of this node.
+        self.relay.iter().for_each(|relay| relay.open());
         let key = node_key(&self.prefix, &self.this.id);
         etcd.put(&key, self.value(), lease).await?;
         // Behind it: whoever finds gpush's key finds out that it is one of ours.
-        if !self.this.gpush.is_empty() && !self.gpush_prefix.is_empty() {
-            let key = format!("{}/{lease}", self.gpush_prefix);
-            etcd.put(&key, self.this.gpush.clone(), lease).await?;
+        let is_proxy = !self.this.gpush.is_empty() && !self.gpush_prefix.is_empty();
+        if is_proxy {
+            etcd.put(&format!("{}/{lease}", self.gpush_prefix), self.this.gpush.clone(), lease).await?;
         }
         let nodes = node_key(&self.prefix, "");
         let found = etcd.find(&nodes).await?;
@@ -187,10 +243,12 @@ impl Membership {
             found.kvs.iter().take(MEMBERS_MAX).filter_map(member_of).map(|m| (m.id.clone(), m)).collect();
         let is_first = !std::mem::replace(has_seen_all, true);
         self.view.send_modify(|view| {
-            view.others.retain(|id, _| members.contains_key(id));
+            let gone: Vec<_> = view.others.keys().filter(|id| !members.contains_key(*id)).cloned().collect();
+            gone.iter().for_each(|id| view.remove(id));
             for (_, member) in members {
                 self.note(view, member, !is_first);
             }
+            view.is_drain_told = self.this.draining;
             view.trouble = None;
         });
         self.counted(true);
@@ -201,6 +259,19 @@ impl Membership {
         let mut renewal = tokio::time::interval(KEEP_ALIVE);
         loop {
             tokio::select! {
+                () = reached(self.stage.clone(), Stage::Ending) => {
+                    self.counted(false);
+                    // What fails here, the lease's end does a little later.
+                    if let Err(error) = self.say_farewell(&mut etcd, &key, lease).await {
+                        tracing::warn!("leaving the cluster: {}", error.causes());
+                    }
+                    return Ok(());
+                }
+                () = reached(self.stage.clone(), Stage::Draining), if !self.this.draining => {
+                    self.this.draining = true;
+                    etcd.put(&key, self.value(), lease).await?;
+                    self.view.send_modify(|view| view.is_drain_told = true);
+                }
                 changes = changes.next() => {
                     let changes = changes?;
                     self.view.send_modify(|view| changes.into_iter().for_each(|change| self.apply(view, change)));
@@ -219,16 +290,18 @@ impl Membership {
                         etcd.put(&key, self.value(), lease).await?;
                     }
                 }
-                () = told(self.leave.clone()) => {
-                    self.counted(false);
-                    // What fails here, the lease's end does a little later.
-                    if let Err(error) = etcd.revoke(lease).await {
-                        tracing::warn!("leaving the cluster: {}", error.causes());
-                    }
-                    return Ok(());
-                }
             }
         }
+    }
+
+    /// Says where the log ends, and goes.
+    async fn say_farewell(&mut self, etcd: &mut Etcd, key: &str, lease: i64) -> Result<(), EtcdError> {
+        let mut said = Ok(());
+        if let Some(relay) = &self.relay {
+            self.this.relay_end = Some(relay.end());
+            said = etcd.put(key, self.value(), lease).await;
+        }
+        etcd.revoke(lease).await.and(said)
     }
 
     fn value(&self) -> Vec<u8> {
@@ -240,6 +313,9 @@ impl Membership {
             return;
         }
         if let Some(other) = view.others.get_mut(&member.id) {
+            if member.draining && !other.member.draining {
+                tracing::info!(id = member.id, name = member.name, "a node drains");
+            }
             other.member = member;
         } else if view.others.len() < MEMBERS_MAX {
             tracing::info!(id = member.id, name = member.name, relay = member.relay, "a node has come");
@@ -256,9 +332,7 @@ impl Membership {
             }
             Change::Deleted(key) => {
                 let id = key.rsplit(|byte| *byte == b'/').next().and_then(|id| std::str::from_utf8(id).ok());
-                if let Some(other) = id.and_then(|id| view.others.remove(id)) {
-                    tracing::info!(id = other.member.id, name = other.member.name, "a node has gone");
-                }
+                id.into_iter().for_each(|id| view.remove(id));
             }
         }
     }
@@ -266,7 +340,7 @@ impl Membership {
     fn counted(&self, is_member: bool) {
         let view = self.view.borrow();
         self.metrics.etcd_connected.set(u64::from(is_member));
-        self.metrics.members.set(view.others.len() as u64);
+        self.metrics.members.set(view.others.values().filter(|other| !other.member.draining).count() as u64);
         self.metrics.proxies.set(view.proxies.len() as u64);
     }
 
@@ -368,9 +442,25 @@ mod tests {
     }
 
     #[test]
+    fn of_a_node_that_is_gone_it_is_known_where_it_ended_if_it_said_so() {
+        let mut view = View::default();
+        for n in 0..=ENDS_MAX as u64 + 1 {
+            // The first was killed.
+            let relay_end = (n > 0).then_some(n);
+            let member = Member { id: n.to_string(), relay_end, ..Member::default() };
+            view.others.insert(n.to_string(), Other { member, is_newcomer: true });
+            view.remove(&n.to_string());
+        }
+        view.remove("nobody");
+        assert_eq!((view.end_of("0"), view.end_of("1"), view.end_of("2"), view.others.len()), (None, None, Some(2), 0));
+    }
+
+    #[test]
     fn who_only_takes_in_or_only_gives_out_is_treated_so() {
         let of = |role: &str| Member { role: role.into(), relay: "h:1".into(), ..Member::default() };
         assert!(of("all").is_source() && of("ingest").is_source() && !of("fanout").is_source());
         assert!(of("all").takes_subscribers() && !of("ingest").takes_subscribers());
+        let draining = Member { draining: true, ..of("all") };
+        assert!(draining.is_source() && !draining.takes_subscribers(), "it still accepts, and sends its own away");
     }
 }

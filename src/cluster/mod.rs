@@ -38,9 +38,10 @@ use etcd::{Access, Etcd};
 use futures_util::future::BoxFuture;
 use links::Links;
 use log::Log;
-use members::{Membership, View};
+use members::{Membership, Other, Stage, View};
 use nats::Nats;
 use relay::Relay;
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,14 +53,14 @@ use unheard::Unheard;
 
 /// What keeps a node from being a member before etcd was asked.
 const NOT_ASKED: &str = "etcd has not answered yet";
-/// How long that may keep publishers waiting.
+/// How long that, and nodes that have not answered yet, may keep publishers and balancers waiting.
 const SETTLE: Duration = Duration::from_secs(3);
-/// How long leaving may take: two calls of etcd's.
-const LEAVE: Duration = Duration::from_secs(4);
+/// How long it may take to tell etcd that this node drains, and once more that it goes.
+const TELL: Duration = Duration::from_secs(2);
 /// How long pullers may take to read what they have not had yet, at the end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What [`Cluster::leave`] and [`Cluster::stop`] take at most, together.
-pub const STOP_MS_MAX: u64 = (LEAVE.as_millis() + LAST_WORDS.as_millis()) as u64;
+pub const STOP_MS_MAX: u64 = (2 * TELL.as_millis() + LAST_WORDS.as_millis()) as u64;
 
 /// How accepted publications leave for other nodes.
 pub trait Carrier: Send + Sync {
@@ -285,8 +286,8 @@ impl Prepared {
         let Surroundings { addresses, deliver, in_place, load, secrets, metrics } = around;
         let id = format!("{epoch:016x}");
         let trouble = settings.has_members().then(|| NOT_ASKED.to_owned());
-        let (view, viewed) = watch::channel(View { trouble, ..View::default() });
-        let (leaving, leave) = watch::channel(false);
+        let view = watch::Sender::new(View { trouble, ..View::default() });
+        let (staging, stage) = watch::channel(Stage::Serving);
         let (stopping, stop) = watch::channel(false);
         let (server_tls, client_tls) = files.relay.unzip();
 
@@ -320,9 +321,10 @@ impl Prepared {
             subscribers: addresses.subscribers.iter().map(SocketAddr::to_string).collect(),
             gpush: if is_gpush { advertised(&settings.gpush_advertise, addresses.grpc) } else { String::new() },
             started_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            draining: false,
+            relay_end: None,
             load: load(),
         };
-        let opened = relay.clone();
         let membership = Membership {
             access: files.etcd,
             prefix: settings.prefix.clone(),
@@ -330,24 +332,34 @@ impl Prepared {
             role: settings.role,
             this: member,
             load,
-            on_first_join: Box::new(move || opened.iter().for_each(|relay| relay.open())),
-            view,
-            leave,
+            relay: relay.clone(),
+            view: view.clone(),
+            stage,
             metrics: metrics.clone(),
         };
         let membership = settings.has_members().then(|| tokio::spawn(membership.run()));
         let nats = nats
             .zip(files.nats)
             .map(|(thread, access)| Nats::start(thread, access, &settings, waiting_max, in_place, metrics.clone()));
-        let unheard = Unheard::default();
+        let (mut asked, unheard) = (None, Unheard::default());
         if settings.has_members() && settings.role.subscribes() && settings.transport == Transport::Relay {
-            let (view, unheard) = (viewed.clone(), unheard.clone());
-            tokio::spawn(
-                Links { this: id, started, view, deliver, waiting_max, tls: client_tls, secrets, unheard, metrics }
-                    .run(),
-            );
+            let (this, view, unheard, asking) = (id, view.subscribe(), unheard.clone(), watch::Sender::default());
+            asked = Some(asking.subscribe());
+            let links = Links {
+                this,
+                started,
+                view,
+                asked: asking,
+                deliver,
+                waiting_max,
+                tls: client_tls,
+                secrets,
+                unheard,
+                metrics,
+            };
+            tokio::spawn(links.run());
         }
-        Ok(Cluster { relay, nats: nats.map(Arc::new), view: viewed, unheard, leaving, stopping, membership, serving })
+        Ok(Cluster { relay, nats: nats.map(Arc::new), view, asked, unheard, staging, stopping, membership, serving })
     }
 }
 
@@ -355,9 +367,12 @@ impl Prepared {
 pub struct Cluster {
     relay: Option<Arc<Relay>>,
     nats: Option<Arc<Nats>>,
-    view: watch::Receiver<View>,
+    /// Held to the end: links go on for as long as there is a view.
+    view: watch::Sender<View>,
+    /// Sources that have answered once, or have failed once, if there are links at all.
+    asked: Option<watch::Receiver<HashSet<String>>>,
     unheard: Unheard,
-    leaving: watch::Sender<bool>,
+    staging: watch::Sender<Stage>,
     stopping: watch::Sender<bool>,
     membership: Option<JoinHandle<()>>,
     serving: Option<JoinHandle<()>>,
@@ -376,8 +391,18 @@ impl Cluster {
     }
 
     /// Completes when this node is a member, or each server of etcd's failed it once: what it accepts before, no other node could know of.
+    /// And when each node that is known then has answered, or failed it once: whoever is sent here earlier, and has heard on another node what
+    /// was accepted since this one started, would hear that again.
     pub async fn settled(&mut self) {
-        let is_settled = self.view.wait_for(|view| view.trouble.as_deref() != Some(NOT_ASKED));
+        let mut viewed = self.view.subscribe();
+        let asked = &mut self.asked;
+        let is_settled = async {
+            let view = viewed.wait_for(|view| view.trouble.as_deref() != Some(NOT_ASKED)).await;
+            let sources = view.map(|view| view.sources().map(|(id, _)| id.clone()).collect::<Vec<_>>());
+            if let (Some(asked), Ok(sources)) = (asked, sources) {
+                drop(asked.wait_for(|asked| sources.iter().all(|id| asked.contains(id))).await);
+            }
+        };
         let is_streaming = async {
             if let Some(nats) = &self.nats {
                 nats.settled().await;
@@ -394,29 +419,54 @@ impl Cluster {
     /// Says in a sentence what is not as it should be, though this node serves.
     pub fn notes(&self) -> Notes {
         let nats = self.nats.as_ref().map(|nats| (nats.trouble(), nats.put_off()));
-        Notes { view: self.view.clone(), unheard: self.unheard.clone(), nats }
+        Notes { view: self.view.subscribe(), unheard: self.unheard.clone(), nats }
     }
 
-    /// No longer a member from now on, so that nobody is sent here; pulling and being pulled from go on. Returns whether others
+    /// Tells the others that this node drains, so that nobody is sent here; pulling and being pulled from go on. Returns whether others
     /// remain that take subscribers.
-    pub async fn leave(&mut self) -> bool {
+    pub async fn leave(&self) -> bool {
         let others = self.view.borrow().others.values().any(|other| other.member.takes_subscribers());
-        self.leaving.send_replace(true);
-        let Some(membership) = &mut self.membership else { return others };
-        if self.view.borrow().trouble.is_some() {
-            // No member, so that there is nothing to leave and nobody to wait for.
-            membership.abort();
-        } else if tokio::time::timeout(LEAVE, membership).await.is_err() {
-            tracing::warn!("leaving the cluster took too long: the others find out when the lease ends");
+        self.staging.send_replace(Stage::Draining);
+        if self.membership.is_some() {
+            // Who is no member has nobody to tell.
+            let mut view = self.view.subscribe();
+            let is_told = view.wait_for(|view| view.is_drain_told || view.trouble.is_some());
+            if tokio::time::timeout(TELL, is_told).await.is_err() {
+                tracing::warn!("etcd takes too long to hear that this node drains: the others don't know it yet");
+            }
         }
         others
     }
 
-    /// Gives those who pull what they have not had yet, waits for what is on its way into the stream, and ends.
+    /// No longer a member from now on. Gives those who pull what they have not had yet, waits for what is on its way into the stream, and
+    /// ends. Nothing is accepted any more.
     pub async fn stop(self) {
+        self.staging.send_replace(Stage::Ending);
+        if let Some(mut membership) = self.membership {
+            if self.view.borrow().trouble.is_some() {
+                // No member, so that there is nothing to leave and nobody to wait for.
+                membership.abort();
+            } else if tokio::time::timeout(TELL, &mut membership).await.is_err() {
+                membership.abort();
+                tracing::warn!("leaving the cluster took too long: the others find out when the lease ends");
+            }
+        }
         self.stopping.send_replace(true);
         if let Some(serving) = self.serving {
             let _ = tokio::time::timeout(LAST_WORDS, serving).await;
+        }
+        if let Some(relay) = self.relay {
+            let view = self.view.borrow();
+            for (id, Other { member, .. }) in view.others.iter().filter(|(_, other)| other.member.takes_subscribers()) {
+                if let Some(messages @ 1..) = relay.owes(id) {
+                    tracing::warn!(
+                        id,
+                        name = member.name,
+                        messages,
+                        "a node has not had all that was accepted here: it was cut off, or too slow, for longer than the drain lasted"
+                    );
+                }
+            }
         }
         if let Some(nats) = self.nats {
             nats.stop(LAST_WORDS).await;

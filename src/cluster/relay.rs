@@ -7,6 +7,8 @@ use crate::frame::Publication;
 use crate::metrics::ClusterMetrics;
 use crate::proto::v1::relay_server::{Relay as Service, RelayServer};
 use crate::proto::v1::{PullRequest, RelayBatch};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
@@ -22,17 +24,47 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(3);
 /// Largest request: a name and three numbers.
 const REQUEST_BYTES_MAX: usize = 4096;
+/// Pullers of which it is known how far they have come, connected or not.
+const PULLERS_MAX: usize = 4096;
 
 /// This node's log, and who is to be told when it grows.
 pub(super) struct Relay {
     log: Mutex<Log>,
+    /// The sequence that is next for each that has ever pulled, by its name.
+    pullers: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
     grown: Notify,
     metrics: Arc<ClusterMetrics>,
 }
 
 impl Relay {
     pub(super) fn new(log: Log, metrics: Arc<ClusterMetrics>) -> Relay {
-        Relay { log: Mutex::new(log), grown: Notify::new(), metrics }
+        Relay { log: Mutex::new(log), pullers: Mutex::default(), grown: Notify::new(), metrics }
+    }
+
+    /// The sequence behind the last message accepted.
+    pub(super) fn end(&self) -> u64 {
+        self.log().next()
+    }
+
+    /// How many messages a node that has pulled before has not been given; `None`: it has never pulled.
+    pub(super) fn owes(&self, node: &str) -> Option<u64> {
+        let next = self.pullers().get(node)?.load(Ordering::Relaxed);
+        Some(self.end().saturating_sub(next))
+    }
+
+    /// Where a puller is, begun at `due`.
+    fn puller(&self, node: String, due: u64) -> Arc<AtomicU64> {
+        let next = Arc::new(AtomicU64::new(due));
+        let mut pullers = self.pullers();
+        pullers.insert(node, next.clone());
+        if pullers.len() > PULLERS_MAX {
+            pullers.pop_first();
+        }
+        next
+    }
+
+    fn pullers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<AtomicU64>>> {
+        self.pullers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Others can know of this node from now on.
@@ -81,6 +113,7 @@ impl Relay {
     async fn give(
         self: Arc<Relay>,
         mut due: u64,
+        next: Arc<AtomicU64>,
         pulls: mpsc::Sender<Result<RelayBatch, Status>>,
         stopping: watch::Receiver<bool>,
     ) {
@@ -92,6 +125,7 @@ impl Relay {
             if pulls.send(Ok(batch)).await.is_err() {
                 return;
             }
+            next.store(due, Ordering::Relaxed);
             let heartbeat = tokio::time::sleep(HEARTBEAT);
             tokio::pin!(heartbeat);
             batch = loop {
@@ -143,7 +177,8 @@ impl Service for Pulls {
         tracing::debug!(node = request.node, due, "pulls");
         // One batch ahead; what is behind it waits in the log, once for all.
         let (sender, batches) = mpsc::channel(1);
-        tokio::spawn(self.relay.clone().give(due, sender, self.stopping.clone()));
+        let next = self.relay.puller(request.node, due);
+        tokio::spawn(self.relay.clone().give(due, next, sender, self.stopping.clone()));
         Ok(Response::new(ReceiverStream::new(batches)))
     }
 }

@@ -123,6 +123,17 @@ fn its_proxies_are_pulled_from_for_as_long_as_their_key_is_there() {
     assert_eq!(late.open(), 2);
 }
 
+#[test]
+fn its_sockets_pull_from_a_node_for_as_long_as_it_accepts() {
+    let etcd = Etcd::start();
+    let settings = [("cluster.gpush_prefix", "proxy"), ("drain.drain_delay_ms", "60000")];
+    let node = Node::start(&etcd, "a", &settings);
+    wait_until("its key is there", || etcd.get("proxy/").len() == 1);
+    node.signal("TERM");
+    wait_until("it drains", || etcd.get("fanwire/nodes/").iter().any(|(_, node)| node.contains(r#""draining":true"#)));
+    assert_eq!(etcd.get("proxy/").len(), 1, "they would miss what it accepts until its end");
+}
+
 /// Two nodes that pull from each other and from `proxies`.
 fn cluster_beside(etcd: &Etcd, proxies: usize) -> Vec<Node> {
     let two: Vec<_> = ["a", "b"].map(|name| Node::start(etcd, name, &[("cluster.gpush_prefix", "proxy")])).into();

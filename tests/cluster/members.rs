@@ -80,6 +80,33 @@ fn servers_of_etcds_that_say_nothing_let_nobody_publish_too_early() {
 }
 
 #[test]
+fn a_node_that_comes_serves_when_it_has_heard_of_the_others() {
+    let etcd = Etcd::start();
+    let there = Node::start(&etcd, "a", &[]);
+    there.network.fall_silent();
+    let come = Node::start(&etcd, "b", &[]);
+    let first = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| come.metrics());
+        wait_until("it is a member", || etcd.get("fanwire/nodes/").len() == 2);
+        there.network.pass();
+        asked.join().unwrap()
+    });
+    // A balancer that was answered earlier would send clients who have heard elsewhere what this one is about to make up.
+    assert_eq!(first.sum("fanwire_relay_links", &[]), 1.0);
+}
+
+#[test]
+fn a_node_that_does_not_answer_keeps_nobody_from_serving() {
+    let etcd = Etcd::start();
+    let there = Node::start(&etcd, "a", &[]);
+    there.network.cut();
+    let come = Node::start(&etcd, "b", &[]);
+    assert!(come.sees(1, 0), "it has failed once");
+    there.network.pass();
+    wait_until("it pulls", || come.sees(1, 1));
+}
+
+#[test]
 fn load_is_told() {
     let etcd = Etcd::start();
     let node = Node::start(&etcd, "a", &[]);

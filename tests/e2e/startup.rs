@@ -2,6 +2,7 @@
 
 use crate::client::Client;
 use crate::gateway::{Gateway, Start, fanwire, wait_until};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 #[test]
@@ -37,11 +38,16 @@ fn a_signal_right_after_the_first_lines_is_a_drain_already() {
 
 /// Exit code 78 and one line that has all `parts`.
 fn is_refused(output: &Output, parts: &[&str]) {
+    is_refused_behind(0, output, parts);
+}
+
+/// The same behind so many lines of the log.
+fn is_refused_behind(lines: usize, output: &Output, parts: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert_eq!(stderr.lines().count(), lines + 1, "{stderr}");
     for part in parts {
-        assert!(stderr.contains(part), "{part}: {stderr}");
+        assert!(stderr.lines().last().unwrap().contains(part), "{part}: {stderr}");
     }
 }
 
@@ -59,9 +65,29 @@ fn a_taken_port_is_named_whichever_of_the_three_it_is() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let look = format!("ss -ltnp 'sport = :{}'", taken.local_addr().unwrap().port());
-    for (flag, key) in PORTS.into_iter().zip(["[[listen]]", "publish.grpc_address", "publish.http_address"]) {
+    for (flag, key) in PORTS[1..].iter().zip(["publish.grpc_address", "publish.http_address"]) {
         is_refused(&serve_at(flag, &address), &[&address, key, "is taken", &look]);
     }
+    // The one whose last tenant may have been killed a moment ago is waited for, and that is said.
+    let refused = serve_at(PORTS[0], &address);
+    is_refused_behind(1, &refused, &[&address, "[[listen]]", "is taken", &look, "for 2 s"]);
+}
+
+#[test]
+fn a_port_that_is_taken_for_a_moment_is_waited_for() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let addresses = PORTS.iter().flat_map(|port| [*port, if *port == PORTS[0] { &address } else { "127.0.0.1:0" }]);
+    let mut child = fanwire(&["serve"]).args(addresses).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains(&format!("{address} is taken: waiting for it, 2 s at most")), "{said}");
+    drop(taken);
+    let mut printed = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let listens = printed.any(|line| line.contains(&format!("ws://{address}")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(listens);
 }
 
 #[test]
