@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -116,6 +116,21 @@ pub fn raise_nofile_limit() -> u64 {
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     }
     nofile_limit().0
+}
+
+/// Has the kernel give up a TCP connection to which it sends something, and of which nothing is acknowledged, for `ms` milliseconds; by
+/// itself it goes on for a quarter of an hour.
+///
+/// # Errors
+/// It is no TCP socket.
+pub fn set_user_timeout(socket: &impl AsFd, ms: u32) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: `ms` is a readable unsigned int of the length given, and the descriptor is open for as long as it is borrowed.
+    check(unsafe {
+        let length = size_of::<u32>() as libc::socklen_t;
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, (&raw const ms).cast(), length)
+    })
+    .map(drop)
 }
 
 /// Sends `signal` to a process.
