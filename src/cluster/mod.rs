@@ -23,6 +23,7 @@ mod members;
 mod nats;
 mod pause;
 mod relay;
+mod way;
 
 pub use members::{Load, Member};
 pub use nats::{Done, subject};
@@ -281,7 +282,7 @@ impl Prepared {
         let relay_address = self.relay_address();
         let Prepared { settings, files, listener, nats, epoch, started, waiting_max } = self;
         let Surroundings { addresses, deliver, in_place, load, secrets, metrics } = around;
-        let id = format!("{epoch:016x}");
+        let id = members::id_of(epoch);
         let trouble = settings.has_members().then(|| NOT_ASKED.to_owned());
         let (view, viewed) = watch::channel(View { trouble, ..View::default() });
         let (leaving, leave) = watch::channel(false);
