@@ -15,6 +15,7 @@
 //! How publications travel is a seam of its own: [`Carrier`] for what goes to others beside its way here, and for a stream that gives them
 //! to every node, this one among them, [`Cluster::stream`] up and [`InPlace`] down (`nats`), where offsets come from it.
 
+mod batches;
 mod door;
 mod etcd;
 mod links;
