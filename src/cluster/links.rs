@@ -160,7 +160,7 @@ impl Links {
             tokio::select! {
                 changed = self.view.changed() => if changed.is_err() { return },
                 Some(ended) = nodes.join_next() => {
-                    let Ok((id, cursor)) = ended else { continue };
+                    let Ok((id, cursor)) = ended else { continue }; // A panic is caught in there.
                     linked.remove(&id);
                     past.remember(id, cursor);
                 }
