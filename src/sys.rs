@@ -155,3 +155,16 @@ pub fn sharpen_timers() {
     // SAFETY: no pointers; an old kernel that refuses leaves the default.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_takes_a_user_timeout_for_tcp_and_for_nothing_else() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        set_user_timeout(&tcp, 6000).unwrap();
+        set_user_timeout(&udp, 6000).unwrap_err();
+    }
+}
