@@ -312,7 +312,11 @@ impl Gateway {
         match self.start() {
             Ok((running, runtime)) => {
                 warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-                running.serve(&runtime)
+                let code = running.serve(&runtime);
+                // Dropped it would wait for its blocking threads, and a name that is looked up there can take longer than anybody wants to
+                // wait for the end of a gateway that has drained. What it still holds goes with the process.
+                std::mem::forget(runtime);
+                code
             }
             Err(problem) => {
                 complain(&problem);

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -118,6 +118,21 @@ pub fn raise_nofile_limit() -> u64 {
     nofile_limit().0
 }
 
+/// Has the kernel give up a TCP connection to which it sends something, and of which nothing is acknowledged, for `ms` milliseconds; by
+/// itself it goes on for a quarter of an hour.
+///
+/// # Errors
+/// It is no TCP socket.
+pub fn set_user_timeout(socket: &impl AsFd, ms: u32) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: `ms` is a readable unsigned int of the length given, and the descriptor is open for as long as it is borrowed.
+    check(unsafe {
+        let length = size_of::<u32>() as libc::socklen_t;
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, (&raw const ms).cast(), length)
+    })
+    .map(drop)
+}
+
 /// Sends `signal` to a process.
 ///
 /// # Errors
@@ -139,4 +154,17 @@ pub fn ticks_and_page() -> (u64, u64) {
 pub fn sharpen_timers() {
     // SAFETY: no pointers; an old kernel that refuses leaves the default.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_takes_a_user_timeout_for_tcp_and_for_nothing_else() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        set_user_timeout(&tcp, 6000).unwrap();
+        set_user_timeout(&udp, 6000).unwrap_err();
+    }
 }

@@ -20,6 +20,9 @@ use tonic::transport::server::Connected;
 const CONNECTIONS_MAX: usize = 1024;
 /// How long a connection may take to its first call with a token that holds.
 const STRANGER: Duration = Duration::from_secs(5);
+/// How long a peer's kernel may acknowledge nothing of what is sent to it; a node is sent something every second. Not by HTTP/2's pings, which
+/// on a slow way stand behind megabytes.
+const UNACKNOWLEDGED_MS_MAX: u32 = 6000;
 /// Pause after accept(2) failed, for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -31,8 +34,8 @@ pub(super) struct Known(Arc<State>);
 struct State {
     is_let_in: AtomicBool,
     is_cut: AtomicBool,
-    /// Of whoever reads from it.
-    reader: AtomicWaker,
+    /// Of the task that serves it.
+    server: AtomicWaker,
 }
 
 impl Known {
@@ -44,9 +47,9 @@ impl Known {
         self.0.is_let_in.load(Ordering::Relaxed)
     }
 
-    /// Whether it has to make room; if not, the reader is woken when it has to.
+    /// Whether it has to make room; if not, its task is woken when it has to.
     fn is_cut(&self, cx: &Context<'_>) -> bool {
-        self.0.reader.register(cx.waker());
+        self.0.server.register(cx.waker());
         self.0.is_cut.load(Ordering::Acquire)
     }
 }
@@ -70,7 +73,7 @@ impl Strangers {
                 && !state.is_let_in.load(Ordering::Relaxed)
             {
                 state.is_cut.store(true, Ordering::Release);
-                return state.reader.wake();
+                return state.server.wake();
             }
         }
     }
@@ -107,6 +110,7 @@ impl Door {
             };
             // A batch is to leave at once, not with the acknowledgement of the one before.
             let _ = stream.set_nodelay(true);
+            let _ = crate::sys::set_user_timeout(&stream, UNACKNOWLEDGED_MS_MAX);
             if places.available_permits() == 0 {
                 strangers.cut_oldest();
             }
@@ -131,6 +135,17 @@ impl Visitor {
         let deadline = Box::pin(tokio::time::sleep(STRANGER));
         Visitor { stream, _place: place, known: Known::default(), deadline }
     }
+
+    /// Whether it may go on; asked before it reads and before it writes, since HTTP/2 does not read while what it owes finds no room.
+    fn may_stay(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.known.is_cut(cx) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        if !self.known.is_let_in() && self.deadline.as_mut().poll(cx).is_ready() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
 }
 
 impl Connected for Visitor {
@@ -143,18 +158,14 @@ impl Connected for Visitor {
 
 impl AsyncRead for Visitor {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.known.is_cut(cx) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        if !self.known.is_let_in() && self.deadline.as_mut().poll(cx).is_ready() && !self.known.is_let_in() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
+        self.may_stay(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Visitor {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.may_stay(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -163,6 +174,7 @@ impl AsyncWrite for Visitor {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.may_stay(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
     }
 
@@ -171,6 +183,7 @@ impl AsyncWrite for Visitor {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.may_stay(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -183,7 +196,8 @@ impl AsyncWrite for Visitor {
 mod tests {
     use super::*;
     use futures_util::{FutureExt, StreamExt};
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::{Instant, timeout};
 
     #[tokio::test]
     async fn a_full_door_is_opened_by_the_oldest_stranger_and_never_by_a_node() {
@@ -207,6 +221,40 @@ mod tests {
         let _sixth = TcpStream::connect(address).await.unwrap();
         assert!(incoming.next().now_or_never().is_none(), "nobody is a stranger");
         assert!(node.read(&mut [0]).now_or_never().is_none());
+    }
+
+    /// Writes to whoever does not read, until that fails.
+    async fn written_to(mut visitor: Visitor) -> io::ErrorKind {
+        loop {
+            if let Err(error) = visitor.write_all(&[0; 65_536]).await {
+                return error.kind();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stranger_that_never_reads_makes_room_and_has_no_longer_than_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut incoming = std::pin::pin!(Door { listener, places: 1 }.incoming());
+        let _first = TcpStream::connect(address).await.unwrap();
+        let first = incoming.next().await.unwrap().unwrap();
+        let mut first = std::pin::pin!(written_to(first));
+        while (&mut first).now_or_never().is_none() {
+            // Pending with all room taken, not for want of a turn.
+            if timeout(Duration::from_millis(100), &mut first).await.is_err() {
+                break;
+            }
+        }
+        let _second = TcpStream::connect(address).await.unwrap();
+        let came = async { incoming.next().await.unwrap().unwrap() };
+        let both = async { tokio::join!(first, came) };
+        let (end, second) = timeout(STRANGER / 2, both).await.expect("the first makes room at once");
+        assert_eq!(end, io::ErrorKind::ConnectionAborted);
+        let begun = Instant::now();
+        let end = timeout(2 * STRANGER, written_to(second)).await.expect("nobody stays who says nothing");
+        assert_eq!(end, io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= STRANGER / 2, "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! etcd's v3 interface, as much of it as members need: one connection to one of its servers, every call with a deadline.
 
+use super::way::Way;
 use crate::causes::causes;
 use crate::proto::etcd::auth_client::AuthClient;
 use crate::proto::etcd::kv_client::KvClient;
@@ -13,6 +14,7 @@ use crate::proto::etcd::{
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::future::Future;
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -42,6 +44,9 @@ pub(super) enum EtcdError {
     Ended(String),
     #[error("{0}")]
     NoServer(String),
+    /// Say it.
+    #[error("what it sees of this machine does not tell how others reach {address}: set {key}")]
+    Unadvertised { key: &'static str, address: String },
 }
 
 impl EtcdError {
@@ -84,6 +89,8 @@ type Connection = InterceptedService<Channel, Caller>;
 pub(super) struct Etcd {
     /// Which.
     pub(super) server: String,
+    /// The address of this machine that it sees.
+    pub(super) own_address: Option<IpAddr>,
     kv: KvClient<Connection>,
     lease: LeaseClient<Connection>,
     watch: WatchClient<Connection>,
@@ -138,12 +145,14 @@ impl Etcd {
 
     /// Connects to `address`, and has it answer: a port that is open promises nothing, and a server without a leader can't do anything.
     async fn at(access: &Access, address: &str) -> Result<Etcd, EtcdError> {
-        let mut endpoint = Endpoint::from_shared(address.to_owned())?.connect_timeout(DEADLINE).tcp_nodelay(true);
+        let mut endpoint = Endpoint::from_shared(address.to_owned())?;
         if address.starts_with("https://") {
             endpoint = endpoint.tls_config(access.tls.clone())?;
         }
-        // The handshake of TLS is not part of connect_timeout.
-        let channel = tokio::time::timeout(DEADLINE, endpoint.connect()).await.map_err(|_| EtcdError::Late)??;
+        let way = Way::new(DEADLINE);
+        // Neither looking up the name nor the handshake of TLS is part of the way's own deadline.
+        let connecting = endpoint.connect_with_connector(way.clone());
+        let channel = tokio::time::timeout(DEADLINE, connecting).await.map_err(|_| EtcdError::Late)??;
         let token = match &access.user {
             None => None,
             Some((name, password)) => {
@@ -162,6 +171,7 @@ impl Etcd {
         let caller = Caller(token);
         let mut etcd = Etcd {
             server: address.to_owned(),
+            own_address: way.own_address(),
             kv: KvClient::with_interceptor(channel.clone(), caller.clone()),
             lease: LeaseClient::with_interceptor(channel.clone(), caller.clone()),
             watch: WatchClient::with_interceptor(channel, caller),

@@ -8,20 +8,23 @@
 //!
 //! A stream that works is never cut because etcd says something: who has lost its lease may still be heard, and may come back.
 
+use super::batches::{self, BATCH_BYTES_MAX};
 use super::members::{Other, View};
 use super::pause::Pause;
 use super::unheard::Unheard;
+use super::way::Way;
 use super::{Deliver, Delivered, Lost, Secrets};
 use crate::causes::causes;
 use crate::frame::{Publication, Target};
 use crate::metrics::ClusterMetrics;
 use crate::proto::order::Empty;
 use crate::proto::order::proxy_client::ProxyClient;
-use crate::proto::v1::relay_client::RelayClient;
 use crate::proto::v1::{PullRequest, RelayBatch, RelayedMessage};
-use bytes::Bytes;
+use futures_util::FutureExt;
 use std::collections::{HashSet, VecDeque};
+use std::convert::Infallible;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -31,14 +34,12 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(2);
-/// A node says something every second: after this it is gone, or the way to it is.
+/// A node says something every second: if for so long not a byte comes, it is gone, or the way to it is.
 const SILENCE: Duration = Duration::from_secs(3);
 /// How often a proxy of gpush's that is silent is asked for a sign of life, by TCP; and how often in vain, until it is gone.
 const PROBE: (Duration, u32) = (Duration::from_secs(1), 3);
 /// Batches of one source with messages that wait for room; then no more is read from it.
 const WAITING_BATCHES_MAX: usize = 4;
-/// Largest batch taken. What another node allows in one message is its own affair; ours refuses and counts it.
-const BATCH_BYTES_MAX: usize = 512 << 20;
 /// Bytes on their way in one stream before they are read.
 const WINDOW: u32 = 4 << 20;
 /// What is added to this node's age when it asks for what was accepted since it came: the question takes time. If it took longer, it is asked
@@ -48,6 +49,8 @@ const AGE_MARGIN: Duration = Duration::from_millis(100);
 const AWAY: Duration = Duration::from_secs(60);
 /// Sources that are gone and whose place is remembered, should they come back; the oldest is forgotten.
 const PAST_MAX: usize = 1024;
+/// No log comes as far: at a million messages a second it takes 35 years. Numbers below it can be added up over all sources.
+const SEQUENCE_MAX: u64 = 1 << 50;
 
 /// Where in a source's log this node is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -65,15 +68,26 @@ struct Taken {
     missed: u64,
     /// Messages that were here before.
     duplicates: u64,
+    /// Messages that the source has behind it.
+    behind: u64,
     messages: Vec<RelayedMessage>,
 }
 
 impl Cursor {
     /// In front of all that a source accepted since this node came, and others could know of the source.
     const BEGINNING: Cursor = Cursor { after: Some(0), has_met: false };
+    /// In front of what it accepts from now on, and behind all that was.
+    const NOW: Cursor = Cursor { after: None, has_met: true };
 
-    fn take(&mut self, batch: RelayBatch) -> Taken {
-        let RelayBatch { first, mut messages, due, .. } = batch;
+    /// # Errors
+    /// The batch can't be of any log: its numbers are a peer's, and nothing is reckoned with them before they are looked at.
+    fn take(&mut self, batch: RelayBatch) -> Result<Taken, Failure> {
+        let RelayBatch { first, mut messages, next, due, .. } = batch;
+        let in_order = 1 <= first && first <= next && next <= SEQUENCE_MAX && due <= first;
+        if !in_order || next - first < messages.len() as u64 {
+            let count = messages.len();
+            return Err(format!("a batch of no log: {count} messages from {first}, next {next}, due {due}").into());
+        }
         let due = match self.after {
             // At the first contact the source knows what was due. One of an older version says nothing of it.
             _ if !self.has_met && due > 0 => due,
@@ -84,7 +98,7 @@ impl Cursor {
         let end = first + duplicates + messages.len() as u64;
         self.after = Some(self.after.unwrap_or(0).max(end - 1));
         self.has_met = true;
-        Taken { missed: first.saturating_sub(due), duplicates, messages }
+        Ok(Taken { missed: first.saturating_sub(due), duplicates, behind: next - end, messages })
     }
 }
 
@@ -135,7 +149,7 @@ impl Links {
     /// Keeps a link to every source in view, for ever.
     pub(super) async fn run(mut self) {
         let mut nodes: JoinSet<(String, Cursor)> = JoinSet::new();
-        let mut proxies: JoinSet<Bytes> = JoinSet::new();
+        let mut proxies: JoinSet<String> = JoinSet::new();
         let (mut linked, mut pulled) = (HashSet::new(), HashSet::new());
         let mut past = Past::default();
         let room = Room::new(self.waiting_max);
@@ -147,25 +161,25 @@ impl Links {
                     nodes.spawn(self.link(id.clone(), &room).run(past.take(id).unwrap_or(begin)));
                 }
             }
-            for key in view.proxies.into_keys() {
-                if pulled.insert(key.clone()) {
-                    let link = self.link(String::from_utf8_lossy(&key).into_owned(), &room);
+            // One that was started anew has two keys until the first one's lease is over, and pushes to each who pulls.
+            for address in view.proxies.into_values() {
+                if pulled.insert(address.clone()) {
+                    let link = self.link(address.clone(), &room);
                     proxies.spawn(async move {
-                        link.pull_from_proxy(&key).await;
-                        key
+                        link.pull_from_proxy(&address).await;
+                        address
                     });
                 }
             }
             tokio::select! {
                 changed = self.view.changed() => if changed.is_err() { return },
                 Some(ended) = nodes.join_next() => {
-                    // A panic is a mistake of ours, and where that link was is not known any more: rather none than everything twice.
-                    let Ok((id, cursor)) = ended else { continue };
+                    let Ok((id, cursor)) = ended else { continue }; // A panic is caught in there.
                     linked.remove(&id);
                     self.asked.send_if_modified(|asked| asked.remove(&id));
                     past.remember(id, cursor);
                 }
-                Some(Ok(key)) = proxies.join_next() => drop(pulled.remove(&key)),
+                Some(Ok(address)) = proxies.join_next() => drop(pulled.remove(&address)),
             }
         }
     }
@@ -193,7 +207,7 @@ impl Links {
 
 /// The way from one source.
 struct Link {
-    /// Its id, or its key if it is a proxy of gpush.
+    /// Its id, or its address if it is a proxy of gpush.
     id: String,
     this: String,
     started: Instant,
@@ -266,13 +280,25 @@ impl Drop for Up {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// Why `pulling` ended; `Err`: by a panic, which is a mistake of ours, and ends no more than that attempt.
+async fn end_of(pulling: impl Future<Output = Result<Infallible, Failure>>) -> Result<Failure, Failure> {
+    match AssertUnwindSafe(pulling).catch_unwind().await {
+        Ok(Err(failure)) => Ok(failure),
+        Err(_) => Err("a mistake of the gateway's own, a panic that stands above in this log: please report it".into()),
+    }
+}
+
 impl Link {
     /// Pulls from a node until it is gone for good. Returns where that was.
     async fn run(mut self, mut cursor: Cursor) -> (String, Cursor) {
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_millis(500));
         while let Some(other) = self.source().await {
             let margin = self.margin;
-            let Err(failure) = self.pull(&other, &mut cursor, &mut pause).await;
+            let failure = end_of(self.pull(&other, &mut cursor, &mut pause)).await.unwrap_or_else(|mistake| {
+                // What of its last batch was delivered nobody knows: rather none than anything twice.
+                cursor = Cursor::NOW;
+                mistake
+            });
             // One that is asked again, since it was late, has not failed.
             if self.margin == margin {
                 self.has_asked();
@@ -284,7 +310,7 @@ impl Link {
             }
         }
         self.lose_the_rest(cursor);
-        (self.id, cursor)
+        (self.id.clone(), cursor)
     }
 
     /// The source as it is in view, or as it comes back; `None`: it has said farewell, or been away for too long.
@@ -316,17 +342,12 @@ impl Link {
         }
     }
 
-    async fn pull(
-        &mut self,
-        other: &Other,
-        cursor: &mut Cursor,
-        pause: &mut Pause,
-    ) -> Result<std::convert::Infallible, Failure> {
+    async fn pull(&mut self, other: &Other, cursor: &mut Cursor, pause: &mut Pause) -> Result<Infallible, Failure> {
         let epoch = u64::from_str_radix(&self.id, 16)?;
-        let channel = connect(&other.member.relay, self.tls.clone()).await?;
+        let way = Way::new(CONNECT);
+        let channel = connect(&other.member.relay, self.tls.clone(), &way).await?;
         let asked = Instant::now();
         let age = if cursor.has_met { Duration::ZERO } else { self.started.elapsed() + self.margin };
-        let mut client = RelayClient::new(channel).max_decoding_message_size(BATCH_BYTES_MAX);
         let mut request = Request::new(PullRequest {
             node: self.this.clone(),
             epoch: if cursor.after.is_some() { epoch } else { 0 },
@@ -336,10 +357,10 @@ impl Link {
         if let Some(token) = (self.secrets.shown)() {
             request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
         }
-        let mut batches = in_time(client.pull(request)).await??.into_inner();
+        let mut batches = in_time(&way, batches::pull(channel, request)).await??;
         let mut up = None;
         loop {
-            let batch = in_time(batches.message()).await??.ok_or("it ended the stream")?;
+            let batch = in_time(&way, batches.message()).await??.ok_or("it ended the stream")?;
             if !cursor.has_met && asked.elapsed() > self.margin {
                 // By the time it heard it this node was older, by how much nobody knows.
                 self.margin = 2 * asked.elapsed();
@@ -352,6 +373,7 @@ impl Link {
                 // Its key is about to go, and the other has one of its own.
                 return Err(format!("{} is another node now", other.member.relay).into());
             }
+            let taken = cursor.take(batch)?;
             if up.is_none() {
                 pause.reset();
                 self.heard();
@@ -363,10 +385,8 @@ impl Link {
                     "pulling from a node"
                 );
             }
-            let behind = batch.next.saturating_sub(batch.first + batch.messages.len() as u64);
-            up.get_or_insert_with(|| Up::new(&self.metrics)).set_behind(behind);
-            self.end = batch.next;
-            let taken = cursor.take(batch);
+            up.get_or_insert_with(|| Up::new(&self.metrics)).set_behind(taken.behind);
+            self.end = cursor.after.map_or(0, |after| after + 1 + taken.behind);
             self.metrics.relay_duplicates.add(taken.duplicates);
             if taken.missed > 0 {
                 self.metrics.relay_lost_overrun.add(taken.missed);
@@ -381,24 +401,24 @@ impl Link {
         }
     }
 
-    /// Pulls from a proxy of gpush for as long as its key is there.
-    async fn pull_from_proxy(mut self, key: &Bytes) {
+    /// Pulls from a proxy of gpush for as long as a key names its address.
+    async fn pull_from_proxy(mut self, address: &str) {
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_millis(500));
-        loop {
-            let Some(address) = self.view.borrow().proxies.get(key).cloned() else { return };
-            let mut view = self.view.clone();
-            let is_gone = async { drop(view.wait_for(|view| !view.proxies.contains_key(key)).await) };
+        let is_named = |view: &View| view.proxies.values().any(|named| named == address);
+        let mut view = self.view.clone();
+        while is_named(&view.borrow()) {
+            let is_gone = async { drop(view.wait_for(|view| !is_named(view)).await) };
             let failure = tokio::select! {
                 // gpush's sockets do so too: a proxy whose lease is over registers under another key.
                 () = is_gone => return,
-                Err(failure) = self.pull_data(&address, &mut pause) => failure,
+                ended = end_of(self.pull_data(address, &mut pause)) => ended.unwrap_or_else(|mistake| mistake),
             };
-            self.failed("a proxy of gpush", &address, &failure);
+            self.failed("a proxy of gpush", address, &failure);
             pause.wait().await;
         }
     }
 
-    async fn pull_data(&mut self, address: &str, pause: &mut Pause) -> Result<std::convert::Infallible, Failure> {
+    async fn pull_data(&mut self, address: &str, pause: &mut Pause) -> Result<Infallible, Failure> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
         // Not by HTTP/2's pings: grpc-go takes those of a stream without data for an attack.
         let endpoint = endpoint
@@ -454,7 +474,7 @@ impl Link {
     /// Whether etcd knows its source, as far as this node has heard.
     fn is_in_view(&self) -> bool {
         let view = self.view.borrow();
-        view.others.contains_key(&self.id) || view.proxies.contains_key(self.id.as_bytes())
+        view.others.contains_key(&self.id) || view.proxies.values().any(|address| *address == self.id)
     }
 
     fn failed(&mut self, name: &str, address: &str, failure: &Failure) {
@@ -499,21 +519,19 @@ fn publications(messages: Vec<RelayedMessage>) -> Vec<Publication> {
     messages.into_iter().map(|m| Publication { target: target(m.uid, named(m.topic)), data: m.data }).collect()
 }
 
-async fn connect(address: &str, tls: Option<ClientTlsConfig>) -> Result<Channel, Failure> {
+async fn connect(address: &str, tls: Option<ClientTlsConfig>, way: &Way) -> Result<Channel, Failure> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
-        .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW);
     if let Some(tls) = tls {
         endpoint = endpoint.tls_config(tls)?;
     }
-    Ok(in_time(endpoint.connect()).await??)
+    Ok(in_time(way, endpoint.connect_with_connector(way.clone())).await??)
 }
 
-async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
-    tokio::time::timeout(SILENCE, work).await.map_err(|_| format!("silent for {SILENCE:?}").into())
+async fn in_time<T>(way: &Way, work: impl Future<Output = T>) -> Result<T, Failure> {
+    way.while_heard(SILENCE, work).await.ok_or_else(|| format!("silent for {SILENCE:?}").into())
 }
 
 #[cfg(test)]
@@ -533,7 +551,7 @@ mod tests {
     }
 
     fn taken(cursor: &mut Cursor, first: u64, count: u64) -> (u64, u64, Vec<String>) {
-        let taken = cursor.take(batch(first, count));
+        let taken = cursor.take(batch(first, count)).unwrap();
         let texts = taken.messages.iter().map(|m| String::from_utf8(m.data.to_vec()).unwrap());
         (taken.missed, taken.duplicates, texts.collect())
     }
@@ -574,11 +592,11 @@ mod tests {
         for begin in [Cursor::default(), Cursor::BEGINNING] {
             let mut cursor = begin;
             let first = |first: u64, due: u64| RelayBatch { due, ..batch(first, 0) };
-            assert_eq!(cursor.take(first(41, 41)).missed, 0, "what was before was not this node's");
+            assert_eq!(cursor.take(first(41, 41)).unwrap().missed, 0, "what was before was not this node's");
             assert_eq!(taken(&mut cursor, 41, 1), (0, 0, vec!["41".into()]));
             let mut cursor = begin;
-            assert_eq!(cursor.take(first(41, 38)).missed, 3);
-            assert_eq!(cursor.take(first(45, 30)).missed, 4, "at a later one the cursor knows");
+            assert_eq!(cursor.take(first(41, 38)).unwrap().missed, 3);
+            assert_eq!(cursor.take(first(45, 30)).unwrap().missed, 4, "at a later one the cursor knows");
         }
     }
 
@@ -587,6 +605,34 @@ mod tests {
         let at = |after| Cursor { after: Some(after), has_met: true };
         assert_eq!((at(4).lacks(10), at(9).lacks(10), at(9).lacks(3)), (5, 0, 0));
         assert_eq!((Cursor::BEGINNING.lacks(10), Cursor::default().lacks(10)), (9, 0));
+    }
+
+    #[test]
+    fn a_batch_whose_numbers_can_be_of_no_log_is_refused_and_moves_nothing() {
+        let numbers = |first, next, due| RelayBatch { first, next, due, ..batch(1, 2) };
+        for cursor in [Cursor::default(), Cursor::BEGINNING, Cursor::NOW, Cursor { after: Some(5), has_met: true }] {
+            for wrong in [
+                RelayBatch::default(),
+                numbers(0, 2, 0),
+                numbers(u64::MAX, u64::MAX, 0),
+                numbers(u64::MAX - 1, 0, 0),
+                numbers(1, u64::MAX, 0),
+                numbers(7, 8, 0),
+                numbers(7, 6, 0),
+                numbers(7, 9, 8),
+                numbers(SEQUENCE_MAX - 1, SEQUENCE_MAX + 1, 0),
+            ] {
+                let mut after = cursor;
+                let said = after.take(wrong.clone()).expect_err(&format!("{wrong:?}")).to_string();
+                assert!(said.starts_with("a batch of no log"), "{said}");
+                assert_eq!(after, cursor);
+            }
+        }
+        let mut cursor = Cursor::default();
+        let taken = cursor.take(RelayBatch { next: 50, ..batch(41, 2) }).unwrap();
+        assert_eq!((taken.behind, taken.messages.len(), cursor.after), (7, 2, Some(42)));
+        cursor.take(numbers(SEQUENCE_MAX - 2, SEQUENCE_MAX, 0)).unwrap();
+        assert_eq!(cursor.after, Some(SEQUENCE_MAX - 1));
     }
 
     #[test]
@@ -674,6 +720,76 @@ mod tests {
         let mut link = links.link("d".into(), &room);
         link.give(batch(1, 12).messages).await;
         assert_eq!(*full.given.lock().unwrap(), [4, 4, 5, 5, 2], "a batch above the bound is given in parts");
+    }
+
+    /// Subscribers that hear what comes, and a mistake of ours where it is "fatal".
+    #[derive(Default)]
+    struct Faulty(Mutex<Vec<String>>);
+
+    impl Deliver for Faulty {
+        fn deliver(&self, publications: Vec<Publication>) -> Delivered {
+            for publication in publications {
+                let text = String::from_utf8(publication.data.to_vec()).unwrap();
+                assert!(text != "fatal", "a mistake that this test makes");
+                self.0.lock().unwrap().push(text);
+            }
+            Delivered { lost: Lost::default(), waits: 0, waiting: None }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_that_panicked_is_counted_and_goes_on_from_now_on() {
+        use super::super::Carrier;
+        use super::super::door::Door;
+        use super::super::log::Log;
+        use super::super::members::{Member, id_of};
+        use super::super::relay::Relay;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let relay = listener.local_addr().unwrap().to_string();
+        let secrets = Secrets { allows: Arc::new(|_| true), shown: Arc::new(|| None) };
+        let source = Arc::new(Relay::new(Log::new(7, 100, 1 << 20), Arc::default()));
+        source.open();
+        let (stop, stopping) = watch::channel(false);
+        let served = source.clone().serve(Door::new(listener).unwrap(), None, secrets.clone(), stopping);
+        let served = tokio::spawn(served);
+        let member = Member { id: id_of(7), relay, role: "all".into(), ..Member::default() };
+        let others = [(member.id.clone(), Other { member, is_newcomer: true })].into();
+        let (_view, view) = watch::channel(View { others, ..View::default() });
+        let (heard, metrics) = (Arc::new(Faulty::default()), Arc::new(ClusterMetrics::default()));
+        let links = Links {
+            this: "a".into(),
+            started: Instant::now(),
+            view,
+            asked: watch::Sender::default(),
+            deliver: heard.clone(),
+            waiting_max: 100,
+            tls: None,
+            secrets,
+            unheard: Unheard::default(),
+            metrics: metrics.clone(),
+        };
+        let links = tokio::spawn(links.run());
+        let publishes = |text: &'static str| source.carry(&Publication::new("t", text));
+        let until = async |condition: &dyn Fn() -> bool| {
+            let looking = async {
+                while !condition() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), looking).await.expect("within ten seconds");
+        };
+        publishes("1");
+        until(&|| *heard.0.lock().unwrap() == ["1"]).await;
+        publishes("fatal");
+        until(&|| metrics.relay_link_failures.get() == 1).await;
+        until(&|| metrics.relay_links.get() == 1).await;
+        publishes("2");
+        until(&|| heard.0.lock().unwrap().len() == 2).await;
+        assert_eq!(*heard.0.lock().unwrap(), ["1", "2"]);
+        links.abort();
+        stop.send_replace(true);
+
+        served.await.unwrap().unwrap();
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::metrics::ClusterMetrics;
 use crate::proto::etcd::KeyValue;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -162,10 +162,16 @@ pub(super) fn node_key(prefix: &str, id: &str) -> String {
     format!("{prefix}/nodes/{id}")
 }
 
+/// The id of a node whose relay has this epoch. There is one spelling, or one node could be many.
+pub(super) fn id_of(epoch: u64) -> String {
+    format!("{epoch:016x}")
+}
+
 /// What a key says, if it is a node's.
 pub(super) fn member_of(kv: &KeyValue) -> Option<Member> {
     let member: Member = serde_json::from_slice(&kv.value).ok()?;
-    (!member.id.is_empty() && kv.key.ends_with(format!("/{}", member.id).as_bytes())).then_some(member)
+    let epoch = u64::from_str_radix(&member.id, 16).ok().filter(|epoch| *epoch != 0)?;
+    (id_of(epoch) == member.id && kv.key.ends_with(format!("/{}", member.id).as_bytes())).then_some(member)
 }
 
 /// This node's part.
@@ -221,9 +227,9 @@ impl Membership {
 
     /// A member until the end, or until something fails.
     async fn session(&mut self, mut etcd: Etcd, has_seen_all: &mut bool, pause: &mut Pause) -> Result<(), EtcdError> {
+        self.fill_in_hosts(etcd.own_address)?;
         let lease = etcd.grant(LEASE_TTL_S).await?;
         let mut kept = etcd.keep_alive(lease).await?;
-        self.fill_in_hosts().await;
         self.this.load = (self.load)();
         self.this.draining = *self.stage.borrow() >= Stage::Draining;
         // Just before others can know of this node.
@@ -374,32 +380,36 @@ impl Membership {
     }
 
     /// Puts the address that this machine shows to etcd where one of ours is unspecified.
-    async fn fill_in_hosts(&mut self) {
-        let server = &self.access.endpoints[0];
-        let shown = shown_to(server.split("://").last().unwrap_or(server)).await;
-        let subscribers = self.this.subscribers.iter_mut();
-        for address in [&mut self.this.relay, &mut self.this.grpc, &mut self.this.http, &mut self.this.gpush]
-            .into_iter()
-            .chain(subscribers)
+    ///
+    /// # Errors
+    /// That does not tell how others reach what they connect to.
+    fn fill_in_hosts(&mut self, own: Option<IpAddr>) -> Result<(), EtcdError> {
+        let this = &mut self.this;
+        for (key, address) in
+            [("cluster.relay_advertise", &mut this.relay), ("cluster.gpush_advertise", &mut this.gpush)]
         {
-            if let Ok(mut parsed) = address.parse::<SocketAddr>()
-                && parsed.ip().is_unspecified()
-                && let Some(shown) = shown
-            {
-                parsed.set_ip(shown.ip());
-                *address = parsed.to_string();
+            if !fill_in_host(address, own) {
+                return Err(EtcdError::Unadvertised { key, address: address.clone() });
             }
         }
+        // These are for people: 0.0.0.0 is what they have set.
+        for address in [&mut this.grpc, &mut this.http].into_iter().chain(&mut this.subscribers) {
+            fill_in_host(address, own);
+        }
+        Ok(())
     }
 }
 
-/// The address from which this machine would speak to `peer`; nothing is sent.
-async fn shown_to(peer: &str) -> Option<SocketAddr> {
-    let peer = tokio::net::lookup_host(peer).await.ok()?.next()?;
-    let any: SocketAddr = if peer.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
-    let socket = tokio::net::UdpSocket::bind(any).await.ok()?;
-    socket.connect(peer).await.ok()?;
-    socket.local_addr().ok()
+/// Puts `own` into an address whose host is unspecified; `false`: it still is, since other machines can't reach `own`, or not that port.
+fn fill_in_host(address: &mut String, own: Option<IpAddr>) -> bool {
+    let Some(mut parsed) = address.parse::<SocketAddr>().ok().filter(|parsed| parsed.ip().is_unspecified()) else {
+        return true;
+    };
+    // Who listens on [::] is reached by either version, on 0.0.0.0 by one.
+    let Some(own) = own.filter(|own| !own.is_loopback() && (own.is_ipv4() || parsed.is_ipv6())) else { return false };
+    parsed.set_ip(own);
+    *address = parsed.to_string();
+    true
 }
 
 /// The next changes of a watch, if there is one.
@@ -420,11 +430,42 @@ mod tests {
 
     #[test]
     fn a_member_is_read_from_a_newer_version_and_nothing_else_is_one() {
-        let newer = kv("fanwire/nodes/7f", r#"{"id":"7f","relay":"10.0.0.1:1","connections":3,"color":"red"}"#);
+        const ID: &str = "00000000000000af";
+        let of = |id: &str| kv(&format!("fanwire/nodes/{id}"), &format!(r#"{{"id":"{id}"}}"#));
+        let newer = format!(r#"{{"id":"{ID}","relay":"10.0.0.1:1","connections":3,"color":"red"}}"#);
+        let newer = kv(&format!("fanwire/nodes/{ID}"), &newer);
         let member = member_of(&newer).unwrap();
         assert_eq!((&*member.relay, member.load.connections, member.is_source()), ("10.0.0.1:1", 3, true));
-        for not_one in [kv("fanwire/nodes/8a", r#"{"id":"7f"}"#), kv("fanwire/nodes/", "{}"), kv("x/7f", "7f")] {
+        let another = kv("fanwire/nodes/00000000000000b0", &format!(r#"{{"id":"{ID}"}}"#));
+        for not_one in [another, kv("fanwire/nodes/", "{}"), kv("x/af", "af")] {
             assert_eq!(member_of(&not_one), None, "{not_one:?}");
+        }
+        assert!(member_of(&of(ID)).is_some());
+        let others = ["af", "00000000000000AF", "000000000000000af", "0000000000000000", "+0000000000000af", "x", ""];
+        others
+            .iter()
+            .for_each(|id| assert_eq!(member_of(&of(id)), None, "{id}: a second spelling would be a second link"));
+    }
+
+    #[test]
+    fn an_unspecified_host_is_filled_in_with_an_address_that_others_reach() {
+        let filled = |address: &str, own: &str| {
+            let mut address = address.to_owned();
+            fill_in_host(&mut address, own.parse().ok()).then_some(address)
+        };
+        for (address, own, advertised) in [
+            ("0.0.0.0:10069", "10.0.0.7", Some("10.0.0.7:10069")),
+            ("[::]:10069", "10.0.0.7", Some("10.0.0.7:10069")),
+            ("[::]:10069", "fd00::7", Some("[fd00::7]:10069")),
+            ("0.0.0.0:10069", "fd00::7", None),
+            ("0.0.0.0:10069", "127.0.0.1", None),
+            ("[::]:10069", "::1", None),
+            ("0.0.0.0:10069", "unknown", None),
+            ("127.0.0.1:10069", "10.0.0.7", Some("127.0.0.1:10069")),
+            ("node-1:10069", "127.0.0.1", Some("node-1:10069")),
+            ("", "127.0.0.1", Some("")),
+        ] {
+            assert_eq!(filled(address, own).as_deref(), advertised, "{address}, seen as {own}");
         }
     }
 

@@ -15,6 +15,7 @@
 //! How publications travel is a seam of its own: [`Carrier`] for what goes to others beside its way here, and for a stream that gives them
 //! to every node, this one among them, [`Cluster::stream`] up and [`InPlace`] down (`nats`), where offsets come from it.
 
+mod batches;
 mod door;
 mod etcd;
 mod links;
@@ -24,6 +25,7 @@ mod nats;
 mod pause;
 mod relay;
 mod unheard;
+mod way;
 
 pub use members::{Load, Member};
 pub use nats::{Done, subject};
@@ -284,7 +286,7 @@ impl Prepared {
         let relay_address = self.relay_address();
         let Prepared { settings, files, listener, nats, epoch, started, waiting_max } = self;
         let Surroundings { addresses, deliver, in_place, load, secrets, metrics } = around;
-        let id = format!("{epoch:016x}");
+        let id = members::id_of(epoch);
         let trouble = settings.has_members().then(|| NOT_ASKED.to_owned());
         let view = watch::Sender::new(View { trouble, ..View::default() });
         let (staging, stage) = watch::channel(Stage::Serving);

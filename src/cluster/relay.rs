@@ -20,8 +20,9 @@ use tonic::{Request, Response, Status};
 
 /// How often a puller hears something even if there is nothing to say.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// A peer that does not answer for this long, twice, is gone.
-const SILENCE: Duration = Duration::from_secs(3);
+/// How often a peer is pinged, and how long it may take to answer. Who is gone is found out by the kernel (`door.rs`), unless something in between
+/// acknowledges what nobody reads. Long, since on a slow way the ping stands behind all that a puller lets come at once.
+const PING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(300));
 /// Largest request: a name and three numbers.
 const REQUEST_BYTES_MAX: usize = 4096;
 /// Pullers of which it is known how far they have come, connected or not.
@@ -100,8 +101,8 @@ impl Relay {
         let service = RelayServer::new(Pulls { relay: self, stopping: stopping.clone() });
         let service = InterceptedService::new(service.max_decoding_message_size(REQUEST_BYTES_MAX), token);
         let mut server = Server::builder()
-            .http2_keepalive_interval(Some(SILENCE))
-            .http2_keepalive_timeout(Some(SILENCE))
+            .http2_keepalive_interval(Some(PING.0))
+            .http2_keepalive_timeout(Some(PING.1))
             .max_concurrent_streams(16);
         if let Some(tls) = tls {
             server = server.tls_config(tls)?;

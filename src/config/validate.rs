@@ -485,6 +485,13 @@ impl Config {
                 "{key} = {shown} and etcd is at {etcd}: nodes on other machines can't pull from this one, nothing it accepts reaches them; set {key} to an address that they reach, with tokens or certificates"
             ));
         }
+        let everywhere = cluster.relay_address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+        if everywhere && far.is_none() && cluster.relay_advertise.is_empty() {
+            warnings.push(format!(
+                "cluster.relay_address = {} and etcd is on loopback, which does not see how other machines reach this one: set cluster.relay_advertise, or the node is no member",
+                cluster.relay_address
+            ));
+        }
         let open = cluster.etcd.iter().find(|address| address.starts_with("http://") && !is_loopback_url(address));
         if let Some(etcd) = open
             && cluster.etcd_user.is_empty()
@@ -717,7 +724,7 @@ mod tests {
         assert!(exposed.contains("cluster.insecure = true"), "{exposed}");
         let with_tokens = |c: &mut Config| {
             open(c);
-            c.cluster.etcd = vec!["http://127.0.0.1:2379".into()];
+            c.cluster.etcd = vec!["https://10.0.0.7:2379".into()];
             c.cluster.relay_tokens_file = "tokens".into();
         };
         assert_eq!(warned(with_tokens), Vec::<String>::new());
@@ -767,6 +774,20 @@ mod tests {
             in_vain.len() == 1 && in_vain[0].starts_with("cluster.relay_advertise = localhost:10069"),
             "{in_vain:?}"
         );
+        let everywhere = |c: &mut Config| {
+            near(c);
+            c.cluster.relay_address = "0.0.0.0:10069".into();
+            c.cluster.relay_certificate_file = "certificate".into();
+            c.cluster.relay_certificate_key_file = "key".into();
+            c.cluster.relay_ca_file = "ca".into();
+        };
+        let unseen = warned(everywhere);
+        assert!(unseen.len() == 1 && unseen[0].contains("set cluster.relay_advertise"), "{unseen:?}");
+        let told = |c: &mut Config| {
+            everywhere(c);
+            c.cluster.relay_advertise = "node-1:10069".into();
+        };
+        assert_eq!(warned(told), Vec::<String>::new());
 
         let tokens = |c: &mut Config| {
             advertised(c);

@@ -1,7 +1,7 @@
 //! A network that fails when told to: a TCP proxy between whoever connects to it and an address behind it.
 //!
 //! ```text
-//!                 ┌─ Pass ───── bytes go on, after `delay`, and some of them later (loss)
+//!                 ┌─ Pass ───── bytes go on, after `delay`, some of them later (loss), and no more than the rate allows
 //! client ─► proxy ┼─ Silent ─── bytes stay where they are, nobody is told (half-open); on Pass they go on
 //!                 └─ Cut ────── every connection is reset, new ones are too
 //! ```
@@ -33,6 +33,8 @@ struct Network {
     delay: Duration,
     /// Of a hundred chunks, how many are lost at first.
     lost_percent: u8,
+    /// How much gets through, if not as much as comes.
+    bytes_per_s: Option<u32>,
 }
 
 /// The proxy. Ends when dropped.
@@ -59,7 +61,8 @@ impl Faults {
         let listener = background.run(TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap();
         let behind = Arc::new(Mutex::new(None));
-        let network = Network { is_silent: false, is_cut: false, cuts: 0, delay: Duration::ZERO, lost_percent: 0 };
+        let (delay, lost_percent, bytes_per_s) = (Duration::ZERO, 0, None);
+        let network = Network { is_silent: false, is_cut: false, cuts: 0, delay, lost_percent, bytes_per_s };
         let (network, watched) = watch::channel(network);
         background.spawn(accept(listener, behind.clone(), watched));
         Faults { address, behind, network, _background: background }
@@ -68,6 +71,11 @@ impl Faults {
     /// Puts it in front of `address`.
     pub fn lead_to(&self, address: SocketAddr) {
         *self.behind.lock().unwrap() = Some(address);
+    }
+
+    /// What it is in front of.
+    pub fn behind(&self) -> SocketAddr {
+        self.behind.lock().unwrap().expect("it leads somewhere")
     }
 
     /// All goes on.
@@ -96,6 +104,11 @@ impl Faults {
     /// Of a hundred chunks so many are lost: TCP sends them again, and what is behind them waits.
     pub fn lose(&self, percent: u8) {
         self.network.send_modify(|network| network.lost_percent = percent);
+    }
+
+    /// So many bytes a second and no more, in each direction of each connection; what waits for its turn is in here, as in a modem.
+    pub fn throttle(&self, bytes_per_s: u32) {
+        self.network.send_modify(|network| network.bytes_per_s = Some(bytes_per_s));
     }
 
     /// Each byte arrives that much later, in each direction.
@@ -163,8 +176,12 @@ async fn direction(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut network: w
         while let Some((due, bytes)) = queue.recv().await {
             tokio::time::sleep_until(due).await;
             drop(network.wait_for(|network| !network.is_silent).await);
-            if to.write_all(&bytes).await.is_err() {
-                return;
+            let bytes_per_s = network.borrow().bytes_per_s.unwrap_or(u32::MAX);
+            for bytes in bytes.chunks(1024) {
+                tokio::time::sleep(Duration::from_secs(1).mul_f64(bytes.len() as f64 / f64::from(bytes_per_s))).await;
+                if to.write_all(bytes).await.is_err() {
+                    return;
+                }
             }
         }
         // The end is told in its turn.

@@ -134,6 +134,35 @@ fn its_sockets_pull_from_a_node_for_as_long_as_it_accepts() {
     assert_eq!(etcd.get("proxy/").len(), 1, "they would miss what it accepts until its end");
 }
 
+#[test]
+fn a_proxy_under_two_keys_is_pulled_from_once_until_the_last_is_gone() {
+    let etcd = Etcd::start();
+    let proxy = FakeProxy::start();
+    etcd.ctl(&["put", "proxy/123", &proxy.address.to_string()]).unwrap();
+    let two = cluster_beside(&etcd, 1);
+    let mut listeners: Vec<_> = two.iter().map(|node| Listener::new(node, "t")).collect();
+    wait_until("both pull", || proxy.open() == 2);
+    // Started anew in its place: the lease of its life before is not over yet.
+    etcd.ctl(&["put", "proxy/456", &proxy.address.to_string()]).unwrap();
+    let know =
+        |keys: usize| two.iter().all(|node| node.metrics().sum("fanwire_cluster_gpush_proxies", &[]) == keys as f64);
+    wait_until("both know of both keys", || know(2));
+    for (number, key) in [(1, "proxy/123"), (2, "proxy/456")] {
+        proxy.push("t", &format!("proxy {number}"));
+        for listener in &mut listeners {
+            listener.hears(&[("proxy", number)]);
+            listener.hears_no_more();
+        }
+        assert_eq!((proxy.begun(), proxy.open()), (2, 2), "{number}");
+        etcd.ctl(&["del", key]).unwrap();
+        wait_until("both know that it is gone", || know(2 - number as usize));
+    }
+    wait_until("nobody pulls from it any more", || {
+        proxy.push("nobody", "x");
+        proxy.open() == 0
+    });
+}
+
 /// Two nodes that pull from each other and from `proxies`.
 fn cluster_beside(etcd: &Etcd, proxies: usize) -> Vec<Node> {
     let two: Vec<_> = ["a", "b"].map(|name| Node::start(etcd, name, &[("cluster.gpush_prefix", "proxy")])).into();

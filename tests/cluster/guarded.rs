@@ -6,7 +6,7 @@ use crate::nats::Nats;
 use crate::node::{Listener, Node, cluster, nodes};
 use fanwire::proto::v1::PullRequest;
 use fanwire::proto::v1::relay_client::RelayClient;
-use std::io::Read;
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -69,6 +69,38 @@ fn nodes_with_one_token_pull_and_others_do_not() {
     let start = Instant::now();
     let end = silent.read_to_end(&mut Vec::new());
     assert!(start.elapsed() < Duration::from_secs(9), "{end:?} after {:?}", start.elapsed());
+}
+
+/// An HTTP/2 frame without a stream.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u8;
+    [&[0, 0, length, kind, flags, 0, 0, 0, 0], payload].concat()
+}
+
+#[test]
+fn a_stranger_that_asks_and_never_reads_does_not_stay() {
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    let etcd = Etcd::start();
+    let node = Node::start(&etcd, "a", &[]);
+    let mut stranger = TcpStream::connect(node.network.behind()).unwrap();
+    let begun = Instant::now();
+    stranger.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    stranger.write_all(&frame(SETTINGS, 0, &[])).unwrap();
+    // Until what the node owes finds no room, and it reads no more.
+    let pings = frame(PING, 0, b"stranger").repeat(4096);
+    stranger.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let is_full = |error: &std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    let mut stood_still = false;
+    let end = loop {
+        match stranger.write(&pings) {
+            Err(error) if is_full(&error) => stood_still = true,
+            Err(error) => break error,
+            Ok(_) => {}
+        }
+        assert!(begun.elapsed() < Duration::from_secs(9), "it is still there");
+    };
+    assert!(stood_still && begun.elapsed() > Duration::from_secs(3), "{end:?} after {:?}", begun.elapsed());
 }
 
 /// A certificate authority, and the files of a node that it vouches for.

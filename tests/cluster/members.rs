@@ -2,9 +2,11 @@
 
 use crate::client::Client;
 use crate::etcd::{Etcd, port};
-use crate::gateway::{fanwire, wait_until};
+use crate::faults::Faults;
+use crate::gateway::{Start, fanwire, wait_until};
 use crate::http::request;
 use crate::killed::Killed;
+use crate::lab::Lab;
 use crate::node::{Listener, Node, cluster, nodes};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -104,6 +106,43 @@ fn a_node_that_does_not_answer_keeps_nobody_from_serving() {
     assert!(come.sees(1, 0), "it has failed once");
     there.network.pass();
     wait_until("it pulls", || come.sees(1, 1));
+}
+
+#[test]
+fn a_node_that_listens_everywhere_is_found_at_the_address_that_etcd_sees() {
+    let Some(lab) = Lab::new() else { return };
+    let (finding, place) = (lab.place("etcd"), lab.place("a"));
+    let disk = lab.disk("etcd", 160);
+    let mut etcd = Etcd::within(&finding, disk.path.join("data"));
+    etcd.run();
+    let network = Faults::within(&finding, 2379);
+    network.lead_to(([127, 0, 0, 1], 2379).into());
+    // The first has no name that anybody knows.
+    let servers = format!("http://no-such-server.invalid:2379,http://{}", network.address);
+    let settings = [
+        ("cluster.etcd", servers.as_str()),
+        ("cluster.relay_address", "0.0.0.0:10069"),
+        ("cluster.insecure", "true"),
+        ("publish.insecure", "true"),
+        ("publish.http_address", "0.0.0.0:10068"),
+    ];
+    let node = place.inside(|| Start::new().sets(&settings).start());
+    place.inside(|| wait_until("it is a member", || node.metrics().sum("fanwire_cluster_member", &[]) == 1.0));
+    let (_, value) = etcd.get("fanwire/nodes/").pop().expect("its key");
+    let said: serde_json::Value = serde_json::from_str(&value).unwrap();
+    assert_eq!(said["relay"], format!("{}:10069", place.address));
+    assert_eq!(said["http"], format!("{}:10068", place.address));
+}
+
+#[test]
+fn a_node_of_which_etcd_sees_only_loopback_says_what_to_set_and_is_no_member() {
+    let etcd = Etcd::start();
+    let everywhere = [("cluster.relay_address", "0.0.0.0:0"), ("cluster.insecure", "true")];
+    let lost = Node::start(&etcd, "a", &[&everywhere[..], &[("cluster.relay_advertise", "")]].concat());
+    wait_until("it says so", || lost.get("/readyz").body.contains("set cluster.relay_advertise"));
+    assert!(!lost.is_member() && etcd.get("fanwire/nodes/").is_empty(), "others would connect to themselves");
+    let told = Node::start(&etcd, "b", &everywhere);
+    wait_until("it is a member", || told.sees(0, 0));
 }
 
 #[test]

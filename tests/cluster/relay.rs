@@ -1,11 +1,19 @@
 //! What one node accepts, all deliver: in the origin's order, without loss and once, whatever the network does.
 
+use crate::background::Background;
 use crate::client::Client;
 use crate::etcd::Etcd;
 use crate::gateway::{fanwire, wait_for, wait_until};
 use crate::node::{Listener, Node, cluster};
+use crate::publisher::{Publisher, message};
+use fanwire::proto::v1::relay_server::{Relay, RelayServer};
+use fanwire::proto::v1::{PullRequest, RelayBatch, RelayedMessage};
+use std::pin::Pin;
 use std::thread;
 use std::time::{Duration, Instant};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
 
 #[test]
 fn what_three_nodes_accept_at_once_every_subscriber_gets_in_order_and_once() {
@@ -174,6 +182,70 @@ fn a_half_open_connection_is_noticed_and_what_it_swallowed_is_made_up() {
 #[test]
 fn delay_changes_nothing_but_the_time() {
     holds_through(&[], |origin| origin.network.delay(Duration::from_millis(50)));
+}
+
+#[test]
+fn a_slow_way_carries_large_messages_without_a_break() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[]);
+    let mut listener = Listener::new(&two[1], "t");
+    let failures = || two[1].metrics().sum("fanwire_relay_link_failures_total", &[]);
+    let before = failures();
+    // A batch of four takes 3.7 s, all of it longer than any peer is given to answer for its life.
+    two[0].network.throttle(64 << 10);
+    let publisher = Publisher::new(&two[0]);
+    let batch = (1..11).map(|n| message("t", format!("a {n:060000}"))).collect();
+    let result = publisher.stream().unwrap().batch(batch).unwrap();
+    assert!(result.results.iter().all(|r| r.error.is_none()), "{result:?}");
+    let begun = Instant::now();
+    listener.hears(&[("a", 10)]);
+    assert!(begun.elapsed() > Duration::from_secs(7), "it was slow: {:?}", begun.elapsed());
+    listener.hears_no_more();
+    assert_eq!((two[1].lost(), failures() - before), (0.0, 0.0), "{}", two[1].stderr());
+}
+
+/// A relay of whoever can write to etcd: each batch has more messages than one may have, two bytes each.
+struct Flood;
+
+#[tonic::async_trait]
+impl Relay for Flood {
+    type PullStream = Pin<Box<dyn Stream<Item = Result<RelayBatch, Status>> + Send>>;
+
+    async fn pull(&self, request: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+        let epoch = request.into_inner().epoch;
+        let batch = move |messages: usize| RelayBatch {
+            epoch,
+            first: 1,
+            next: 1 + messages as u64,
+            messages: vec![RelayedMessage::default(); messages],
+            due: 1,
+        };
+        Ok(Response::new(Box::pin(tokio_stream::iter([Ok(batch(0)), Ok(batch(1_000_000))]))))
+    }
+}
+
+#[test]
+fn a_batch_of_more_messages_than_one_may_have_is_not_decoded() {
+    let etcd = Etcd::start();
+    let node = Node::start(&etcd, "a", &[]);
+    wait_until("it is a member", || node.is_member());
+    let before = node.rss_bytes();
+    let background = Background::new();
+    let listener = background.run(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let (id, relay) = ("00000000000000ff", listener.local_addr().unwrap());
+    let server = tonic::transport::Server::builder().add_service(RelayServer::new(Flood));
+    background.spawn(async move { drop(server.serve_with_incoming(TcpListenerStream::new(listener)).await) });
+    let value = format!(r#"{{"id":"{id}","name":"flood","role":"all","relay":"{relay}"}}"#);
+    etcd.ctl(&["put", &format!("fanwire/nodes/{id}"), &value]).unwrap();
+    let mut most = before;
+    wait_until("it has tried three times", || {
+        most = most.max(node.rss_bytes());
+        node.metrics().sum("fanwire_relay_link_failures_total", &[]) >= 3.0
+    });
+    // Decoded it takes 80 MB.
+    assert!(most - before < 30 << 20, "{before} bytes, then {most}");
+    assert!(node.stderr().contains("a batch of more than 512 messages"), "{}", node.stderr());
+    assert_eq!(node.received(), 0.0);
 }
 
 #[test]
