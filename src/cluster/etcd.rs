@@ -89,7 +89,7 @@ type Connection = InterceptedService<Channel, Caller>;
 pub(super) struct Etcd {
     /// Which.
     pub(super) server: String,
-    /// The address of this machine that it sees.
+    /// This machine's own address of the connection to it.
     pub(super) own_address: Option<IpAddr>,
     kv: KvClient<Connection>,
     lease: LeaseClient<Connection>,

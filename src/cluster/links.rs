@@ -59,6 +59,8 @@ struct Cursor {
     after: Option<u64>,
     /// A batch has come: from then on it knows by itself what is due.
     has_met: bool,
+    /// Messages behind `after` that are counted as lost, since the source seemed gone for good; it may be back with some of them.
+    written_off: u64,
 }
 
 /// What a batch is to this node.
@@ -75,9 +77,7 @@ struct Taken {
 
 impl Cursor {
     /// In front of all that a source accepted since this node came, and others could know of the source.
-    const BEGINNING: Cursor = Cursor { after: Some(0), has_met: false };
-    /// In front of what it accepts from now on, and behind all that was.
-    const NOW: Cursor = Cursor { after: None, has_met: true };
+    const BEGINNING: Cursor = Cursor { after: Some(0), has_met: false, written_off: 0 };
 
     /// # Errors
     /// The batch can't be of any log: its numbers are a peer's, and nothing is reckoned with them before they are looked at.
@@ -98,7 +98,8 @@ impl Cursor {
         let end = first + duplicates + messages.len() as u64;
         self.after = Some(self.after.unwrap_or(0).max(end - 1));
         self.has_met = true;
-        Ok(Taken { missed: first.saturating_sub(due), duplicates, behind: next - end, messages })
+        let missed = first.saturating_sub(due).saturating_sub(std::mem::take(&mut self.written_off));
+        Ok(Taken { missed, duplicates, behind: next - end, messages })
     }
 }
 
@@ -106,7 +107,7 @@ impl Cursor {
     /// How many messages there are up to the one in front of `end` that are not here. A source that was never met, and was there before this
     /// node, owed it what nobody knows.
     fn lacks(self, end: u64) -> u64 {
-        self.after.map_or(0, |after| end.saturating_sub(after + 1))
+        self.after.map_or(0, |after| end.saturating_sub(after + 1 + self.written_off))
     }
 }
 
@@ -200,6 +201,7 @@ impl Links {
             places: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
             margin: AGE_MARGIN,
             end: 0,
+            giving: 0,
             is_told: false,
         }
     }
@@ -225,6 +227,8 @@ struct Link {
     margin: Duration,
     /// The sequence behind the last message that its source was heard to have.
     end: u64,
+    /// Messages of the last batch that are not delivered yet.
+    giving: u64,
     /// That it is down is in the log already.
     is_told: bool,
 }
@@ -295,8 +299,8 @@ impl Link {
         while let Some(other) = self.source().await {
             let margin = self.margin;
             let failure = end_of(self.pull(&other, &mut cursor, &mut pause)).await.unwrap_or_else(|mistake| {
-                // What of its last batch was delivered nobody knows: rather none than anything twice.
-                cursor = Cursor::NOW;
+                // What of its last batch was delivered nobody knows; the cursor is behind it: rather none than anything twice.
+                self.metrics.relay_lost_refused.add(std::mem::take(&mut self.giving));
                 mistake
             });
             // One that is asked again, since it was late, has not failed.
@@ -309,7 +313,7 @@ impl Link {
                 pause.wait().await;
             }
         }
-        self.lose_the_rest(cursor);
+        cursor.written_off += self.lose_the_rest(cursor);
         (self.id.clone(), cursor)
     }
 
@@ -328,8 +332,8 @@ impl Link {
         self.asked.send_if_modified(|asked| !asked.contains(&self.id) && asked.insert(self.id.clone()));
     }
 
-    /// Counts what a source that is gone for good had accepted and never gave, as far as anybody knows.
-    fn lose_the_rest(&self, cursor: Cursor) {
+    /// Counts what a source that is gone for good had accepted and never gave, as far as anybody knows. Returns how much that is.
+    fn lose_the_rest(&self, cursor: Cursor) -> u64 {
         let end = self.view.borrow().end_of(&self.id).unwrap_or(self.end);
         let messages = cursor.lacks(end);
         if messages > 0 {
@@ -340,6 +344,7 @@ impl Link {
                 "messages of a node that is gone are lost to this one: it was cut off, or too slow, until that one had ended"
             );
         }
+        messages
     }
 
     async fn pull(&mut self, other: &Other, cursor: &mut Cursor, pause: &mut Pause) -> Result<Infallible, Failure> {
@@ -432,21 +437,35 @@ impl Link {
         if !self.is_told {
             tracing::info!(address, "pulling from a proxy of gpush");
         }
-        // Without a deadline: grpc-go answers with the first push, which may be hours away.
-        let mut pushes = client.pull_data(Empty {}).await?.into_inner();
-        pause.reset();
-        if self.heard() {
-            tracing::info!(address, "pulling from a proxy of gpush again");
-        }
+        let asking = client.pull_data(Empty {});
+        tokio::pin!(asking);
+        let answer = match tokio::time::timeout(SILENCE, &mut asking).await {
+            Ok(answer) => answer?,
+            Err(_) => {
+                // grpc-go answers with the first push, which may be hours away: who has not refused by now is there.
+                self.is_up(address, pause);
+                asking.await?
+            }
+        };
+        self.is_up(address, pause);
+        let mut pushes = answer.into_inner();
         while let Some(push) = pushes.message().await? {
             self.give(vec![RelayedMessage { uid: push.uid, topic: push.topic, data: push.data }]).await;
         }
         Err("it ended the stream".into())
     }
 
+    fn is_up(&mut self, proxy: &str, pause: &mut Pause) {
+        pause.reset();
+        if self.heard() {
+            tracing::info!(address = proxy, "pulling from a proxy of gpush again");
+        }
+    }
+
     /// Gives messages to this node's subscribers, when few enough of those before them wait for room.
     async fn give(&mut self, messages: Vec<RelayedMessage>) {
         self.metrics.relay_received.add(messages.len() as u64);
+        self.giving = messages.len() as u64;
         let (mut now, mut rest) = self.room.split(messages);
         while !now.is_empty() {
             let place = self.places.clone().acquire_owned().await.expect("nobody closes it");
@@ -461,6 +480,7 @@ impl Link {
                     drop((place, room));
                 });
             }
+            self.giving = rest.len() as u64;
             (now, rest) = self.room.split(rest);
         }
     }
@@ -567,7 +587,7 @@ mod tests {
 
     #[test]
     fn what_was_due_and_is_gone_is_counted_once() {
-        let mut cursor = Cursor { after: Some(5), has_met: true };
+        let mut cursor = at(5);
         assert_eq!(taken(&mut cursor, 10, 0), (4, 0, vec![]));
         assert_eq!(taken(&mut cursor, 10, 1), (0, 0, vec!["10".into()]));
         assert_eq!(taken(&mut cursor, 13, 1), (2, 0, vec!["13".into()]));
@@ -575,7 +595,7 @@ mod tests {
 
     #[test]
     fn what_is_here_already_is_not_taken_twice() {
-        let mut cursor = Cursor { after: Some(5), has_met: true };
+        let mut cursor = at(5);
         assert_eq!(taken(&mut cursor, 4, 3), (0, 2, vec!["6".into()]));
         assert_eq!(taken(&mut cursor, 1, 2), (0, 2, vec![]));
         assert_eq!(cursor.after, Some(6));
@@ -600,9 +620,24 @@ mod tests {
         }
     }
 
+    fn at(after: u64) -> Cursor {
+        Cursor { after: Some(after), has_met: true, written_off: 0 }
+    }
+
+    #[test]
+    fn what_was_written_off_is_not_counted_again() {
+        let off = |written_off| Cursor { written_off, ..at(4) };
+        assert_eq!((off(5).lacks(10), off(5).lacks(12), off(9).lacks(10)), (0, 2, 0));
+        // It is back, and has kept two of the five, or none.
+        for (first, missed) in [(8, 0), (10, 0), (12, 2)] {
+            let mut cursor = off(5);
+            assert_eq!(cursor.take(batch(first, 1)).unwrap().missed, missed, "{first}");
+            assert_eq!(cursor, at(first));
+        }
+    }
+
     #[test]
     fn what_is_not_here_at_a_sources_end_is_what_it_lacks() {
-        let at = |after| Cursor { after: Some(after), has_met: true };
         assert_eq!((at(4).lacks(10), at(9).lacks(10), at(9).lacks(3)), (5, 0, 0));
         assert_eq!((Cursor::BEGINNING.lacks(10), Cursor::default().lacks(10)), (9, 0));
     }
@@ -610,7 +645,7 @@ mod tests {
     #[test]
     fn a_batch_whose_numbers_can_be_of_no_log_is_refused_and_moves_nothing() {
         let numbers = |first, next, due| RelayBatch { first, next, due, ..batch(1, 2) };
-        for cursor in [Cursor::default(), Cursor::BEGINNING, Cursor::NOW, Cursor { after: Some(5), has_met: true }] {
+        for cursor in [Cursor::default(), Cursor::BEGINNING, at(5)] {
             for wrong in [
                 RelayBatch::default(),
                 numbers(0, 2, 0),
@@ -638,10 +673,9 @@ mod tests {
     #[test]
     fn of_sources_that_are_gone_the_oldest_is_forgotten() {
         let mut past = Past::default();
-        let at = |n: usize| Cursor { after: Some(n as u64), has_met: true };
-        (0..=PAST_MAX).for_each(|n| past.remember(n.to_string(), at(n)));
+        (0..=PAST_MAX).for_each(|n| past.remember(n.to_string(), at(n as u64)));
         assert_eq!((past.take("0"), past.take("1"), past.take("1")), (None, Some(at(1)), None));
-        assert_eq!(past.take(&PAST_MAX.to_string()), Some(at(PAST_MAX)));
+        assert_eq!(past.take(&PAST_MAX.to_string()), Some(at(PAST_MAX as u64)));
     }
 
     #[test]

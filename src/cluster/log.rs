@@ -101,6 +101,11 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// Whose log it is.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Nothing yet. `epoch` is not 0, and differs from one start to the next.
     pub(super) fn new(epoch: u64, messages_max: usize, bytes_max: usize) -> Log {
         assert!(epoch != 0, "0 stands for no epoch");

@@ -114,6 +114,8 @@ pub(super) struct View {
     pub(super) proxies: BTreeMap<Bytes, String>,
     /// The others can know that this node drains.
     pub(super) is_drain_told: bool,
+    /// This node is a member, or was one: its key may be there.
+    pub(super) has_joined: bool,
     /// Where the logs of nodes that are gone ended, as far as they have said so.
     pub(super) ends: VecDeque<(String, u64)>,
 }
@@ -202,6 +204,8 @@ impl Membership {
                     let server = etcd.server.clone();
                     match self.session(etcd, &mut has_seen_all, &mut pause).await {
                         Ok(()) => return,
+                        // Another of its servers may see this machine from outside.
+                        Err(EtcdError::Unadvertised { .. }) if attempt + 1 < self.access.endpoints.len() => continue,
                         Err(error) => format!("etcd at {server}: {}", error.causes()),
                     }
                 }
@@ -219,7 +223,8 @@ impl Membership {
             }
             self.view.send_modify(|view| view.trouble = Some(trouble));
             tokio::select! {
-                () = reached(self.stage.clone(), Stage::Ending) => return,
+                // One that was a member has a key, and where its log ends to say.
+                () = reached(self.stage.clone(), Stage::Ending), if !has_seen_all => return,
                 () = pause.wait() => {}
             }
         }
@@ -255,7 +260,7 @@ impl Membership {
                 self.note(view, member, !is_first);
             }
             view.is_drain_told = self.this.draining;
-            view.trouble = None;
+            (view.has_joined, view.trouble) = (true, None);
         });
         self.counted(true);
         tracing::info!(id = self.this.id, others = self.view.borrow().others.len(), "a member of the cluster");

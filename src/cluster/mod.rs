@@ -445,8 +445,8 @@ impl Cluster {
     pub async fn stop(self) {
         self.staging.send_replace(Stage::Ending);
         if let Some(mut membership) = self.membership {
-            if self.view.borrow().trouble.is_some() {
-                // No member, so that there is nothing to leave and nobody to wait for.
+            if !self.view.borrow().has_joined {
+                // Never a member, so that there is nothing to leave and nobody to wait for.
                 membership.abort();
             } else if tokio::time::timeout(TELL, &mut membership).await.is_err() {
                 membership.abort();

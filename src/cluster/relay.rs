@@ -174,11 +174,18 @@ impl Service for Pulls {
 
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let request = request.into_inner();
-        let due = self.relay.log().due(&request, Instant::now());
+        let (due, is_own) = {
+            let log = self.relay.log();
+            (log.due(&request, Instant::now()), [0, log.epoch()].contains(&request.epoch))
+        };
         tracing::debug!(node = request.node, due, "pulls");
         // One batch ahead; what is behind it waits in the log, once for all.
         let (sender, batches) = mpsc::channel(1);
-        let next = self.relay.puller(request.node, due);
+        // Who asks for the one that was here before finds out by the first batch, and is no puller of this one.
+        let next = match is_own {
+            true => self.relay.puller(request.node, due),
+            false => Arc::default(),
+        };
         tokio::spawn(self.relay.clone().give(due, next, sender, self.stopping.clone()));
         Ok(Response::new(ReceiverStream::new(batches)))
     }

@@ -44,7 +44,7 @@ impl Way {
         Way { connector, notes: Arc::new(notes) }
     }
 
-    /// The address of this machine that the other side sees, once there has been a connection.
+    /// This machine's own address in it, once there has been a connection.
     pub(super) fn own_address(&self) -> Option<IpAddr> {
         self.notes.own.get().copied()
     }

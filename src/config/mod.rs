@@ -628,7 +628,7 @@ section! { "cluster"
         nats_in_flight_bytes_max: usize = 64 << 20 => Allowed::Integer(&[65_536..=TIB]),
         /// Where other nodes pull from this one.
         relay_address: String = "127.0.0.1:10069".into() => ADDRESS,
-        /// How they reach that address; empty = as it stands, or where that is 0.0.0.0 the address of this machine that etcd sees. Needed where etcd is on loopback.
+        /// How they reach that address; empty = as it stands, or where that is 0.0.0.0 the address that this machine's connection to etcd comes from. Needed where etcd is on loopback, or behind NAT.
         relay_advertise: String = String::new() => HOST_OR_NONE,
         /// How gpush's sockets reach `publish.grpc_address`; empty as above.
         gpush_advertise: String = String::new() => HOST_OR_NONE,

@@ -461,8 +461,22 @@ impl Config {
     fn doubtful_in_a_cluster(&self) -> Vec<String> {
         let (cluster, gopush) = (&self.cluster, &self.compat.gopush);
         let mut warnings = Vec::new();
+        let is_everywhere =
+            |address: &str| address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+        let near = cluster.etcd.iter().find(|address| is_loopback_url(address));
+        if let Some(etcd) = near
+            && !cluster.gpush_prefix.is_empty()
+            && cluster.gpush_advertise.is_empty()
+            && is_everywhere(&self.publish.grpc_address)
+        {
+            warnings.push(format!(
+                "publish.grpc_address = {} and etcd is at {etcd}, which does not see how gpush's sockets reach this machine: set cluster.gpush_advertise, or the node is no member",
+                self.publish.grpc_address
+            ));
+        }
         if cluster.transport == Transport::Nats {
-            return self.doubtful_with_nats();
+            warnings.extend(self.doubtful_with_nats());
+            return warnings;
         }
         if !cluster.is_relay_open() {
             return warnings;
@@ -485,10 +499,12 @@ impl Config {
                 "{key} = {shown} and etcd is at {etcd}: nodes on other machines can't pull from this one, nothing it accepts reaches them; set {key} to an address that they reach, with tokens or certificates"
             ));
         }
-        let everywhere = cluster.relay_address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
-        if everywhere && far.is_none() && cluster.relay_advertise.is_empty() {
+        if let Some(etcd) = near
+            && is_everywhere(&cluster.relay_address)
+            && cluster.relay_advertise.is_empty()
+        {
             warnings.push(format!(
-                "cluster.relay_address = {} and etcd is on loopback, which does not see how other machines reach this one: set cluster.relay_advertise, or the node is no member",
+                "cluster.relay_address = {} and etcd is at {etcd}, which does not see how other machines reach this one: set cluster.relay_advertise, or the node is no member",
                 cluster.relay_address
             ));
         }
@@ -788,6 +804,13 @@ mod tests {
             c.cluster.relay_advertise = "node-1:10069".into();
         };
         assert_eq!(warned(told), Vec::<String>::new());
+        let beside = warned(|c: &mut Config| {
+            told(c);
+            c.cluster.gpush_prefix = "proxy".into();
+            c.publish.grpc_address = "0.0.0.0:9091".into();
+            c.publish.insecure = true;
+        });
+        assert!(beside.iter().any(|warning| warning.contains("set cluster.gpush_advertise")), "{beside:?}");
 
         let tokens = |c: &mut Config| {
             advertised(c);
