@@ -184,7 +184,10 @@ impl UringParts {
         ring.submitter().register_enable_rings().map_err(lacks("disabled rings (5.10)"))?;
         // At most slots ÷ 64, so that small shards are cheap; no buffer left is no error, only a repeated receive.
         let count = (slots / 64).next_power_of_two().clamp(16, 1024) as u16;
-        let buffers = BufferRing::new(&ring.submitter(), count).map_err(lacks("provided-buffer rings (5.19)"))?;
+        let buffers = BufferRing::new(&ring.submitter(), count).map_err(|cause| match cause.raw_os_error() {
+            Some(libc::ENOMEM) => RingError::NoMemory { cause },
+            _ => RingError::Lacks { feature: "provided-buffer rings (5.19)", cause },
+        })?;
         let mut ring = UringRing {
             ring,
             inflight: InFlight::new(slots),

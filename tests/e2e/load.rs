@@ -158,7 +158,8 @@ fn the_result_is_for_people_programs_and_plotters() {
     let last = percentiles.lines().rfind(|line| !line.starts_with('#')).unwrap();
     assert_eq!(last.split_whitespace().skip(1).collect::<Vec<_>>(), ["1.000000000000", "2000"], "{percentiles}");
 
-    assert_eq!(run(&["--fail-if", "deliveries>1999"]).status.code(), Some(1));
+    let failed = run(&["--fail-if", "deliveries>1999"]);
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
     assert_eq!(run(&["--fail-if", "speed>1"]).status.code(), Some(1), "no such figure");
     assert_eq!(run(&["--duration", "1"]).status.code(), Some(2), "either so many messages or so long");
     assert_eq!(bench(&["--dialect", "raw"]).status.code(), Some(1), "no default address");
