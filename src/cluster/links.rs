@@ -101,9 +101,7 @@ impl Cursor {
         let missed = first.saturating_sub(due).saturating_sub(std::mem::take(&mut self.written_off));
         Ok(Taken { missed, duplicates, behind: next - end, messages })
     }
-}
 
-impl Cursor {
     /// How many messages there are up to the one in front of `end` that are not here. A source that was never met, and was there before this
     /// node, owed it what nobody knows.
     fn lacks(self, end: u64) -> u64 {
@@ -284,11 +282,11 @@ impl Drop for Up {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why `pulling` ended; `Err`: by a panic, which is a mistake of ours, and ends no more than that attempt.
-async fn end_of(pulling: impl Future<Output = Result<Infallible, Failure>>) -> Result<Failure, Failure> {
+/// Why `pulling` ended. A panic is a mistake of ours, and ends no more than that attempt.
+async fn end_of(pulling: impl Future<Output = Result<Infallible, Failure>>) -> Failure {
     match AssertUnwindSafe(pulling).catch_unwind().await {
-        Ok(Err(failure)) => Ok(failure),
-        Err(_) => Err("a mistake of the gateway's own, a panic that stands above in this log: please report it".into()),
+        Ok(Err(failure)) => failure,
+        Err(_) => "a mistake of the gateway's own, a panic that stands above in this log: please report it".into(),
     }
 }
 
@@ -298,11 +296,9 @@ impl Link {
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_millis(500));
         while let Some(other) = self.source().await {
             let margin = self.margin;
-            let failure = end_of(self.pull(&other, &mut cursor, &mut pause)).await.unwrap_or_else(|mistake| {
-                // What of its last batch was delivered nobody knows; the cursor is behind it: rather none than anything twice.
-                self.metrics.relay_lost_refused.add(std::mem::take(&mut self.giving));
-                mistake
-            });
+            // The cursor is behind the last batch whatever of it was delivered: rather none than anything twice.
+            let failure = end_of(self.pull(&other, &mut cursor, &mut pause)).await;
+            self.lose_what_it_gave();
             // One that is asked again, since it was late, has not failed.
             if self.margin == margin {
                 self.has_asked();
@@ -416,8 +412,9 @@ impl Link {
             let failure = tokio::select! {
                 // gpush's sockets do so too: a proxy whose lease is over registers under another key.
                 () = is_gone => return,
-                ended = end_of(self.pull_data(address, &mut pause)) => ended.unwrap_or_else(|mistake| mistake),
+                failure = end_of(self.pull_data(address, &mut pause)) => failure,
             };
+            self.lose_what_it_gave();
             self.failed("a proxy of gpush", address, &failure);
             pause.wait().await;
         }
@@ -485,6 +482,11 @@ impl Link {
         }
     }
 
+    /// Counts what [`Link::give`] was kept from giving, by a panic or because its source is gone.
+    fn lose_what_it_gave(&mut self) {
+        self.metrics.relay_lost_refused.add(std::mem::take(&mut self.giving));
+    }
+
     /// It comes, or comes again. Returns whether it was said that it does not.
     fn heard(&mut self) -> bool {
         self.unheard.remove(&self.id);
@@ -512,9 +514,10 @@ impl Link {
 }
 
 impl Drop for Link {
-    /// It is no source any more.
+    /// It is no source any more, and what it had not given yet goes with it.
     fn drop(&mut self) {
         self.unheard.remove(&self.id);
+        self.lose_what_it_gave();
     }
 }
 
@@ -816,6 +819,7 @@ mod tests {
         until(&|| *heard.0.lock().unwrap() == ["1"]).await;
         publishes("fatal");
         until(&|| metrics.relay_link_failures.get() == 1).await;
+        assert_eq!(metrics.relay_lost_refused.get(), 1, "what it gave then");
         until(&|| metrics.relay_links.get() == 1).await;
         publishes("2");
         until(&|| heard.0.lock().unwrap().len() == 2).await;

@@ -410,7 +410,12 @@ impl Cluster {
                 nats.settled().await;
             }
         };
-        drop(tokio::time::timeout(SETTLE, async { tokio::join!(is_settled, is_streaming) }).await);
+        if tokio::time::timeout(SETTLE, async { tokio::join!(is_settled, is_streaming) }).await.is_err() {
+            tracing::warn!(
+                "etcd, NATS or a node that is known has not answered within {} s: serving without it",
+                SETTLE.as_secs()
+            );
+        }
     }
 
     /// Whether what is delivered comes from a stream.

@@ -6,16 +6,15 @@ use futures_util::future::BoxFuture;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use std::future::Future;
-use std::io;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::io::InspectReader;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 
@@ -67,10 +66,17 @@ impl Way {
 }
 
 impl Notes {
-    fn hear(&self) {
-        self.heard_ms.store(self.begun.elapsed().as_millis() as u64, Ordering::Relaxed);
+    fn hear(&self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.heard_ms.store(self.begun.elapsed().as_millis() as u64, Ordering::Relaxed);
+        }
     }
 }
+
+/// A connection whose every arrival is noted.
+type Noted = InspectReader<TcpStream, Hear>;
+/// What is told of each arrival.
+type Hear = Box<dyn FnMut(&[u8]) + Send>;
 
 impl Service<Uri> for Way {
     type Response = TokioIo<Noted>;
@@ -88,51 +94,9 @@ impl Service<Uri> for Way {
             if let Ok(own) = stream.local_addr() {
                 notes.own.get_or_init(|| own.ip().to_canonical());
             }
-            Ok(TokioIo::new(Noted { stream, notes }))
+            let hear: Hear = Box::new(move |bytes| notes.hear(bytes));
+            Ok(TokioIo::new(InspectReader::new(stream, hear)))
         })
-    }
-}
-
-/// A connection whose every arrival is noted.
-pub(super) struct Noted {
-    stream: TcpStream,
-    notes: Arc<Notes>,
-}
-
-impl AsyncRead for Noted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.notes.hear();
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Noted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

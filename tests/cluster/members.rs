@@ -104,6 +104,8 @@ fn a_node_that_does_not_answer_keeps_nobody_from_serving() {
     there.network.cut();
     let come = Node::start(&etcd, "b", &[]);
     assert!(come.sees(1, 0), "it has failed once");
+    let log = come.gateway.stderr();
+    assert!(!log.contains("serving without it"), "one that has failed is not waited for: {log}");
     there.network.pass();
     wait_until("it pulls", || come.sees(1, 1));
 }
