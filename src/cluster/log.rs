@@ -170,6 +170,11 @@ impl Log {
             .unwrap_or_else(|| self.first + self.entries.partition_point(|entry| entry.accepted < came) as u64)
     }
 
+    /// Whether a batch from `due` on would say anything.
+    pub(super) fn has(&self, due: u64) -> bool {
+        self.next() > due
+    }
+
     /// The messages from `due` on, as many as one batch holds; from the oldest kept if `due` is gone.
     pub(super) fn batch(&self, due: u64) -> RelayBatch {
         let first = due.max(self.first);
