@@ -17,7 +17,7 @@ use crate::clock::Time;
 use crate::frame::Publication;
 use crate::ids::{ClientRef, Encoding, Epoch, ShardId};
 use crate::metrics::ControlMetrics;
-use crate::queue::{Answer, Bell, Drain, FromShard, Page, Question, Receiver, Sender, ToShard};
+use crate::queue::{Answer, Bell, Drain, FromShard, Given, Page, Question, Receiver, Sender, ToShard};
 use crate::topics::{Ack, Outcome, Outlet, Refusal, Ticket, Topics};
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -361,19 +361,15 @@ struct Outbox {
     drained: bool,
 }
 
-/// The shards' queues, and which of them were given something since their bells were last rung.
+/// The shards' queues, and what they were given since their bells were last rung.
 struct Shards {
     inboxes: Vec<Sender<ToShard>>,
-    touched: Vec<bool>,
+    given: Vec<Given>,
 }
 
 impl Shards {
-    fn ring_touched(&mut self) {
-        for (inbox, touched) in self.inboxes.iter().zip(&mut self.touched) {
-            if std::mem::take(touched) {
-                inbox.ring();
-            }
-        }
+    fn announce(&mut self) {
+        self.inboxes.iter().zip(&mut self.given).for_each(|(inbox, given)| given.announce(inbox));
     }
 }
 
@@ -389,8 +385,8 @@ impl Outlet for Shards {
     fn push(&mut self, shard: ShardId, message: ToShard) {
         let bytes = message.queued_bytes();
         let shard = usize::from(shard.0);
+        self.given[shard].add(&message);
         self.inboxes[shard].append(message, bytes).expect("has_room said yes, and this is the only producer");
-        self.touched[shard] = true;
     }
 }
 
@@ -408,11 +404,11 @@ impl Control {
         assert!(bell.event().is_some(), "the control core sleeps in epoll: its bell needs an eventfd");
         let (inboxes, outboxes): (Vec<_>, Vec<_>) =
             shards.into_iter().map(|s| (s.inbox, Outbox { queue: s.outbox, drained: false })).unzip();
-        let touched = vec![false; inboxes.len()];
+        let given = vec![Given::Nothing; inboxes.len()];
         Control {
             core: Mutex::new(Core {
                 mind,
-                shards: Shards { inboxes, touched },
+                shards: Shards { inboxes, given },
                 outboxes,
                 waiting: HashMap::new(),
                 done: Vec::new(),
@@ -461,7 +457,7 @@ impl Control {
         let mut core = self.core();
         let Core { mind, shards, .. } = &mut *core;
         mind.follow(Time::now(), epoch, after, shards);
-        shards.ring_touched();
+        shards.announce();
         if core.sleeps_until > Time::default() {
             self.nudge.notify_one(); // A shard may have had no room.
         }
@@ -471,7 +467,7 @@ impl Control {
     pub fn try_publish(&self, publication: Publication) -> Admission {
         let mut core = self.core();
         let admission = self.admit(&mut core, Time::now(), publication, Origin::Publisher);
-        core.shards.ring_touched();
+        core.shards.announce();
         admission
     }
 
@@ -503,10 +499,10 @@ impl Control {
         for (i, (publication, from)) in publications.enumerate() {
             each(self.admit(&mut core, now, publication, from));
             if i % RING_EVERY == RING_EVERY - 1 {
-                core.shards.ring_touched();
+                core.shards.announce();
             }
         }
-        core.shards.ring_touched();
+        core.shards.announce();
     }
 
     /// Admits or refuses, after at most `publish_wait_ms`.
@@ -721,7 +717,7 @@ impl Control {
             Known::User { uid, encoding } => mind.log_in(now, shard, client, uid, encoding, shards),
             Known::Other(answer) => mind.reply(now, shard, client, answer, shards),
         }
-        shards.ring_touched();
+        shards.announce();
     }
 
     /// `asked` is what clients ask, in order; none: they withdraw what they asked.
@@ -785,7 +781,7 @@ impl Control {
         core.pullers.forget_gone();
         self.metrics.pullers.set(core.pullers.len() as u64);
         core.mind.report(&self.metrics);
-        core.shards.ring_touched();
+        core.shards.announce();
 
         if !core.orders.is_empty() {
             deadline = deadline.min(now.plus_ms(ORDER_RETRY_MS));
@@ -843,7 +839,7 @@ impl Control {
             return Err(StallError::NoRoom { shard });
         }
         core.shards.push(shard, ToShard::Stall { duration_ms });
-        core.shards.ring_touched();
+        core.shards.announce();
         Ok(())
     }
 

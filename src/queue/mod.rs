@@ -14,7 +14,8 @@ mod bell;
 mod spsc;
 
 pub use bell::Bell;
-pub use spsc::{Full, Receiver, Sender, channel};
+pub(crate) use bell::Depth;
+pub use spsc::{DOZE_ITEMS_MAX, Full, Receiver, Sender, channel};
 
 use crate::clock::Time;
 use crate::frame::Frame;
@@ -90,6 +91,35 @@ impl ToShard {
                 Answer::LoggedIn { .. } | Answer::LoginRefused => 0,
             },
             _ => 0,
+        }
+    }
+}
+
+/// What a shard was given since its bell was last rung.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Given {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Messages, which go out with its tick.
+    News,
+    /// Something that it is to know at once.
+    Word,
+}
+
+impl Given {
+    /// And `message`.
+    pub fn add(&mut self, message: &ToShard) {
+        let is_news = matches!(message, ToShard::Frame { .. } | ToShard::User(_));
+        *self = (*self).max(if is_news { Given::News } else { Given::Word });
+    }
+
+    /// Wakes the shard for it, as far as need be; then nothing is given.
+    pub fn announce(&mut self, inbox: &Sender<ToShard>) {
+        match std::mem::take(self) {
+            Given::Nothing => {}
+            Given::News => inbox.knock(),
+            Given::Word => inbox.ring(),
         }
     }
 }

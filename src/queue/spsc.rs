@@ -10,6 +10,9 @@ use crossbeam_queue::SegQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Items that a consumer sleeps over at most; a shard takes as many in one turn.
+pub const DOZE_ITEMS_MAX: usize = 4096;
+
 struct Shared<T> {
     items: SegQueue<T>,
     items_max: usize,
@@ -65,6 +68,16 @@ impl<T> Sender<T> {
     /// Wakes the consumer if it sleeps. After the pushes: one wake-up serves them all.
     pub fn ring(&self) {
         self.0.bell.ring();
+    }
+
+    /// As [`Sender::ring`], if all that was pushed is for the consumer's tick: one that sleeps until then is woken only if there is more than it
+    /// has room for, or the queue half full.
+    pub fn knock(&self) {
+        let q = &self.0;
+        q.bell.knock(|room| {
+            let bytes = q.bytes.load(Ordering::Relaxed);
+            bytes >= room.min(q.bytes_max / 2) || q.items.len() >= DOZE_ITEMS_MAX.min(q.items_max / 2)
+        });
     }
 
     /// Items waiting.

@@ -8,7 +8,7 @@ use super::machine::{Machine, trace};
 use crate::clock::Time;
 use crate::frame::{Publication, Target};
 use crate::ids::{ClientRef, InterestId, InterestRef, Offset, ShardId, UserKey};
-use crate::queue::{Answer, Bell, FromShard, InterestKey, Question, Receiver, Sender, ToShard};
+use crate::queue::{Answer, Bell, FromShard, Given, InterestKey, Question, Receiver, Sender, ToShard};
 use crate::topics::{Ack, Outcome, Outlet, Refusal, Ticket, Topics};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -37,7 +37,7 @@ struct Wanted {
 /// The queues towards the shards, with the spy in them.
 struct Spy {
     queues: Vec<Sender<ToShard>>,
-    touched: Vec<bool>,
+    given: Vec<Given>,
     /// Items and bytes for which there was room when it was last asked, less what was pushed since.
     granted: Vec<Cell<(usize, usize)>>,
     wanted: Vec<HashMap<InterestId, Wanted>>,
@@ -97,9 +97,9 @@ impl Outlet for Spy {
         let was_asked = items_left > 0 && bytes <= bytes_left;
         assert!(was_asked, "the control core pushed to shard {shard} without asking for room");
         self.granted[index].set((items_left - 1, bytes_left - bytes));
+        self.given[index].add(&message);
         let pushed = self.queues[index].append(message, bytes);
         assert!(pushed.is_ok(), "shard {shard} has no room although it said so");
-        self.touched[index] = true;
     }
 }
 
@@ -148,7 +148,7 @@ impl Control {
             topics,
             spy: Spy {
                 queues,
-                touched: vec![false; shards],
+                given: vec![Given::Nothing; shards],
                 granted: vec![Cell::default(); shards],
                 wanted: (0..shards).map(|_| HashMap::new()).collect(),
                 users: (0..shards).map(|_| HashMap::new()).collect(),
@@ -420,10 +420,6 @@ impl Control {
     }
 
     fn ring(&mut self) {
-        for (shard, touched) in self.spy.touched.iter_mut().enumerate() {
-            if std::mem::take(touched) {
-                self.spy.queues[shard].ring();
-            }
-        }
+        self.spy.queues.iter().zip(&mut self.spy.given).for_each(|(queue, given)| given.announce(queue));
     }
 }

@@ -15,7 +15,7 @@ use super::machine::{Features, Machine, trace};
 use crate::clock::Time;
 use crate::frame::Outgoing;
 use crate::ids::{Generation, ShardId, Slot};
-use crate::queue::Bell;
+use crate::queue::{Bell, Depth};
 use crate::socket::{BufferId, Completion, Defect, InFlight, Kind, Ring, Token};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -137,6 +137,8 @@ pub struct SimRing {
     sizes: RingSizes,
     now: Time,
     wait: Wait,
+    /// Of the bell, in that wait.
+    depth: Depth,
     slots: Vec<FileSlot>,
     in_flight: InFlight,
     submissions: Vec<Submission>,
@@ -162,6 +164,7 @@ impl SimRing {
             bell,
             rings_seen: 0,
             wait: Wait::Nothing,
+            depth: Depth::AWAKE,
             slots: (0..sizes.slots).map(|_| FileSlot::default()).collect(),
             in_flight: InFlight::default(),
             submissions: Vec::new(),
@@ -194,6 +197,11 @@ impl SimRing {
     /// Whether the last enter waited.
     pub fn waited(&self) -> bool {
         self.wait != Wait::Nothing
+    }
+
+    /// How deeply the core slept when it last waited.
+    pub(crate) fn depth(&self) -> Depth {
+        self.depth
     }
 
     /// The core goes on: what is due becomes visible, time moves.
@@ -618,6 +626,7 @@ impl Ring for SimRing {
         }
         self.now = self.machine.now();
         self.collect();
+        self.depth = self.bell.depth();
         self.wait = match wait {
             Some(_) if self.machine.features == Features::Linux6_1 && self.machine.chance(20) => Wait::Nothing,
             Some(deadline) if self.ready.is_empty() => Wait::Until(deadline),
@@ -667,9 +676,10 @@ impl Ring for SimRing {
         }
         // Whoever runs now runs before the flag is seen or after it: stores and loads of two cores have one order or the other.
         if self.machine.chance(500) {
+            let depth = self.bell.depth();
             self.bell.awake();
             self.machine.run_elsewhere();
-            self.bell.sleep();
+            self.bell.set_depth(depth);
         } else {
             self.machine.run_elsewhere();
         }

@@ -357,7 +357,7 @@ impl World {
         let ring = shard.reactor.ring_mut();
         if ring.waited() {
             // In a real ring the turn would still be inside that wait, with its flag up.
-            shard.bell.sleep();
+            shard.bell.set_depth(ring.depth());
             shard.idle_turns = 0;
             if self.control.borrow().inbox_items(index) == 0 {
                 let tick_ns = self.settings.tick_interval_us * 1000;

@@ -303,7 +303,8 @@ impl<R: Ring> Reactor<R> {
 
     fn sleep(&mut self) {
         let mut deadline = self.now.plus_ms(SLEEP_MS_MAX).min(self.wheel.wake()).min(self.interests.linger_wake());
-        if self.has_news() {
+        let waits_for_tick = self.has_news();
+        if waits_for_tick {
             deadline = deadline.min(self.next_flush);
         }
         if let Some(drain) = &self.drain {
@@ -313,7 +314,11 @@ impl<R: Ring> Reactor<R> {
         if self.interests.announcement().is_some() || waits {
             deadline = deadline.min(self.now.plus_ms(RETRY_MS));
         }
-        self.ends.bell.sleep();
+        if waits_for_tick {
+            self.ends.bell.doze(self.batch_bytes_max().saturating_sub(self.batch_bytes()));
+        } else {
+            self.ends.bell.sleep();
+        }
         self.ring.about_to_sleep();
         let has_mail = !self.ends.inbox.is_empty() || !self.ends.arrivals.is_empty() || !self.ends.claims.1.is_empty();
         if has_mail && !self.ring.planted(Defect::LostWakeUp) {

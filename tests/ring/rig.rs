@@ -407,7 +407,7 @@ impl Rig {
                 self.inbox.push(message, frame.len()).unwrap();
             }
         }
-        self.inbox.ring();
+        self.inbox.knock();
     }
 
     /// Waits until the shard has ended by itself.

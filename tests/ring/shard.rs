@@ -197,6 +197,37 @@ fn a_sleeping_shard_is_woken_for_what_is_published(features: Features) {
     assert!(start.elapsed() < Duration::from_millis(ROUNDS as u64 * 50), "{:?}", start.elapsed());
 }
 
+fn what_is_for_the_tick_does_not_wake_a_shard_before_unless_it_is_too_much(features: Features) {
+    const TICK: Duration = Duration::from_secs(1);
+    let mut rig = Rig::start(64, features, |s| s.tick_interval_us = TICK.as_micros() as u64);
+    let mut client = rig.open("/ws");
+    rig.publish(None, &numbered(0, 50));
+    assert_eq!(number_of(&client.payload()), 0, "the first waits for nothing");
+
+    let (begun, rings) = (Instant::now(), rig.bell.rings());
+    for n in 1..100 {
+        until("the shard sleeps", || rig.bell.is_sleeping());
+        rig.publish(None, &numbered(n, 50));
+    }
+    let mut other = rig.open("/ws");
+    let opened = begun.elapsed();
+    other.send(Opcode::Text, b"ping");
+    assert_eq!(other.payload(), b"pong");
+    assert!(opened < TICK / 2, "who comes meanwhile waits for no tick: {opened:?}");
+    for n in 1..100 {
+        assert_eq!(number_of(&client.payload()), n);
+    }
+    let (rings, ticks) = (rig.bell.rings() - rings, begun.elapsed().as_secs() + 1);
+    assert!(rings <= 10 * ticks, "{rings} rings in {ticks} ticks"); // For the first of each; for the newcomer.
+
+    let begun = Instant::now();
+    for n in 0..40 {
+        rig.publish(None, &numbered(n, 20_000));
+    }
+    assert_eq!(number_of(&client.payload()), 0);
+    assert!(begun.elapsed() < TICK / 2, "more than a batch may have: {:?}", begun.elapsed());
+}
+
 fn whoever_lets_a_deadline_pass_is_cut_and_not_before(features: Features) {
     let mut rig = Rig::start(64, features, |s| {
         (s.handshake_deadline_ms, s.gpush_heartbeat_timeout_ms, s.close_deadline_ms) = (300, 700, 400);
@@ -376,6 +407,7 @@ on_both_kernels! {
     a_slow_consumer_gets_everything_in_order_once_it_reads,
     more_clients_than_buffers_are_all_heard,
     a_sleeping_shard_is_woken_for_what_is_published,
+    what_is_for_the_tick_does_not_wake_a_shard_before_unless_it_is_too_much,
     whoever_lets_a_deadline_pass_is_cut_and_not_before,
     a_drain_says_goodbye_to_who_reads_and_cuts_who_does_not,
     a_client_that_does_not_read_its_answers_is_not_read_from_until_it_does,
