@@ -38,12 +38,17 @@ pub fn channel<T>(items_max: usize, bytes_max: usize, bell: Arc<Bell>) -> (Sende
 }
 
 impl<T> Sender<T> {
-    /// Whether `items` more items of `bytes` bytes together fit now. Final: only this end adds, so what fits now fits later.
+    /// Whether `items` more items of `bytes` bytes together fit now. Final: only this end adds, so what fits now fits later. If not, the
+    /// consumer is woken: it may sleep over what is there.
     pub fn has_room(&self, items: usize, bytes: usize) -> bool {
         let q = &self.0;
         // What is larger than the whole bound is let through an empty queue, or it could never pass.
         let queued = q.bytes.load(Ordering::Relaxed);
-        q.items.len() + items <= q.items_max && (queued == 0 || queued + bytes <= q.bytes_max)
+        let has_room = q.items.len() + items <= q.items_max && (queued == 0 || queued + bytes <= q.bytes_max);
+        if !has_room {
+            q.bell.ring();
+        }
+        has_room
     }
 
     /// Appends `item`, which counts `bytes`. Does not ring: the producer rings once per burst, by [`Sender::ring`].
@@ -140,6 +145,28 @@ mod tests {
         rx.release(60);
         tx.push(3, 60).unwrap();
         assert_eq!((rx.pop(), rx.pop(), rx.pop()), (Some(2), Some(3), None));
+    }
+
+    #[test]
+    fn a_dozing_consumer_is_woken_for_more_than_it_has_room_for_and_where_there_is_no_room() {
+        let bell = Bell::silent();
+        let (mut tx, _rx) = channel(8, 100, bell.clone());
+        let mut given = |bytes| {
+            bell.doze(40);
+            let fits = tx.push((), bytes).is_ok();
+            tx.knock();
+            (fits, bell.is_sleeping())
+        };
+        assert_eq!(given(39), (true, true));
+        assert_eq!(given(70), (false, false), "it may be for that alone that this one does not fit");
+        assert_eq!(given(1), (true, false), "40 bytes");
+        let (mut tx, _rx) = channel(8, 1000, bell.clone());
+        for n in 1..=4 {
+            bell.doze(500);
+            tx.push((), 1).unwrap();
+            tx.knock();
+            assert_eq!(bell.is_sleeping(), n < 4, "half full of items");
+        }
     }
 
     #[test]
