@@ -128,8 +128,9 @@ impl Timer {
     pub async fn sleep(&mut self, duration: Duration) -> io::Result<()> {
         let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // Zero would mean "never".
-        let ns = duration.as_nanos().clamp(1, u128::from(u32::MAX)) as i64;
-        let after = libc::timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 };
+        let duration = duration.max(Duration::from_nanos(1));
+        let tv_sec = libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX);
+        let after = libc::timespec { tv_sec, tv_nsec: duration.subsec_nanos().into() };
         let time = libc::itimerspec { it_interval: zero, it_value: after };
         let fd = self.0.as_raw_fd();
         // SAFETY: `time` is a readable itimerspec, no old one is asked for, and the descriptor is open for as long as it is borrowed.
@@ -208,6 +209,24 @@ pub fn sharpen_timers() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
+
+    #[tokio::test]
+    async fn a_timer_ends_behind_its_time_and_may_be_set_again_before() {
+        let mut timer = Timer::new().unwrap();
+        let begun = Instant::now();
+        tokio::select! {
+            biased;
+            _ = timer.sleep(Duration::from_secs(1 << 40)) => panic!("that was short"),
+            () = tokio::task::yield_now() => {}
+        }
+        for us in [0, 300, 2_500] {
+            let begun = Instant::now();
+            timer.sleep(Duration::from_micros(us)).await.unwrap();
+            assert!(begun.elapsed() >= Duration::from_micros(us));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
 
     #[test]
     fn the_kernel_takes_a_user_timeout_for_tcp_and_for_nothing_else() {

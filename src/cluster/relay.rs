@@ -1,7 +1,7 @@
 //! The giving half of the relay: what this node accepts, for whoever pulls.
 
 use super::door::{Door, Known};
-use super::log::{BATCH_MESSAGES_MAX, Log};
+use super::log::Log;
 use super::{Carrier, Secrets, told};
 use crate::frame::Publication;
 use crate::metrics::ClusterMetrics;
@@ -127,8 +127,10 @@ impl Relay {
         let mut batch = RelayBatch { messages: Vec::new(), due, ..self.log().batch(due) };
         loop {
             let taken = Instant::now();
-            let rest = if batch.messages.len() < BATCH_MESSAGES_MAX { APART_MIN } else { Duration::ZERO };
+            let is_empty = batch.messages.is_empty();
             due = batch.first + batch.messages.len() as u64;
+            // Nothing to gather behind one that said nothing, nor behind a full one, which left something in the log.
+            let rest = if is_empty || due < batch.next { Duration::ZERO } else { APART_MIN };
             self.metrics.relay_sent.add(batch.messages.len() as u64);
             if pulls.send(Ok(batch)).await.is_err() {
                 return;
@@ -206,6 +208,7 @@ impl Service for Pulls {
 
 #[cfg(test)]
 mod tests {
+    use super::super::log::BATCH_MESSAGES_MAX;
     use super::*;
 
     #[tokio::test]

@@ -15,7 +15,7 @@ mod spsc;
 
 pub use bell::Bell;
 pub(crate) use bell::Depth;
-pub use spsc::{DOZE_ITEMS_MAX, Full, Receiver, Sender, channel};
+pub use spsc::{Full, Receiver, Sender, channel};
 
 use crate::clock::Time;
 use crate::frame::Frame;
@@ -110,8 +110,12 @@ pub enum Given {
 impl Given {
     /// And `message`.
     pub fn add(&mut self, message: &ToShard) {
-        let is_news = matches!(message, ToShard::Frame { .. } | ToShard::User(_));
-        *self = (*self).max(if is_news { Given::News } else { Given::Word });
+        let its = match message {
+            ToShard::Frame { .. } | ToShard::User(_) => Given::News,
+            ToShard::Subscribed { .. } | ToShard::Epoch { .. } | ToShard::Unsubscribed { .. } => Given::Word,
+            ToShard::Answer { .. } | ToShard::Drain(_) | ToShard::Stall { .. } => Given::Word,
+        };
+        *self = (*self).max(its);
     }
 
     /// Wakes the shard for it, as far as need be; then nothing is given.

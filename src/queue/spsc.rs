@@ -10,8 +10,8 @@ use crossbeam_queue::SegQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Items that a consumer sleeps over at most; a shard takes as many in one turn.
-pub const DOZE_ITEMS_MAX: usize = 4096;
+/// Items that a consumer sleeps over at most: a shard takes so many in some 0.2 ms, by which its flush is later.
+const DOZE_ITEMS_MAX: usize = 512;
 
 struct Shared<T> {
     items: SegQueue<T>,

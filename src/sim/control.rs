@@ -38,6 +38,8 @@ struct Wanted {
 struct Spy {
     queues: Vec<Sender<ToShard>>,
     given: Vec<Given>,
+    /// Whether something else than messages was pushed since the inbox was last seen empty.
+    has_words: Vec<Cell<bool>>,
     /// Items and bytes for which there was room when it was last asked, less what was pushed since.
     granted: Vec<Cell<(usize, usize)>>,
     wanted: Vec<HashMap<InterestId, Wanted>>,
@@ -45,6 +47,15 @@ struct Spy {
     users: Vec<HashMap<UserKey, (Box<str>, usize)>>,
     /// Last offset of a user's message pushed to each shard.
     last_of_users: Vec<Offset>,
+}
+
+impl Spy {
+    fn has_words_for(&self, shard: usize) -> bool {
+        if self.queues[shard].is_empty() {
+            self.has_words[shard].set(false);
+        }
+        self.has_words[shard].get()
+    }
 }
 
 impl Outlet for Spy {
@@ -97,6 +108,9 @@ impl Outlet for Spy {
         let was_asked = items_left > 0 && bytes <= bytes_left;
         assert!(was_asked, "the control core pushed to shard {shard} without asking for room");
         self.granted[index].set((items_left - 1, bytes_left - bytes));
+        let mut its = Given::Nothing;
+        its.add(&message);
+        self.has_words[index].set(self.has_words_for(index) || its == Given::Word);
         self.given[index].add(&message);
         let pushed = self.queues[index].append(message, bytes);
         assert!(pushed.is_ok(), "shard {shard} has no room although it said so");
@@ -149,6 +163,7 @@ impl Control {
             spy: Spy {
                 queues,
                 given: vec![Given::Nothing; shards],
+                has_words: vec![Cell::default(); shards],
                 granted: vec![Cell::default(); shards],
                 wanted: (0..shards).map(|_| HashMap::new()).collect(),
                 users: (0..shards).map(|_| HashMap::new()).collect(),
@@ -182,6 +197,11 @@ impl Control {
     /// Items in a shard's inbox.
     pub fn inbox_items(&self, shard: usize) -> usize {
         self.spy.queues[shard].len()
+    }
+
+    /// Whether something that a shard is to know at once may be in its inbox.
+    pub fn has_words_for(&self, shard: usize) -> bool {
+        self.spy.has_words_for(shard)
     }
 
     /// Whether nothing is under way: no mail, nobody waiting, nothing in an inbox.

@@ -1,11 +1,11 @@
 //! What the control core said: frames into batches, acks to those who wait; and what this shard wants told to it.
 
 use super::Reactor;
-use crate::queue::{DOZE_ITEMS_MAX, FromShard, ToShard};
+use crate::queue::{FromShard, ToShard};
 use crate::socket::{Defect, Ring};
 
 /// Items taken in one turn, so that completions are looked at between.
-const INBOX_ITEMS_PER_TURN: usize = DOZE_ITEMS_MAX;
+const INBOX_ITEMS_PER_TURN: usize = 4096;
 
 /// Announcements in one turn: thousands of clients with thousands of topics may leave at once. The rest follows in a millisecond.
 const ANNOUNCEMENTS_PER_TURN: usize = 4096;
