@@ -107,7 +107,7 @@ class Remarks(unittest.TestCase):
 class Clusters(unittest.TestCase):
     row = cluster.Row("relay", 3, 50_000)
 
-    def round(self, others=(50_000, 49_900), p99s=(3000, 5000), lost=0):
+    def round(self, others=(50_000, 49_900), p99s=(3000, 5000), lost=0, dropped=0.0):
         report = {
             "messages": 100_000, "published_per_s": 50_000.0, "lost": lost, "refused": 0, "client_busy_percent": 30, "publisher_busy_percent": 20,
             "nodes": [{"deliveries_per_s": 50_000, "p50_us": 1000, "p99_us": 2000}]
@@ -117,7 +117,7 @@ class Clusters(unittest.TestCase):
             "etcd": {"etcd": 0.01}, "node 0": {"control": 0.5, "accept": 0.01, "shards": 0.1},
             "node 1": {"control": 0.2, "shards": 0.1}, "node 2": {"control": 0.4, "shards": 0.1},
         }
-        return cluster.measured(self.row, report, used)
+        return cluster.measured(self.row, report, used, dropped, lost - dropped)
 
     def test_cpu_is_told_by_thread_and_message_and_the_worst_node_stands_for_the_others(self):
         one = self.round()
@@ -128,9 +128,9 @@ class Clusters(unittest.TestCase):
         self.assertAlmostEqual(one.cores, 0.05 * (5.1 + 1 + 2 * (3 + 1) + 0.1 + 10))
 
     def test_a_row_is_the_median_of_its_rounds_and_a_loss_in_one_of_them_stays(self):
-        rounds_ = [self.round(p99s=(p99, p99), lost=lost) for p99, lost in [(4000, 0), (9000, 0), (60_000, 1)]]
+        rounds_ = [self.round(p99s=(p99, p99), lost=lost, dropped=lost / 2) for p99, lost in [(4000, 0), (9000, 2), (60_000, 4)]]
         [row] = cluster.medians(rounds_)
-        self.assertEqual((row.other_p99_us, row.lost), (9000, 1))
+        self.assertEqual((row.other_p99_us, row.lost, row.dropped, row.missed), (9000, 6, 3, 3))
 
     def test_what_is_judged_is_three_nodes_that_keep_up_with_a_bounded_delay(self):
         self.assertEqual(cluster.misses([self.round()]), [])
@@ -141,7 +141,7 @@ class Clusters(unittest.TestCase):
     def test_rounds_come_back_from_their_file_as_they_were(self):
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory) / "scale.csv"
-            alone = cluster.measured(cluster.Row("alone", 1, 1000), {**self.report(), "nodes": []}, {"node 0": {"control": 0.1, "shards": 0.1}})
+            alone = cluster.measured(cluster.Row("alone", 1, 1000), {**self.report(), "nodes": []}, {"node 0": {"control": 0.1, "shards": 0.1}}, 0.0, None)
             cluster.write_csv(path, [self.round(), alone])
             self.assertEqual(cluster.read_csv(path), [self.round(), alone])
             self.assertIn("| alone | 1 |", cluster.table([alone])[-1])

@@ -27,6 +27,9 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 # What is judged, where it was measured: so many nodes keep up with this rate.
 JUDGED_NODES, JUDGED_RATES = 3, {"relay": 50_000, "nats": 20_000}
 ABOVE_LOCAL_US_MAX = 10_000
+# Counters of what does not come to a subscriber: since it was behind; since it did not come to its node.
+DROPPED = ["fanwire_drops_total"]
+MISSED = ["fanwire_relay_lost_messages_total", "fanwire_cluster_nats_lost_messages_total"]
 KEPT_UP_MIN = 0.99  # Of what is offered, delivered within the measured seconds.
 
 
@@ -120,8 +123,8 @@ def spent(before, after):
 
 @dataclasses.dataclass
 class Round:
-    """One run. CPU is in µs a published message, the times are ms, `own` is the node that is published into, `other` the worst of those
-    that are not."""
+    """One run. CPU is in µs a published message, the times are µs, `own` is the node that is published into, `other` the worst of those
+    that are not. Of what the subscribers lack (`lost`), nodes counted `dropped` for one that was behind, `missed` on the way between nodes."""
 
     row: Row
     accepted_per_s: float
@@ -132,6 +135,8 @@ class Round:
     other_p50_us: float | None
     other_p99_us: float | None
     lost: int
+    dropped: float | None
+    missed: float | None
     own_control_us: float
     own_shards_us: float
     other_control_us: float | None
@@ -155,8 +160,8 @@ class Round:
 FIGURES = [field.name for field in dataclasses.fields(Round) if field.name != "row"]
 
 
-def measured(row, report, used):
-    """A round of what the load client found and what the processes used: CPU seconds by thread, for etcd, nats and each node."""
+def measured(row, report, used, dropped, missed):
+    """A round of what the load client found, what the nodes counted, and what the processes used: CPU seconds by thread, for etcd, nats and each node."""
     messages = report["messages"]
     own, *others = report["nodes"] or [report]
 
@@ -175,7 +180,7 @@ def measured(row, report, used):
         own_p50_us=own["p50_us"], own_p99_us=own["p99_us"],
         other_p50_us=max((node["p50_us"] for node in others), default=None),
         other_p99_us=max((node["p99_us"] for node in others), default=None),
-        lost=report["lost"] + report["refused"],
+        lost=report["lost"] + report["refused"], dropped=dropped, missed=missed,
         own_control_us=each("node 0", control), own_shards_us=each("node 0", shards),
         other_control_us=of_others(control), other_shards_us=of_others(shards),
         etcd_us=each("etcd", whole), nats_us=each("nats", whole),
@@ -225,11 +230,12 @@ def once(binary, row, size, warmup_s, duration_s, directory):
         finally:
             stop(client)
         used = {name: spent(before[name], cpu_s(server.process.pid)) for name, server in processes.items()}
+        dropped, missed = (sum(node.metric(name) for node in nodes for name in names) for names in (DROPPED, MISSED))
         try:
             result = json.loads(said)
         except json.JSONDecodeError:
             raise Failed(f"{row}: {complained.strip().splitlines()[-1:]}") from None
-        return measured(row, result["median"]["gateway"], used), result["wrong"]
+        return measured(row, result["median"]["gateway"], used, dropped, missed), result["wrong"]
 
 
 def medians(rounds):
@@ -245,7 +251,8 @@ def median(row, rounds):
     for name in FIGURES:
         values = [getattr(one, name) for one in rounds if getattr(one, name) is not None]
         figures[name] = statistics.median(values) if values else None
-    figures["lost"] = sum(one.lost for one in rounds)  # One lost message is one too many.
+    for name in ("lost", "dropped", "missed"):  # One lost message is one too many.
+        figures[name] = sum(getattr(one, name) or 0 for one in rounds)
     return Round(row=row, **figures)
 
 
@@ -281,6 +288,8 @@ COLUMNS = {
     "p99 ms here": lambda one: milliseconds(one.own_p99_us),
     "there  ": lambda one: shown(one.other_p99_us, milliseconds),
     "lost": lambda one: f"{one.lost:,.0f}",
+    "of it dropped": lambda one: shown(one.dropped, "{:,.0f}".format),
+    "missed": lambda one: shown(one.missed, "{:,.0f}".format),
     "µs CPU a message: control here": lambda one: f"{one.own_control_us:.2f}",
     "shard here": lambda one: f"{one.own_shards_us:.2f}",
     "control there": lambda one: shown(one.other_control_us, "{:.2f}".format),
