@@ -132,6 +132,16 @@ pub enum ClusterError {
         /// Why.
         error: io::Error,
     },
+    /// Have the file made again.
+    #[error(
+        "cluster.nats_credentials_file {file}: {error}; it must hold a JWT and its seed, each between lines of dashes, as `nsc generate creds` writes it"
+    )]
+    Credentials {
+        /// The setting's value.
+        file: String,
+        /// Why.
+        error: io::Error,
+    },
     /// Change the address.
     #[error("cluster.relay_address = {address}: {error}; choose another address, or stop who listens there")]
     Bind {

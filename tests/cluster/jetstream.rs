@@ -5,6 +5,9 @@ use crate::faults::Faults;
 use crate::gateway::{Gateway, Start, fanwire, wait_for, wait_until};
 use crate::nats::Nats;
 use crate::publisher::{Publisher, message};
+use data_encoding::BASE64URL_NOPAD;
+use nkeys::KeyPair;
+use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -545,6 +548,68 @@ fn whoever_logs_in_to_nats_by_name_token_or_not_at_all_gets_what_it_allows() {
     let token = nats.file("token", "s3cret\n");
     let node = start(&[&nats], &[("cluster.nats_token_file", &token)]);
     wait_until("it has the stream", || is_connected(&node));
+}
+
+/// A JWT of NATS's (decentralised authentication, version 2): what `claims` says of `subject`, in the word of `issuer`.
+fn jwt(issuer: &KeyPair, subject: &KeyPair, claims: Value) -> String {
+    let encode = |part: Value| BASE64URL_NOPAD.encode(part.to_string().as_bytes());
+    let (issuer_name, name) = (issuer.public_key(), subject.public_key());
+    let header = encode(json!({ "typ": "JWT", "alg": "ed25519-nkey" }));
+    let body =
+        encode(json!({ "jti": name, "iat": 1, "iss": issuer_name, "sub": name, "name": "test", "nats": claims }));
+    let text = format!("{header}.{body}");
+    let signature = BASE64URL_NOPAD.encode(&issuer.sign(text.as_bytes()).unwrap());
+    format!("{text}.{signature}")
+}
+
+#[test]
+fn whoever_has_credentials_of_the_account_logs_in_to_nats_and_of_another_does_not() {
+    let (operator, account, system) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account());
+    let limits = json!({
+        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
+        "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1,
+    });
+    let of_account = json!({ "type": "account", "version": 2, "limits": limits });
+    let mut of_system = of_account.clone();
+    for name in ["mem_storage", "disk_storage", "streams", "consumer"] {
+        of_system["limits"][name] = json!(0); // It may have no JetStream.
+    }
+    let mut nats = Nats::prepared(&format!(
+        "operator: {}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {}, {}: {} }}",
+        jwt(&operator, &operator, json!({ "type": "operator", "version": 2 })),
+        system.public_key(),
+        account.public_key(),
+        jwt(&operator, &account, of_account),
+        system.public_key(),
+        jwt(&operator, &system, of_system),
+    ));
+    nats.spawn();
+    // As `nsc` writes them.
+    let credentials = |name: &str, account: &KeyPair| {
+        let user = KeyPair::new_user();
+        let token = jwt(account, &user, json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 }));
+        let seed = user.seed().unwrap();
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        );
+        nats.file(name, &text)
+    };
+    let broken = nats.file("broken.creds", "-----BEGIN NATS USER JWT-----\neyJ0\n------END NATS USER JWT------\n");
+    let access =
+        [("cluster.transport", "nats"), ("cluster.nats", &nats.address()), ("cluster.nats_credentials_file", &broken)];
+    let ended = Start::new().sets(&access).try_start().expect_err("half a file");
+    assert!(ended.stderr.contains("as `nsc generate creds` writes it"), "{}", ended.stderr);
+
+    let own = credentials("own.creds", &account);
+    let foreign = credentials("foreign.creds", &KeyPair::new_account());
+    let node = start(&[&nats], &[("cluster.nats_credentials_file", &own)]);
+    wait_until("it has the stream", || is_connected(&node));
+    let mut client = Client::subscriber(&node, &["t"]);
+    node.push("t", "x");
+    assert_eq!(client.text(), "x");
+    let stranger = start(&[&nats], &[("cluster.nats_credentials_file", &foreign)]);
+    wait_until("it says why", || stranger.get("/readyz").body.contains("authorization violation"));
 }
 
 #[test]

@@ -318,7 +318,8 @@ pub(super) fn access(settings: &Cluster, read: &ReadFile) -> Result<Access, supe
     } else if given(&settings.nats_token_file) {
         Login::Token(secret("cluster.nats_token_file", &settings.nats_token_file)?)
     } else if given(&settings.nats_credentials_file) {
-        Login::Credentials(secret("cluster.nats_credentials_file", &settings.nats_credentials_file)?)
+        // The last line of dashes counts only with its end.
+        Login::Credentials(secret("cluster.nats_credentials_file", &settings.nats_credentials_file)? + "\n")
     } else {
         Login::Nobody
     };
@@ -341,11 +342,7 @@ pub(super) fn access(settings: &Cluster, read: &ReadFile) -> Result<Access, supe
         name: format!("fanwire {}", if settings.name.is_empty() { super::host_name() } else { settings.name.clone() }),
     };
     let file = &settings.nats_credentials_file;
-    access.options().map_err(|error| super::ClusterError::File {
-        key: "cluster.nats_credentials_file",
-        file: file.clone(),
-        error,
-    })?;
+    access.options().map_err(|error| super::ClusterError::Credentials { file: file.clone(), error })?;
     Ok(access)
 }
 
