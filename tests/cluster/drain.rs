@@ -6,6 +6,8 @@ use crate::gateway::{DEADLINE, fanwire, wait_until};
 use crate::node::{Listener, Node, cluster, nodes};
 use std::io::Write;
 use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
 #[test]
 fn where_others_remain_clients_are_told_to_come_again() {
@@ -127,6 +129,32 @@ fn what_a_node_that_was_cut_off_until_its_end_has_kept_is_counted_by_the_others(
     assert!(two[1].stderr().contains("messages=50"), "{}", two[1].stderr());
     assert!(two[0].stderr().contains("a node has not had all"), "{}", two[0].stderr());
     assert_eq!(two[1].lost(), 50.0);
+}
+
+#[test]
+#[ignore = "a minute, until a node that may be back is given up"]
+fn what_a_node_that_was_killed_was_last_heard_to_have_is_counted_by_the_others() {
+    let etcd = Etcd::start();
+    let two = cluster(&etcd, &["a", "b"], &[]);
+    let mut listener = Listener::new(&two[1], "t");
+    two[0].network.cut();
+    two[0].publish("t", 1..5001);
+    // What comes says how much is behind it.
+    two[0].network.throttle(64 << 10);
+    two[0].network.pass();
+    wait_until("some of it has come", || two[1].received() > 0.0);
+    two[0].network.cut();
+    two[0].signal("KILL");
+    let gone = || two[1].metrics().sum("fanwire_relay_lost_messages_total", &[("reason", "gone")]);
+    let killed = Instant::now();
+    while gone() == 0.0 {
+        assert!(killed.elapsed() < Duration::from_secs(90), "{}", two[1].stderr());
+        thread::sleep(Duration::from_millis(200)); // Between two looks.
+    }
+    assert!(killed.elapsed() > Duration::from_secs(60), "it might have come back: {:?}", killed.elapsed());
+    let received = two[1].received();
+    listener.hears(&[("a", received as u64)]);
+    assert_eq!((gone(), two[1].lost()), (5000.0 - received, 5000.0 - received));
 }
 
 #[test]
