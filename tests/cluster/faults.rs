@@ -176,9 +176,12 @@ async fn direction(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut network: w
         while let Some((due, bytes)) = queue.recv().await {
             tokio::time::sleep_until(due).await;
             drop(network.wait_for(|network| !network.is_silent).await);
-            let bytes_per_s = network.borrow().bytes_per_s.unwrap_or(u32::MAX);
-            for bytes in bytes.chunks(1024) {
-                tokio::time::sleep(Duration::from_secs(1).mul_f64(bytes.len() as f64 / f64::from(bytes_per_s))).await;
+            let bytes_per_s = network.borrow().bytes_per_s;
+            for bytes in bytes.chunks(if bytes_per_s.is_some() { 1024 } else { CHUNK_BYTES }) {
+                if let Some(bytes_per_s) = bytes_per_s {
+                    let time = Duration::from_secs(1).mul_f64(bytes.len() as f64 / f64::from(bytes_per_s));
+                    tokio::time::sleep(time).await; // A millisecond at least.
+                }
                 if to.write_all(bytes).await.is_err() {
                     return;
                 }
