@@ -252,7 +252,8 @@ def median(row, rounds):
         values = [getattr(one, name) for one in rounds if getattr(one, name) is not None]
         figures[name] = statistics.median(values) if values else None
     for name in ("lost", "dropped", "missed"):  # One lost message is one too many.
-        figures[name] = sum(getattr(one, name) or 0 for one in rounds)
+        values = [getattr(one, name) for one in rounds]
+        figures[name] = None if None in values else sum(values)  # Not said in every round: not known.
     return Round(row=row, **figures)
 
 
