@@ -12,7 +12,7 @@ SERVERS = ("fanwire", "bare", "nats", "nchan", "ws", "centrifugo")
 # Flags of `fanwire bench` that a load may set; values go as they are, `true` as a flag without one.
 LOAD = {
     "connections", "topics", "rate", "saturate", "size", "messages", "idle", "slow_percent", "ramp", "publish", "publishers",
-    "http_connections", "batch", "churn", "storm", "zipf", "spread", "dialect", "metric",
+    "http_connections", "batch", "churn", "storm", "zipf", "spread", "dialect", "metric", "spin",
 }
 
 # --quick: does everything still run? In seconds, not figures.
