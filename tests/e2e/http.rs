@@ -1,6 +1,6 @@
 //! The smallest HTTP/1.1 client that does: one request, one connection, read to the end.
 
-use crate::gateway::{DEADLINE, Gateway};
+use crate::gateway::{DEADLINE, Gateway, wait_until};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -97,10 +97,13 @@ impl Gateway {
         assert_eq!((response.status, response.body.as_str()), (200, "{}"), "{response:?}");
     }
 
-    /// Makes a shard do nothing for a while. Only with `--dev`.
+    /// Makes a shard do nothing for a while; it stands still when this returns, and its queue is as it left it. Only with `--dev`.
     pub fn stall(&self, shard: usize, ms: u64) {
+        let stalls = || self.stderr().matches("standing still, as asked").count();
+        let before = stalls();
         let response = self.post(&format!("/dev/stall?shard={shard}&ms={ms}"), "");
         assert_eq!(response.status, 200, "{response:?}");
+        wait_until("the shard stands still", || stalls() > before);
     }
 
     /// `/metrics`, now.
