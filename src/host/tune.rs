@@ -344,12 +344,12 @@ impl Tuner {
     }
 
     /// Whoever tunes at the same time waits outside.
-    fn lock(&self) -> Result<File, String> {
+    fn lock(&self) -> Result<Lock, String> {
         let folder = self.state.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let made = if folder.exists() { Ok(()) } else { fs::create_dir_all(folder) };
         let folder = made.and_then(|()| File::open(folder)).map_err(|e| self.refused(&e))?;
         folder.try_lock().map_err(|_| "another `fanwire tune` is at work: wait for it".to_owned())?;
-        Ok(folder)
+        Ok(Lock(folder))
     }
 
     fn refused(&self, error: &io::Error) -> String {
@@ -406,6 +406,17 @@ impl Tuner {
             ));
         }
         Ok(())
+    }
+}
+
+/// A locked folder. It is unlocked, not only closed: a process that is just being started, and has not reached its program yet, holds
+/// the file as well.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock(); // It ends with the file anyway.
     }
 }
 
