@@ -116,6 +116,7 @@ impl StartError {
 struct Layout {
     shards: usize,
     slots: usize,
+    lanes: usize, // Over so many of them clients are spread; the others are there for more places.
 }
 
 impl Layout {
@@ -129,12 +130,12 @@ impl Layout {
             )));
         }
         let by_cores = cores.saturating_sub(1).max(1);
-        let shards = match count {
-            0 => by_cores.max(connections_max.div_ceil(high_water(table))),
-            n => n,
+        let (shards, lanes) = match count {
+            0 => (by_cores.max(connections_max.div_ceil(high_water(table))), by_cores),
+            n => (n, n),
         };
         if connections_max == 0 {
-            return Ok(Layout { shards, slots: table });
+            return Ok(Layout { shards, slots: table, lanes });
         }
         let each = connections_max.div_ceil(shards);
         let slots = (each..=table).find(|slots| high_water(*slots) >= each);
@@ -145,7 +146,7 @@ impl Layout {
                  shards.count (0 = as many as needed)"
             ))
         })?;
-        Ok(Layout { shards, slots: slots.max(SLOTS_MIN.min(table)) })
+        Ok(Layout { shards, slots: slots.max(SLOTS_MIN.min(table)), lanes })
     }
 
     /// Connections at which new ones are refused, under `shards.connections_max`.
@@ -327,7 +328,7 @@ impl Gateway {
 
     fn start(mut self) -> Result<(Running, tokio_uring::Runtime), StartError> {
         let text = |e: &dyn std::fmt::Display| StartError::Text(e.to_string());
-        let Layout { shards, slots } = self.layout;
+        let Layout { shards, slots, lanes } = self.layout;
         let random = || getrandom::u64().map_err(|e| StartError::Text(format!("no randomness: {e}")));
         let settings = ShardSettings { seed: random()?, ..ShardSettings::new(&self.config, shards, slots) };
         let (items_max, bytes_max) = (self.config.shards.queue_items_max, self.config.shards.queue_bytes_max);
@@ -391,6 +392,7 @@ impl Gateway {
         accept_metrics.connections_max.set(connections_max as u64);
         let accept_settings = accept::Settings {
             modern_ring: self.features != Features::LINUX_6_1,
+            lanes,
             ..accept::Settings::from(&self.config)
         };
         let addresses: Vec<_> = self.listeners.iter().map(Listener::local_addr).collect();
@@ -1029,9 +1031,11 @@ mod tests {
     #[test]
     fn shards_follow_cores_and_what_the_connections_need() {
         let layout = |count, connections, cores, nofile| Layout::new(count, connections, cores, nofile).unwrap();
-        assert_eq!(layout(0, 0, 1, 20_000), Layout { shards: 1, slots: 20_000 });
-        assert_eq!(layout(0, 0, 8, 20_000).shards, 7);
-        assert_eq!(layout(0, 1_000_000, 2, 20_000).shards, 53);
+        assert_eq!(layout(0, 0, 1, 20_000), Layout { shards: 1, slots: 20_000, lanes: 1 });
+        assert_eq!(layout(0, 0, 8, 20_000), Layout { shards: 7, slots: 20_000, lanes: 7 });
+        let many = layout(0, 1_000_000, 2, 20_000);
+        assert_eq!((many.shards, many.lanes), (53, 1));
+        assert_eq!(layout(4, 0, 2, 20_000).lanes, 4, "who counts them wants them all used");
         assert_eq!(layout(3, 0, 2, 1 << 30).slots, SLOTS_MAX);
         for (shards, connections) in [(1, 100), (4, 10_000), (53, 1_000_000)] {
             let slots = layout(shards, connections, 2, 20_000).slots;

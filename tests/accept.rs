@@ -317,6 +317,7 @@ impl Drop for Gateway {
 fn settings() -> Settings {
     Settings {
         connections_max: 0,
+        lanes: 0,
         connections_per_address_max: 0,
         handshakes_per_s_max: 0,
         refusals_max: 64,

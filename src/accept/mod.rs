@@ -75,6 +75,9 @@ pub struct ShardDoor {
 pub struct Settings {
     /// Connections in all; 0 = as many as the shards hold.
     pub connections_max: usize,
+    /// Over so many of the shards clients are spread. The others, each in the lane of one of them (`index % lanes`), are filled when it
+    /// is full. 0 = all of them.
+    pub lanes: usize,
     /// Connections from one address; 0 = no limit.
     pub connections_per_address_max: usize,
     /// New connections a second, with a burst of one second's worth; 0 = no limit.
@@ -93,6 +96,7 @@ impl From<&Config> for Settings {
     fn from(config: &Config) -> Settings {
         Settings {
             connections_max: config.shards.connections_max,
+            lanes: 0,
             connections_per_address_max: config.limits.connections_per_address_max,
             handshakes_per_s_max: config.limits.handshakes_per_s_max,
             refusals_max: config.limits.refusals_max,
@@ -208,8 +212,9 @@ impl<R: AcceptRing> Acceptor<R> {
             settings.handshakes_per_s_max,
             ring.now(),
         );
+        let lanes = if settings.lanes == 0 { doors.len().max(1) } else { settings.lanes };
         Acceptor {
-            placement: Placement::new(key, doors.iter().map(|d| d.slots)),
+            placement: Placement::new(key, lanes, doors.iter().map(|d| d.slots)),
             doors: doors.into_iter().map(|shard| Door { shard, under_way: 0, to_ring: false }).collect(),
             ring,
             sizes,

@@ -1,7 +1,9 @@
 //! Which shard a new client goes to.
 //!
-//! A keyed hash of the peer's address and port names two shards, and the emptier takes it: the fullest stays within a few
-//! connections of the emptiest, and nobody outside can aim at one shard. Pure; the key is an argument.
+//! Shards stand in lanes, usually one for each core. A keyed hash of the peer's address and port names two lanes, and the emptier takes
+//! it: the fullest stays within a few connections of the emptiest, and nobody outside can aim at one. Shards of one lane are there for
+//! their file tables and share a core: they are filled one after the other, so that as few as possible wake for a message, and
+//! what a core touches in turn was made in turn. Pure; the key is an argument.
 
 use crate::ids::ShardId;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,55 +19,72 @@ const SPARE_SLOTS_DIVISOR: usize = 20;
 pub(super) struct Placement {
     key: [u64; 2],
     shards: Vec<Places>,
+    lanes: Vec<Places>, // Shard i stands in lane i % lanes.
 }
 
+#[derive(Clone, Copy, Default)]
 struct Places {
     taken: usize,
     high_water: usize,
 }
 
 impl Places {
+    fn has_room(self) -> bool {
+        self.taken < self.high_water
+    }
+
     /// Whether it is emptier than `other`, each by its own measure.
-    fn emptier_than(&self, other: &Places) -> bool {
-        // As fractions, by cross-multiplication: shards may differ in size.
+    fn emptier_than(self, other: Places) -> bool {
+        // As fractions, by cross-multiplication: lanes may differ in size.
         (self.taken as u128) * (other.high_water as u128) < (other.taken as u128) * (self.high_water as u128)
     }
 }
 
 impl Placement {
-    /// For shards with tables of `slots`. `key` must be random outside tests.
-    pub(super) fn new(key: [u64; 2], slots: impl IntoIterator<Item = usize>) -> Self {
+    /// For shards with tables of `slots` in so many `lanes`, at least one. `key` must be random outside tests.
+    pub(super) fn new(key: [u64; 2], lanes: usize, slots: impl IntoIterator<Item = usize>) -> Self {
         let places = |slots: usize| Places { taken: 0, high_water: high_water(slots) };
-        Placement { key, shards: slots.into_iter().map(places).collect() }
+        let shards: Vec<_> = slots.into_iter().map(places).collect();
+        let of_lane = |lane| shards.iter().skip(lane).step_by(lanes).map(|shard| shard.high_water).sum();
+        let lane = |lane| Places { taken: 0, high_water: of_lane(lane) };
+        Placement { key, lanes: (0..lanes.min(shards.len())).map(lane).collect(), shards }
     }
 
-    /// The shard for `peer`: the emptier of its two, else the emptiest of those with room; `None` when all are full. `usable`
-    /// says whether a shard can take a client at all just now. O(1) while there is room, O(shards) otherwise.
+    /// The shard for `peer`: in the emptier of its two lanes, else in the emptiest with room, the first that has some; `None` when all
+    /// are full. `usable` says whether a shard can take a client at all just now. O(shards of a lane) while there is room,
+    /// O(shards) otherwise.
     pub(super) fn pick(&self, peer: SocketAddr, usable: impl Fn(ShardId) -> bool) -> Option<ShardId> {
-        let count = self.shards.len();
-        let has_room = |i: &usize| self.shards[*i].taken < self.shards[*i].high_water && usable(shard_id(*i));
-        let emptier = |a: usize, b: usize| if self.shards[b].emptier_than(&self.shards[a]) { b } else { a };
+        let lanes = self.lanes.len();
+        let first_with_room = |lane: usize| {
+            let shard = (lane..self.shards.len())
+                .step_by(lanes)
+                .find(|i| self.shards[*i].has_room() && usable(shard_id(*i)))?;
+            Some((lane, shard))
+        };
+        let emptier =
+            |a: (usize, usize), b: (usize, usize)| if self.lanes[b.0].emptier_than(self.lanes[a.0]) { b } else { a };
         let mut hash = DefaultHasher::new(); // SipHash; the key goes in front.
         (self.key, peer).hash(&mut hash);
         let hash = hash.finish();
-        let first = (hash as u32 as usize).checked_rem(count)?;
-        // A different shard, if there is one: an offset of 1..count from the first, by the hash's other half.
-        let second = (hash >> 32) as usize % (count - 1).max(1);
-        let second = (first + 1 + second) % count;
+        let first = (hash as u32 as usize).checked_rem(lanes)?;
+        // A different lane, if there is one: an offset of 1..lanes from the first, by the hash's other half.
+        let second = (hash >> 32) as usize % (lanes - 1).max(1);
+        let second = (first + 1 + second) % lanes;
         [first, second]
             .into_iter()
-            .filter(has_room)
+            .filter_map(first_with_room)
             .reduce(emptier)
             // Rare, so it may look at all of them.
-            .or_else(|| (0..count).filter(has_room).reduce(emptier))
-            .map(shard_id)
+            .or_else(|| (0..lanes).filter_map(first_with_room).reduce(emptier))
+            .map(|(_, shard)| shard_id(shard))
     }
 
     /// One more on `shard`.
     pub(super) fn take(&mut self, shard: ShardId) {
-        let places = &mut self.shards[shard.0 as usize];
-        assert!(places.taken < places.high_water, "a place is taken only where there is one");
+        let [places, lane] = self.places(shard);
+        assert!(places.has_room(), "a place is taken only where there is one");
         places.taken += 1;
+        lane.taken += 1;
     }
 
     /// One less on `shard`.
@@ -73,8 +92,16 @@ impl Placement {
     /// # Panics
     /// If it had none: a connection departed that never arrived.
     pub(super) fn give_back(&mut self, shard: ShardId) {
-        let places = &mut self.shards[shard.0 as usize];
+        let [places, lane] = self.places(shard);
         places.taken = places.taken.checked_sub(1).expect("who departs has arrived");
+        lane.taken -= 1;
+    }
+
+    /// Of `shard` and of its lane.
+    fn places(&mut self, shard: ShardId) -> [&mut Places; 2] {
+        let index = shard.0 as usize;
+        let lane = index % self.lanes.len();
+        [&mut self.shards[index], &mut self.lanes[lane]]
     }
 
     /// Places taken on all shards.
@@ -100,7 +127,11 @@ mod tests {
     use std::net::Ipv4Addr;
 
     fn placement(slots: &[usize]) -> Placement {
-        Placement::new([1, 2], slots.iter().copied())
+        in_lanes(slots.len().max(1), slots)
+    }
+
+    fn in_lanes(lanes: usize, slots: &[usize]) -> Placement {
+        Placement::new([1, 2], lanes, slots.iter().copied())
     }
 
     fn peer(n: u32) -> SocketAddr {
@@ -131,6 +162,34 @@ mod tests {
         let mut p = placement(&[1000, 4000]);
         fill(&mut p, 0..2500);
         assert!((480..=520).contains(&p.shards[0].taken), "{}", p.shards[0].taken);
+    }
+
+    #[test]
+    fn shards_of_one_lane_are_filled_one_after_the_other_and_lanes_evenly() {
+        let mut p = in_lanes(2, &[100; 6]);
+        let mut taken = |clients| {
+            fill(&mut p, clients);
+            p.shards.iter().map(|s| s.taken).collect::<Vec<_>>()
+        };
+        let some = taken(0..120);
+        assert!(some[0].abs_diff(some[1]) <= 6 && some[2..] == [0; 4], "{some:?}");
+        assert_eq!(taken(120..300)[..2], [95, 95]);
+        assert!(p.lanes[0].taken.abs_diff(p.lanes[1].taken) <= 6 && p.shards[4].taken == 0 && p.shards[5].taken == 0);
+        fill(&mut p, 300..6 * 95);
+        assert_eq!(p.pick(peer(9999), |_| true), None);
+        // Whoever leaves makes room for the next: no shard further on is woken for it.
+        p.give_back(ShardId(4));
+        p.give_back(ShardId(0));
+        assert_eq!(p.pick(peer(9999), |_| true), Some(ShardId(0)));
+    }
+
+    #[test]
+    fn a_lane_goes_on_past_a_shard_that_can_take_nobody() {
+        let mut p = in_lanes(1, &[100; 3]);
+        assert_eq!(p.pick(peer(0), |shard| shard != ShardId(0)), Some(ShardId(1)));
+        fill(&mut p, 0..95);
+        assert_eq!(p.pick(peer(0), |_| true), Some(ShardId(1)));
+        assert_eq!(p.pick(peer(0), |shard| shard != ShardId(1)), Some(ShardId(2)));
     }
 
     #[test]

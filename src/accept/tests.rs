@@ -194,6 +194,7 @@ fn scene(slots: &[usize], settings: Settings) -> Scene {
 fn settings() -> Settings {
     Settings {
         connections_max: 0,
+        lanes: 0,
         connections_per_address_max: 0,
         handshakes_per_s_max: 0,
         refusals_max: 2,
@@ -462,6 +463,7 @@ fn run_seed(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let settings = Settings {
         connections_max: [0, 30][dice.roll(2) as usize],
+        lanes: (seed % 3) as usize, // Of three shards.
         connections_per_address_max: [0, 6][dice.roll(2) as usize],
         handshakes_per_s_max: [0, 2000][dice.roll(2) as usize],
         refusals_max: dice.roll(5) as usize,
@@ -542,5 +544,5 @@ fn run_seed(seed: u64) {
         [&m.refused_full, &m.refused_busy, &m.refused_address, &m.refused_rate, &m.refused_stopping, &m.refused_cut];
     let ended = m.handed_over.get() + refused.iter().map(|c| c.get()).sum::<u64>() + acceptor.ring.lost as u64;
     assert_eq!(m.accepted.get(), ended, "seed {seed}");
-    assert!(m.accepted.get() > 100, "seed {seed} took next to nobody");
+    assert!(m.accepted.get() > 50, "seed {seed} took next to nobody");
 }

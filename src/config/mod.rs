@@ -313,7 +313,7 @@ fn joined(doc: &str) -> String {
 section! { "shards"
     /// Threads, rings and their pace.
     Shards {
-        /// Shards, each a thread with a ring; 0 = max(cores − 1, what `connections_max` needs at RLIMIT_NOFILE slots a ring).
+        /// Shards, each a thread with a ring, and clients are spread over them; 0 = max(cores − 1, what `connections_max` needs at RLIMIT_NOFILE slots a ring), and of more than cores − 1 those of a core are filled one after the other.
         count: usize = 0 => Allowed::Integer(&[0..=1024]),
         /// Connections in all; 0 = as many as the shards' file tables hold.
         connections_max: usize = 0 => Allowed::Integer(&[0..=1_000_000_000]),
