@@ -21,6 +21,7 @@ use crate::ingest::{
 };
 use crate::metrics::{AcceptMetrics, ControlMetrics, Registry, ShardMetrics};
 use crate::queue::{self, Answer, Bell, Drain, Page, ToAccept};
+use crate::shard::lane::Lane;
 use crate::shard::settings::ShardSettings;
 use crate::socket::uring::{Features, RingError, UringParts};
 use crate::socket::{ListenOptions, Listener, Sizes, listen};
@@ -166,8 +167,17 @@ pub struct Forecast {
     pub shards: usize,
     /// Places in the file table of each.
     pub slots: usize,
+    /// Over so many of them clients are spread; the others are filled after them.
+    pub lanes: usize,
     /// Connections at which new ones would be refused.
     pub connections_max: usize,
+}
+
+impl Forecast {
+    /// Of so many connections, how many the fullest shard has.
+    pub fn fullest_shard(&self, connections: u64) -> u64 {
+        connections.div_ceil(self.lanes as u64).min(high_water(self.slots) as u64)
+    }
 }
 
 /// What [`serve`] would make of this configuration on `cores` under a hard RLIMIT_NOFILE of `nofile`.
@@ -180,6 +190,7 @@ pub fn forecast(config: &Config, cores: usize, nofile: u64) -> Result<Forecast, 
     Ok(Forecast {
         shards: layout.shards,
         slots: layout.slots,
+        lanes: layout.lanes,
         connections_max: layout.holds(config.shards.connections_max),
     })
 }
@@ -330,7 +341,7 @@ impl Gateway {
         let text = |e: &dyn std::fmt::Display| StartError::Text(e.to_string());
         let Layout { shards, slots, lanes } = self.layout;
         let random = || getrandom::u64().map_err(|e| StartError::Text(format!("no randomness: {e}")));
-        let settings = ShardSettings { seed: random()?, ..ShardSettings::new(&self.config, shards, slots) };
+        let settings = ShardSettings { seed: random()?, ..ShardSettings::new(&self.config, shards, lanes, slots) };
         let (items_max, bytes_max) = (self.config.shards.queue_items_max, self.config.shards.queue_bytes_max);
         let bell = || Bell::new().map_err(|e| StartError::starved("an eventfd", &e));
         let (control_bell, accept_bell) = (bell()?, bell()?);
@@ -339,6 +350,7 @@ impl Gateway {
         let (mut queues, mut doors, mut shard_metrics, mut threads) = (vec![], vec![], vec![], vec![]);
         let (ready, readiness) = mpsc::channel();
         let mut cut = None;
+        let in_lanes: Vec<_> = (0..lanes).map(|_| Lane::default()).collect();
         for index in 0..shards {
             let id = ShardId(index as u16);
             let shard_bell = bell()?;
@@ -350,7 +362,15 @@ impl Gateway {
             let (arrivals_in, arrivals) = queue::channel(ARRIVALS_WAITING_MAX, 0, shard_bell.clone());
             let (departures, departures_out) = queue::channel(2 * slots, 0, accept_bell.clone());
             let (claims, claims_heard) = queue::claims(shard_bell.clone(), accept_bell.clone());
-            let ends = Endpoints { inbox, outbox, arrivals, departures, claims, bell: shard_bell };
+            let ends = Endpoints {
+                inbox,
+                outbox,
+                arrivals,
+                departures,
+                claims,
+                bell: shard_bell,
+                lane: in_lanes[index % lanes].clone(),
+            };
             let metrics = Arc::new(ShardMetrics::default());
             let shard = Shard {
                 id,

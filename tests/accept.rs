@@ -566,6 +566,20 @@ fn connections_in_all_are_capped() {
 }
 
 #[test]
+fn shards_of_one_lane_are_filled_one_after_the_other() {
+    let small = || Stand { slots: 20, table: 20, ..SHARD };
+    let gateway = Gateway::start(&[small(), small()], Settings { lanes: 1, ..settings() });
+    let clients: Vec<_> = (0..29).map(|_| gateway.connect()).collect();
+    assert!(clients.iter().all(is_greeted));
+    assert_eq!([0, 1].map(|i| gateway.shards[i].connections()), [19, 10], "one place in twenty stays free");
+    drop(clients);
+    gateway.wait_for_zero();
+    let clients: Vec<_> = (0..5).map(|_| gateway.connect()).collect();
+    assert!(clients.iter().all(is_greeted));
+    assert_eq!([0, 1].map(|i| gateway.shards[i].connections()), [5, 0]);
+}
+
+#[test]
 fn new_connections_keep_to_the_rate_with_a_burst_of_one_second() {
     let gateway = Gateway::start(&[SHARD], Settings { handshakes_per_s_max: 10, ..settings() });
     let start = Instant::now();

@@ -75,8 +75,8 @@ pub struct ShardDoor {
 pub struct Settings {
     /// Connections in all; 0 = as many as the shards hold.
     pub connections_max: usize,
-    /// Over so many of the shards clients are spread. The others, each in the lane of one of them (`index % lanes`), are filled when it
-    /// is full. 0 = all of them.
+    /// Over so many of the shards clients are spread. The others, each in the lane of one of them (`index % lanes`), take whom it can't:
+    /// it is full, or busy. 0 = all of them.
     pub lanes: usize,
     /// Connections from one address; 0 = no limit.
     pub connections_per_address_max: usize,

@@ -19,24 +19,17 @@ const SPARE_SLOTS_DIVISOR: usize = 20;
 pub(super) struct Placement {
     key: [u64; 2],
     shards: Vec<Places>,
-    lanes: Vec<Places>, // Shard i stands in lane i % lanes.
+    lanes: Vec<usize>, // Places taken in each. Shard i stands in lane i % lanes.
 }
 
-#[derive(Clone, Copy, Default)]
 struct Places {
     taken: usize,
     high_water: usize,
 }
 
 impl Places {
-    fn has_room(self) -> bool {
+    fn has_room(&self) -> bool {
         self.taken < self.high_water
-    }
-
-    /// Whether it is emptier than `other`, each by its own measure.
-    fn emptier_than(self, other: Places) -> bool {
-        // As fractions, by cross-multiplication: lanes may differ in size.
-        (self.taken as u128) * (other.high_water as u128) < (other.taken as u128) * (self.high_water as u128)
     }
 }
 
@@ -45,9 +38,7 @@ impl Placement {
     pub(super) fn new(key: [u64; 2], lanes: usize, slots: impl IntoIterator<Item = usize>) -> Self {
         let places = |slots: usize| Places { taken: 0, high_water: high_water(slots) };
         let shards: Vec<_> = slots.into_iter().map(places).collect();
-        let of_lane = |lane| shards.iter().skip(lane).step_by(lanes).map(|shard| shard.high_water).sum();
-        let lane = |lane| Places { taken: 0, high_water: of_lane(lane) };
-        Placement { key, lanes: (0..lanes.min(shards.len())).map(lane).collect(), shards }
+        Placement { key, lanes: vec![0; lanes.min(shards.len())], shards }
     }
 
     /// The shard for `peer`: in the emptier of its two lanes, else in the emptiest with room, the first that has some; `None` when all
@@ -61,8 +52,7 @@ impl Placement {
                 .find(|i| self.shards[*i].has_room() && usable(shard_id(*i)))?;
             Some((lane, shard))
         };
-        let emptier =
-            |a: (usize, usize), b: (usize, usize)| if self.lanes[b.0].emptier_than(self.lanes[a.0]) { b } else { a };
+        let emptier = |a: (usize, usize), b: (usize, usize)| if self.lanes[b.0] < self.lanes[a.0] { b } else { a };
         let mut hash = DefaultHasher::new(); // SipHash; the key goes in front.
         (self.key, peer).hash(&mut hash);
         let hash = hash.finish();
@@ -81,10 +71,11 @@ impl Placement {
 
     /// One more on `shard`.
     pub(super) fn take(&mut self, shard: ShardId) {
-        let [places, lane] = self.places(shard);
+        let places = &mut self.shards[shard.0 as usize];
         assert!(places.has_room(), "a place is taken only where there is one");
         places.taken += 1;
-        lane.taken += 1;
+        let lane = shard.0 as usize % self.lanes.len();
+        self.lanes[lane] += 1;
     }
 
     /// One less on `shard`.
@@ -92,16 +83,10 @@ impl Placement {
     /// # Panics
     /// If it had none: a connection departed that never arrived.
     pub(super) fn give_back(&mut self, shard: ShardId) {
-        let [places, lane] = self.places(shard);
+        let places = &mut self.shards[shard.0 as usize];
         places.taken = places.taken.checked_sub(1).expect("who departs has arrived");
-        lane.taken -= 1;
-    }
-
-    /// Of `shard` and of its lane.
-    fn places(&mut self, shard: ShardId) -> [&mut Places; 2] {
-        let index = shard.0 as usize;
-        let lane = index % self.lanes.len();
-        [&mut self.shards[index], &mut self.lanes[lane]]
+        let lane = shard.0 as usize % self.lanes.len();
+        self.lanes[lane] -= 1;
     }
 
     /// Places taken on all shards.
@@ -158,10 +143,12 @@ mod tests {
     }
 
     #[test]
-    fn shards_of_different_sizes_fill_in_proportion() {
-        let mut p = placement(&[1000, 4000]);
-        fill(&mut p, 0..2500);
-        assert!((480..=520).contains(&p.shards[0].taken), "{}", p.shards[0].taken);
+    fn lanes_of_more_shards_get_no_more_clients_until_the_others_are_full() {
+        let mut p = in_lanes(3, &[1000; 4]);
+        fill(&mut p, 0..2700);
+        assert!(p.lanes.iter().all(|taken| taken.abs_diff(900) <= 5), "{:?}", p.lanes);
+        fill(&mut p, 2700..3800);
+        assert_eq!(p.lanes, [1900, 950, 950]);
     }
 
     #[test]
@@ -174,7 +161,7 @@ mod tests {
         let some = taken(0..120);
         assert!(some[0].abs_diff(some[1]) <= 6 && some[2..] == [0; 4], "{some:?}");
         assert_eq!(taken(120..300)[..2], [95, 95]);
-        assert!(p.lanes[0].taken.abs_diff(p.lanes[1].taken) <= 6 && p.shards[4].taken == 0 && p.shards[5].taken == 0);
+        assert!(p.lanes[0].abs_diff(p.lanes[1]) <= 6 && p.shards[4].taken == 0 && p.shards[5].taken == 0);
         fill(&mut p, 300..6 * 95);
         assert_eq!(p.pick(peer(9999), |_| true), None);
         // Whoever leaves makes room for the next: no shard further on is woken for it.

@@ -544,5 +544,6 @@ fn run_seed(seed: u64) {
         [&m.refused_full, &m.refused_busy, &m.refused_address, &m.refused_rate, &m.refused_stopping, &m.refused_cut];
     let ended = m.handed_over.get() + refused.iter().map(|c| c.get()).sum::<u64>() + acceptor.ring.lost as u64;
     assert_eq!(m.accepted.get(), ended, "seed {seed}");
+    // Usually some 150; accepts that fail pause for long.
     assert!(m.accepted.get() > 50, "seed {seed} took next to nobody");
 }

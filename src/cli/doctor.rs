@@ -110,7 +110,7 @@ fn expected(config: &Config, machine: &Machine, demand: &Demand, may_try: bool) 
     let forecast = gateway::forecast(config, cores, nofile);
     let table = with(0, connections, TABLE_MAX).map_or(TABLE_MAX, |forecast| forecast.slots as u64);
     let ring = may_try.then(|| gateway::try_ring(config, forecast.as_ref().map_or(64, |forecast| forecast.slots)));
-    let shards = forecast.as_ref().map_or(1, |forecast| forecast.shards as u64);
+    let fullest = forecast.as_ref().map_or(connections, |forecast| forecast.fullest_shard(connections));
     Gateway {
         layout: forecast.map(|f| Layout {
             shards: f.shards as u64,
@@ -120,7 +120,7 @@ fn expected(config: &Config, machine: &Machine, demand: &Demand, may_try: bool) 
         table: (table + FILES_BESIDE).min(TABLE_MAX),
         setting,
         ring,
-        drain_ms: gateway::drain_ms_max(config, connections.div_ceil(shards)),
+        drain_ms: gateway::drain_ms_max(config, fullest),
         handshakes_per_s_max: config.limits.handshakes_per_s_max,
     }
 }

@@ -142,7 +142,7 @@ fn shards(machine: &Machine, gateway: &Gateway, demand: &Demand) -> Vec<Finding>
     if let Ok(cpus) = &machine.cpus {
         let most = cpus.len().saturating_sub(1).max(1) as u64;
         let found = format!("{} shard(s) on {} core(s)", layout.shards, cpus.len());
-        let why = "More shards than cores work and are filled one after the other, but each wakes, sends and keeps its queues for itself.";
+        let why = "More shards than cores work, but each wakes, sends and keeps its queues for itself.";
         let fix = format!("raise LimitNOFILE= to {} (systemd unit), so that fewer shards are enough", gateway.table);
         let wanted = format!("at most {most}, one for each core but the first");
         findings.push(Finding::ok("shards on cores", found, wanted, why).but_if(

@@ -215,8 +215,8 @@ pub const KNOBS: &[Knob] = &[
     },
     Knob {
         name: "net.ipv4.tcp_mem",
-        why: "Pages that all of TCP may hold: idle connections hold none, but what slow clients have not read stands here, and one message \
-              in flight to each. Above the last number sends stall and connections are reset.",
+        why: "Pages that all of TCP may hold: idle connections hold none, but what slow clients have not read stands here, and a page for one \
+              message in flight to each. Above the last number sends stall and connections are reset.",
         default: "4.7 %, 6.25 % and 9.4 % of the memory",
         wanted: |d| {
             let high = d.tcp_bytes().div_ceil(PAGE_BYTES);

@@ -33,8 +33,8 @@ pub const TRACKED_BYTES: u64 = 320;
 
 /// What a client that does not read pins in the kernel, in send buffers.
 pub const SEND_BUFFERS_PINNED: u64 = 3;
-/// A small message in flight to a connection, as the kernel counts it.
-pub const MESSAGE_IN_FLIGHT_BYTES: u64 = 1536;
+/// A small message in flight to a connection: whatever its size, the kernel charges a socket whole pages (`mem` of /proc/net/sockstat).
+pub const MESSAGE_IN_FLIGHT_BYTES: u64 = 4096;
 
 /// Memory of a gateway with all its connections, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

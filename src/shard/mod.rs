@@ -4,6 +4,7 @@ pub mod client_address;
 pub mod connection;
 pub mod egress;
 pub mod interests;
+pub mod lane;
 pub mod pages;
 pub mod pool;
 pub mod proxy_protocol;

@@ -24,9 +24,9 @@ pub struct ShardSettings {
     pub topics_max: usize,
     /// Clients that can log in must, by a token in their URL: `auth.token_at_connect`.
     pub token_at_connect: bool,
-    /// This shard's part of `limits.questions_max`, at least one.
+    /// Its lane's part of `limits.questions_max`, at least one.
     pub questions_max: usize,
-    /// This shard's part of `limits.partial_bytes_max`.
+    /// Its lane's part of `limits.partial_bytes_max`.
     pub partial_bytes_max: usize,
     /// Request head of a handshake.
     pub handshake_bytes_max: usize,
@@ -46,8 +46,10 @@ pub struct ShardSettings {
     pub policy: SlowPolicy,
     /// Longest time without progress.
     pub slow_deadline_ms: u64,
-    /// This shard's part of `slow.owed_bytes_max`.
+    /// Its lane's part of `slow.owed_bytes_max`.
     pub owed_bytes_max: usize,
+    /// Its own part, which it has whatever the others of its lane hold.
+    pub owed_bytes_share: usize,
     /// permessage-deflate may be negotiated.
     pub deflate: bool,
     /// zlib level of replies compressed for one connection.
@@ -108,8 +110,8 @@ pub struct Route {
 const ECHO_MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 impl ShardSettings {
-    /// The settings of each of `shards` shards with `slots` places.
-    pub fn new(config: &Config, shards: usize, slots: usize) -> ShardSettings {
+    /// The settings of each of `shards` shards with `slots` places, which stand in so many `lanes`.
+    pub fn new(config: &Config, shards: usize, lanes: usize, slots: usize) -> ShardSettings {
         let (mut routes, mut pages) = (Vec::new(), Vec::new());
         for (listener, listen) in config.listen.iter().enumerate() {
             let listener = listener as u16;
@@ -145,9 +147,9 @@ impl ShardSettings {
             topics_per_connection_max: config.limits.topics_per_connection_max,
             topics_max: config.limits.topics_max,
             token_at_connect: config.auth.token_at_connect,
-            questions_max: (config.limits.questions_max / shards.max(1)).max(1),
+            questions_max: (config.limits.questions_max / lanes.max(1)).max(1),
             // One client's longest message fits in any case; its buffer grows by doubling.
-            partial_bytes_max: (config.limits.partial_bytes_max / shards.max(1))
+            partial_bytes_max: (config.limits.partial_bytes_max / lanes.max(1))
                 .max(2 * config.limits.message_bytes_max),
             handshake_bytes_max: config.limits.handshake_bytes_max,
             handshake_deadline_ms: config.limits.handshake_deadline_ms,
@@ -159,7 +161,8 @@ impl ShardSettings {
             pending_bytes_max: config.slow.pending_bytes_max.min(u32::MAX as usize),
             policy: config.slow.policy,
             slow_deadline_ms: config.slow.slow_deadline_ms,
-            owed_bytes_max: config.slow.owed_bytes_max / shards.max(1),
+            owed_bytes_max: config.slow.owed_bytes_max / lanes.max(1),
+            owed_bytes_share: config.slow.owed_bytes_max / shards.max(1),
             deflate: config.websocket.deflate,
             deflate_level: config.websocket.deflate_level,
             gpush_heartbeat_timeout_ms: config.gpush.heartbeat_timeout_ms,

@@ -24,6 +24,7 @@ use crate::encode::{EncodeSettings, Encoder};
 use crate::ids::ShardId;
 use crate::metrics::ShardMetrics;
 use crate::queue::{self, Arrival, Bell, Departure, Drain, Receiver, Sender, ToShard, channel};
+use crate::shard::lane::Lane;
 use crate::shard::settings::ShardSettings;
 use crate::tick::{Audit, Endpoints, Reactor, Turn};
 use crate::topics::{MergeLimits, Topics, TopicsLimits};
@@ -191,7 +192,8 @@ impl World {
             trace!(machine, "shard {index}: {sizes:?}");
             let ring = SimRing::new(id, machine.clone(), bell.clone(), sizes);
             let (claims, _) = queue::claims(bell.clone(), accept_bell.clone()); // No proxies here.
-            let ends = Endpoints { inbox, outbox, arrivals, departures, claims, bell: bell.clone() };
+            let ends =
+                Endpoints { inbox, outbox, arrivals, departures, claims, bell: bell.clone(), lane: Lane::default() };
             let metrics = Arc::new(ShardMetrics::default());
             let reactor = Reactor::new(id, ring, ends, settings.clone(), metrics.clone());
             queues.push(to_shard);
@@ -682,7 +684,7 @@ fn dropped(m: &ShardMetrics) -> u64 {
 }
 
 fn settings(dice: &mut super::dice::Dice, shards: usize, slots: usize) -> ShardSettings {
-    let mut settings = ShardSettings::new(&Config::default(), shards, slots);
+    let mut settings = ShardSettings::new(&Config::default(), shards, shards, slots);
     settings.tick_interval_us = dice.pick(&[0, 100, 1_000, 10_000, 100_000]);
     settings.sends_per_enter = dice.magnitude(1..=256) as usize;
     settings.send_bytes_max = dice.magnitude(100..=8_192) as usize;
@@ -695,6 +697,7 @@ fn settings(dice: &mut super::dice::Dice, shards: usize, slots: usize) -> ShardS
     settings.policy = dice.pick(&[SlowPolicy::Drop, SlowPolicy::Disconnect]);
     settings.slow_deadline_ms = dice.magnitude(300..=5_000);
     settings.owed_bytes_max = dice.magnitude(100_000..=600_000) as usize;
+    settings.owed_bytes_share = settings.owed_bytes_max;
     settings.deflate = dice.chance(500);
     settings.gpush_heartbeat_timeout_ms = dice.within(25_000..=40_000);
     settings.centrifugo_ping_interval_ms = dice.within(12_000..=20_000);

@@ -3,7 +3,7 @@
 //! ```text
 //! ask ──► line ──► FromShard::Ask ─ ─ ─ ─► ToShard::Answer ──► the same tenant of the slot, if it still waits
 //!  │      └► FromShard::Withdraw, if it does not
-//!  └ questions_max are out: refused at once
+//!  └ questions_max are out in its lane: refused at once
 //! ```
 //!
 //! A client has one question out at a time and nothing else of it is carried out meanwhile: before the 101 it is in
@@ -14,20 +14,24 @@ use super::Reactor;
 use crate::ids::{ClientRef, Slot};
 use crate::queue::{Answer, FromShard, Question};
 use crate::shard::connection::Phase;
+use crate::shard::lane::Held;
 use crate::socket::{Defect, Ring};
 use crate::websocket::handshake::Rejection;
 use std::collections::VecDeque;
 
 /// The questions of a shard.
-#[derive(Default)]
 pub(super) struct Questions {
     /// Questions, and the ends of some, not yet pushed: at most two for each that is out.
     line: VecDeque<FromShard>,
     /// Asked and not answered, those of the line included.
-    out: usize,
+    out: Held,
 }
 
 impl Questions {
+    pub(super) fn new(out: Held) -> Questions {
+        Questions { line: VecDeque::new(), out }
+    }
+
     /// Whether some wait for room in the queue to the control core.
     pub(super) fn wait(&self) -> bool {
         !self.line.is_empty()
@@ -37,12 +41,12 @@ impl Questions {
 impl<R: Ring> Reactor<R> {
     /// Asks for a client; `false`: too many questions are out, and nothing has changed.
     pub(super) fn ask(&mut self, slot: Slot, question: Question) -> bool {
-        if self.questions.out >= self.settings.questions_max {
+        if self.questions.out.in_lane() >= self.settings.questions_max {
             self.metrics.questions_refused.add(1);
             return false;
         }
         let generation = self.connections[slot.0 as usize].generation;
-        self.questions.out += 1;
+        self.questions.out.set(self.questions.out.own() + 1);
         self.visitors[slot.0 as usize].asks = true;
         self.questions.line.push_back(FromShard::Ask { client: ClientRef { slot, generation }, question });
         true
@@ -95,7 +99,8 @@ impl<R: Ring> Reactor<R> {
 
     /// An answer has come, for whoever asked if that one still waits.
     pub(super) fn answered(&mut self, client: ClientRef, answer: Answer) {
-        self.questions.out = self.questions.out.checked_sub(1).expect("a question is answered once");
+        let out = self.questions.out.own().checked_sub(1).expect("a question is answered once");
+        self.questions.out.set(out);
         let connection = &self.connections[client.slot.0 as usize];
         if connection.generation == client.generation {
             self.visitors[client.slot.0 as usize].asks = false;

@@ -248,7 +248,7 @@ impl<R: Ring> Reactor<R> {
         let connection = &mut self.connections[slot.0 as usize];
         connection.phase = Phase::Flushing;
         connection.held = None;
-        self.partial_bytes -= connection.decoder.heap_bytes();
+        self.partial_bytes.set(self.partial_bytes.own() - connection.decoder.heap_bytes());
         connection.decoder = Decoder::new(false);
         connection.paused = false;
         connection.deadline = deadline;
@@ -292,7 +292,7 @@ impl<R: Ring> Reactor<R> {
         let dropped = connection.egress.clear(&mut self.spares, &mut self.pool);
         cause.drops(&self.metrics).add(dropped as u64);
         connection.held = None;
-        self.partial_bytes -= connection.decoder.heap_bytes();
+        self.partial_bytes.set(self.partial_bytes.own() - connection.decoder.heap_bytes());
         connection.decoder = Decoder::new(false);
         connection.phase = Phase::Cut;
         connection.deadline = Tick::NEVER;

@@ -31,6 +31,7 @@ use crate::queue::{self, Arrival, Bell, Departure, FromShard, Receiver, Sender, 
 use crate::shard::connection::{Connection, Phase};
 use crate::shard::egress::Spares;
 use crate::shard::interests::{Interests, Waiter};
+use crate::shard::lane::{Held, Lane};
 use crate::shard::pool::Pool;
 use crate::shard::settings::ShardSettings;
 use crate::shard::users::Users;
@@ -56,6 +57,8 @@ pub struct Endpoints {
     pub claims: queue::Claims,
     /// Rung by both.
     pub bell: Arc<Bell>,
+    /// What it counts together with the shards of its lane.
+    pub lane: Lane,
 }
 
 /// What a turn ended with.
@@ -154,7 +157,9 @@ pub struct Reactor<R: Ring> {
     /// Memory that comes back with the sends of slow consumers cut for it.
     evicted_bytes: usize,
     /// Memory of incomplete messages, as their decoders say.
-    partial_bytes: usize,
+    partial_bytes: Held,
+    /// Memory owed, as of the last turn between two rounds, without what `evicted_bytes` says.
+    owed_in_lane: Held,
     /// Memory of sends that share nothing: replies, and small pieces joined by copy.
     private_bytes: usize,
     next_flush: Time,
@@ -195,7 +200,6 @@ impl<R: Ring> Reactor<R> {
         Reactor {
             id,
             ring,
-            ends,
             settings,
             metrics,
             now,
@@ -218,10 +222,11 @@ impl<R: Ring> Reactor<R> {
             slow: BTreeMap::new(),
             evicted_bytes: 0,
             private_bytes: 0,
-            partial_bytes: 0,
+            partial_bytes: ends.lane.partial_bytes(),
+            owed_in_lane: ends.lane.owed_bytes(),
             next_flush: now,
             starved: Vec::new(),
-            questions: asking::Questions::default(),
+            questions: asking::Questions::new(ends.lane.questions()),
             claims: proxied::Claims::default(),
             websockets: ByDialect::default(),
             readers: pages::Readers::default(),
@@ -235,6 +240,7 @@ impl<R: Ring> Reactor<R> {
             connects: 0,
             commands: Vec::new(),
             waiters: Vec::new(),
+            ends,
         }
     }
 
@@ -285,7 +291,7 @@ impl<R: Ring> Reactor<R> {
             in_flight: self.connections.iter().map(|c| usize::from(c.in_flight)).sum(),
             buffers_out: self.pool.out(),
             owed_bytes: self.owed_bytes(),
-            partial_bytes: self.partial_bytes,
+            partial_bytes: self.partial_bytes.own(),
             subscriptions: self.interests.members(),
             logged_in: (self.users.logged_in(), self.users.subscriptions()),
             slow: self.slow.len(),
@@ -401,7 +407,7 @@ impl<R: Ring> Reactor<R> {
         m.logged_in.set(self.users.logged_in() as u64);
         m.interests.set(self.interests.len() as u64);
         m.slow_connections.set(self.slow.len() as u64);
-        m.partial_bytes.set(self.partial_bytes as u64);
+        m.partial_bytes.set(self.partial_bytes.own() as u64);
         let owed = self.owed_bytes() as u64;
         m.owed_bytes.set(owed);
         if owed > m.owed_bytes_peak.get() {

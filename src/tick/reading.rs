@@ -391,9 +391,9 @@ impl<R: Ring> Reactor<R> {
             let held_bytes = connection.decoder.heap_bytes();
             let result = connection.decoder.decode(bytes, &mut self.scratch, &limits);
             let holds_bytes = connection.decoder.heap_bytes();
-            self.partial_bytes = self.partial_bytes + holds_bytes - held_bytes;
+            self.partial_bytes.set(self.partial_bytes.own() + holds_bytes - held_bytes);
             let decoded = match result {
-                Ok(_) if holds_bytes > held_bytes && self.partial_bytes > self.settings.partial_bytes_max => {
+                Ok(_) if holds_bytes > held_bytes && self.partial_bytes.in_lane() > self.settings.partial_bytes_max => {
                     return self.close(slot, Cause::Partial, 1013, "too much is incomplete, try again", false);
                 }
                 Ok(decoded) => decoded,

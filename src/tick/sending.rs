@@ -365,12 +365,21 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
-    /// Above the bound on memory owed, the holders of the oldest buffers go, until what is left, and what their sends give back,
+    /// Above the bound on memory owed, of the lane and of what is its own in any case, the holders of the oldest buffers go, until what is left, and what their sends give back,
     /// is within it. All at once: laggards of many topics add as many buffers in the next round. Between two rounds, when the
     /// last sends are settled: a round's own buffers are owed to everyone for a moment.
     pub(super) fn bound_owed_memory(&mut self) {
-        let is_above = |this: &Self| this.owed_bytes() > this.settings.owed_bytes_max + this.evicted_bytes;
-        if self.round.is_active() || !is_above(self) {
+        if self.round.is_active() {
+            return;
+        }
+        let stays = |this: &Self| this.owed_bytes().saturating_sub(this.evicted_bytes);
+        self.owed_in_lane.set(stays(self));
+        let others = self.owed_in_lane.others();
+        let is_above = |this: &Self| {
+            let own = stays(this);
+            own > this.settings.owed_bytes_share && own + others > this.settings.owed_bytes_max
+        };
+        if !is_above(self) {
             return;
         }
         let oldest_of = |slot: &Slot, slow: &Slow| {
@@ -397,6 +406,7 @@ impl<R: Ring> Reactor<R> {
                 self.cut(*slot, Cause::SlowOwed);
             }
         }
+        self.owed_in_lane.set(stays(self));
     }
 }
 

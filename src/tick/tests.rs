@@ -96,8 +96,9 @@ impl World {
             departures: departures_in,
             claims,
             bell,
+            lane: Lane::default(),
         };
-        let mut settings = ShardSettings::new(&Config::default(), 1, 1024);
+        let mut settings = ShardSettings::new(&Config::default(), 1, 1, 1024);
         adjust(&mut settings);
         let ring = Script { now: Time(1_000_000_000), ..Script::default() };
         let reactor = Reactor::new(ShardId(0), ring, ends, settings, Arc::default());
@@ -348,7 +349,7 @@ fn a_storm_of_arrivals_leaves_a_round_its_share_of_each_turn() {
 
 #[test]
 fn memory_above_its_bound_comes_back_although_nothing_more_is_published() {
-    let mut world = World::new(|s| s.owed_bytes_max = 5000);
+    let mut world = World::new(|s| (s.owed_bytes_max, s.owed_bytes_share) = (5000, 5000));
     (0..2).for_each(|slot| world.open(slot));
     for (offset, size) in [(1, 3000), (2, 4000)] {
         world.pass_ms(10);
@@ -366,6 +367,49 @@ fn memory_above_its_bound_comes_back_although_nothing_more_is_published() {
     assert_eq!(world.connection(1).phase, Phase::Open);
     let metrics = world.reactor.metrics();
     assert_eq!((metrics.closes_slow_owed.get(), metrics.drops_owed_full.get()), (1, 1));
+}
+
+#[test]
+fn what_others_of_the_lane_owe_counts_for_who_owes_more_than_its_share() {
+    for (share, cut) in [(2000, true), (5000, false)] {
+        let mut world = World::new(|s| (s.owed_bytes_max, s.owed_bytes_share) = (6000, share));
+        let mut others = world.reactor.ends.lane.owed_bytes();
+        world.open(0);
+        world.pass_ms(10);
+        world.broadcast(1, 3000);
+        (0..2).for_each(|_| drop(world.turn()));
+        assert_eq!(world.connection(0).phase, Phase::Open);
+        assert!((3000..6000).contains(&others.in_lane()), "{}", others.in_lane());
+        others.set(4000);
+        world.turn();
+        assert_eq!(world.connection(0).phase == Phase::Cut, cut, "share {share}");
+        assert_eq!(others.others() == 0, cut, "what was cut for it is not counted any more");
+    }
+}
+
+#[test]
+fn questions_and_incomplete_messages_of_the_lane_leave_no_room_for_more() {
+    let mut world = World::new(|s| (s.questions_max, s.partial_bytes_max) = (4, 10_000));
+    (0..3).for_each(|slot| world.open(slot));
+    let mut others = world.reactor.ends.lane.questions();
+    others.set(4);
+    world.say(0, &text(LOGIN));
+    assert_eq!(world.reactor.metrics().questions_refused.get(), 1);
+    others.set(3);
+    world.say(0, &text(LOGIN));
+    world.asked();
+    assert_eq!((world.reactor.metrics().questions_refused.get(), others.in_lane()), (1, 4));
+
+    let mut others = world.reactor.ends.lane.partial_bytes();
+    let start_of_a_message =
+        [&[0x01, 0xfe, 1000u16.to_be_bytes()[0], 1000u16.to_be_bytes()[1], 0, 0, 0, 0][..], &[b'x'; 500]].concat();
+    world.say(1, &start_of_a_message);
+    let holds = others.in_lane();
+    assert!((500..10_000).contains(&holds) && world.connection(1).phase == Phase::Open, "{holds}");
+    others.set(10_000);
+    world.say(2, &start_of_a_message);
+    assert_ne!(world.connection(2).phase, Phase::Open);
+    assert_eq!((world.reactor.metrics().closes_partial.get(), others.others()), (1, holds));
 }
 
 #[test]

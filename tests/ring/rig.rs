@@ -8,6 +8,7 @@ use fanwire::frame::Frame;
 use fanwire::ids::{Epoch, InterestRef, Offset, ShardId, Slot};
 use fanwire::metrics::ShardMetrics;
 use fanwire::queue::{Answer, Arrival, Bell, Departure, FromShard, InterestKey, Receiver, Sender, ToShard, channel};
+use fanwire::shard::lane::Lane;
 use fanwire::shard::settings::ShardSettings;
 use fanwire::socket::uring::{Features, UringParts, UringRing};
 use fanwire::socket::{Completion, Kind, ListenOptions, Listener, Ring, Token, listen};
@@ -189,7 +190,7 @@ pub struct Rig {
 impl Rig {
     pub fn start(slots: usize, features: Features, adjust: impl FnOnce(&mut ShardSettings)) -> Rig {
         let config = Config { dev: true, ..Config::default() };
-        let mut settings = ShardSettings::new(&config, 1, slots);
+        let mut settings = ShardSettings::new(&config, 1, 1, slots);
         settings.send_bytes_max = SEND_BUFFER_BYTES / 2;
         adjust(&mut settings);
         let bell = Bell::new().unwrap();
@@ -207,6 +208,7 @@ impl Rig {
             arrivals: arrivals_out,
             departures: departures_in,
             bell: bell.clone(),
+            lane: Lane::default(),
         };
         let metrics = Arc::new(ShardMetrics::default());
         let stop = Arc::new(AtomicBool::new(false));
