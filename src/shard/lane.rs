@@ -10,10 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What is counted over a lane. A clone is the same lane.
 #[derive(Clone, Debug, Default)]
 pub struct Lane {
-    questions: Arc<AtomicUsize>,
-    partial_bytes: Arc<AtomicUsize>,
-    owed_bytes: Arc<AtomicUsize>,
+    questions: Arc<Count>,
+    partial_bytes: Arc<Count>,
+    owed_bytes: Arc<Count>,
 }
+
+#[derive(Debug, Default)]
+#[repr(align(128))] // Written at every turn that owes: no cache line is shared with another core's.
+struct Count(AtomicUsize);
 
 impl Lane {
     /// Questions under way.
@@ -35,12 +39,12 @@ impl Lane {
 /// One shard's part of one count. Relaxed: nothing else is read by it, and a sum that is a turn old bounds as well.
 #[derive(Debug)]
 pub struct Held {
-    lane: Arc<AtomicUsize>,
+    lane: Arc<Count>,
     own: usize,
 }
 
 impl Held {
-    fn of(lane: &Arc<AtomicUsize>) -> Held {
+    fn of(lane: &Arc<Count>) -> Held {
         Held { lane: lane.clone(), own: 0 }
     }
 
@@ -53,14 +57,14 @@ impl Held {
     pub fn set(&mut self, own: usize) {
         if own != self.own {
             // Wrapping: the sum goes down by what it goes up to 2^64 by.
-            self.lane.fetch_add(own.wrapping_sub(self.own), Ordering::Relaxed);
+            self.lane.0.fetch_add(own.wrapping_sub(self.own), Ordering::Relaxed);
             self.own = own;
         }
     }
 
     /// That of all shards of the lane.
     pub fn in_lane(&self) -> usize {
-        self.lane.load(Ordering::Relaxed)
+        self.lane.0.load(Ordering::Relaxed)
     }
 
     /// That of the others.
