@@ -24,7 +24,7 @@ use crate::metrics::AcceptMetrics;
 use crate::queue::{Arrival, Bell, Claim, ClaimsHeard, Departure, Receiver, Sender, ToAccept, Verdict};
 use crate::socket::{AcceptEvent, AcceptRing, Guest, KernelAcceptRing, Kind, Listener, Token};
 use admission::Admission;
-use placement::Placement;
+use placement::{Pick, Placement, Readiness};
 use refusal::{Reason, Refusal, Step};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -75,8 +75,8 @@ pub struct ShardDoor {
 pub struct Settings {
     /// Connections in all; 0 = as many as the shards hold.
     pub connections_max: usize,
-    /// Over so many of the shards clients are spread. The others, each in the lane of one of them (`index % lanes`), take whom it can't:
-    /// it is full, or busy. 0 = all of them.
+    /// Over so many of the shards clients are spread. The others, each in the lane of one of them (`index % lanes`), take whom it has
+    /// no room for. 0 = all of them.
     pub lanes: usize,
     /// Connections from one address; 0 = no limit.
     pub connections_per_address_max: usize,
@@ -371,19 +371,23 @@ impl<R: AcceptRing> Acceptor<R> {
             let visit = self.guests.get(number);
             let Stage::Waiting { tried } = &mut visit.stage else { panic!("who stands in line waits") };
             let max = self.sizes.hand_overs_per_shard_max;
-            let door = |shard: ShardId| &self.doors[shard.0 as usize];
-            let open = |shard| !tried.contains(&shard) && door(shard).is_open();
-            if let Some(shard) = self.placement.pick(visit.address, |shard| open(shard) && door(shard).is_ready(max)) {
-                let tried = std::mem::take(tried);
-                self.line.remove(index);
-                self.hand_over(number, shard, tried);
-            } else if self.placement.pick(visit.address, open).is_none() {
-                self.line.remove(index);
-                self.refuse_admitted(number, Reason::Full);
-            } else if tried.is_empty() {
-                return; // All are busy, for everyone behind too.
-            } else {
-                index += 1;
+            let says = |shard: ShardId| match &self.doors[shard.0 as usize] {
+                door if tried.contains(&shard) || !door.is_open() => Readiness::Closed,
+                door if door.is_ready(max) => Readiness::Ready,
+                _ => Readiness::Busy,
+            };
+            match self.placement.pick(visit.address, says) {
+                Pick::Shard(shard) => {
+                    let tried = std::mem::take(tried);
+                    self.line.remove(index);
+                    self.hand_over(number, shard, tried);
+                }
+                Pick::Full => {
+                    self.line.remove(index);
+                    self.refuse_admitted(number, Reason::Full);
+                }
+                Pick::Busy if tried.is_empty() => return, // For everyone behind too.
+                Pick::Busy => index += 1,
             }
         }
     }

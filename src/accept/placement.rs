@@ -3,7 +3,8 @@
 //! Shards stand in lanes, usually one for each core. A keyed hash of the peer's address and port names two lanes, and the emptier takes
 //! it: the fullest stays within a few connections of the emptiest, and nobody outside can aim at one. Shards of one lane are there for
 //! their file tables and share a core: they are filled one after the other, so that as few as possible wake for a message, and
-//! what a core touches in turn was made in turn. Pure; the key is an argument.
+//! what a core touches in turn was made in turn. One that is busy isn't passed over for the next of its lane, which would do the
+//! same work on the same core. Pure; the key is an argument.
 
 use crate::ids::ShardId;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,6 +21,25 @@ pub(super) struct Placement {
     key: [u64; 2],
     shards: Vec<Places>,
     lanes: Vec<usize>, // Places taken in each. Shard i stands in lane i % lanes.
+}
+
+/// What a shard says of one more client just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readiness {
+    Ready,
+    /// It takes one as soon as it has dealt with those before.
+    Busy,
+    /// It takes nobody any more, or not this one.
+    Closed,
+}
+
+/// Where a client goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pick {
+    Shard(ShardId),
+    /// There is room, at shards that are all busy: it waits.
+    Busy,
+    Full,
 }
 
 struct Places {
@@ -41,32 +61,36 @@ impl Placement {
         Placement { key, lanes: vec![0; lanes.min(shards.len())], shards }
     }
 
-    /// The shard for `peer`: in the emptier of its two lanes, else in the emptiest with room, the first that has some; `None` when all
-    /// are full. `usable` says whether a shard can take a client at all just now. O(shards of a lane) while there is room,
-    /// O(shards) otherwise.
-    pub(super) fn pick(&self, peer: SocketAddr, usable: impl Fn(ShardId) -> bool) -> Option<ShardId> {
+    /// Where `peer` goes: to the first shard of a lane that is open and has room, whatever its siblings could take meanwhile; to the
+    /// emptier of its two lanes, else to the emptiest where that shard is ready. O(shards of a lane) while two lanes have a ready
+    /// shard, O(shards) otherwise.
+    pub(super) fn pick(&self, peer: SocketAddr, says: impl Fn(ShardId) -> Readiness) -> Pick {
         let lanes = self.lanes.len();
-        let first_with_room = |lane: usize| {
-            let shard = (lane..self.shards.len())
-                .step_by(lanes)
-                .find(|i| self.shards[*i].has_room() && usable(shard_id(*i)))?;
-            Some((lane, shard))
+        let first_open = |lane: usize| {
+            let shards = (lane..self.shards.len()).step_by(lanes);
+            shards
+                .filter(|shard| self.shards[*shard].has_room())
+                .map(|shard| (lane, shard, says(shard_id(shard))))
+                .find(|(_, _, says)| *says != Readiness::Closed)
         };
-        let emptier = |a: (usize, usize), b: (usize, usize)| if self.lanes[b.0] < self.lanes[a.0] { b } else { a };
+        let ready = |lane| first_open(lane).filter(|(_, _, says)| *says == Readiness::Ready);
+        let emptier = |a: (usize, usize, Readiness), b: (usize, usize, Readiness)| {
+            if self.lanes[b.0] < self.lanes[a.0] { b } else { a }
+        };
         let mut hash = DefaultHasher::new(); // SipHash; the key goes in front.
         (self.key, peer).hash(&mut hash);
         let hash = hash.finish();
-        let first = (hash as u32 as usize).checked_rem(lanes)?;
+        let Some(first) = (hash as u32 as usize).checked_rem(lanes) else { return Pick::Full };
         // A different lane, if there is one: an offset of 1..lanes from the first, by the hash's other half.
         let second = (hash >> 32) as usize % (lanes - 1).max(1);
         let second = (first + 1 + second) % lanes;
-        [first, second]
-            .into_iter()
-            .filter_map(first_with_room)
-            .reduce(emptier)
-            // Rare, so it may look at all of them.
-            .or_else(|| (0..lanes).filter_map(first_with_room).reduce(emptier))
-            .map(|(_, shard)| shard_id(shard))
+        let of_two = [first, second].into_iter().filter_map(ready).reduce(emptier);
+        // Rare, so it may look at all of them.
+        match of_two.or_else(|| (0..lanes).filter_map(ready).reduce(emptier)) {
+            Some((_, shard, _)) => Pick::Shard(shard_id(shard)),
+            None if (0..lanes).any(|lane| first_open(lane).is_some()) => Pick::Busy,
+            None => Pick::Full,
+        }
     }
 
     /// One more on `shard`.
@@ -108,6 +132,7 @@ pub fn high_water(slots: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::Readiness::*;
     use super::*;
     use std::net::Ipv4Addr;
 
@@ -123,11 +148,19 @@ mod tests {
         SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + n / 50_000), (n % 50_000) as u16))
     }
 
+    fn shard_for(p: &Placement, client: u32) -> ShardId {
+        let Pick::Shard(shard) = p.pick(peer(client), |_| Ready) else { panic!("there is room") };
+        shard
+    }
+
     fn fill(p: &mut Placement, clients: std::ops::Range<u32>) {
         for n in clients {
-            let shard = p.pick(peer(n), |_| true).expect("room");
-            p.take(shard);
+            p.take(shard_for(p, n));
         }
+    }
+
+    fn closed_if(closed: bool) -> Readiness {
+        if closed { Closed } else { Ready }
     }
 
     #[test]
@@ -163,45 +196,62 @@ mod tests {
         assert_eq!(taken(120..300)[..2], [95, 95]);
         assert!(p.lanes[0].abs_diff(p.lanes[1]) <= 6 && p.shards[4].taken == 0 && p.shards[5].taken == 0);
         fill(&mut p, 300..6 * 95);
-        assert_eq!(p.pick(peer(9999), |_| true), None);
+        assert_eq!(p.pick(peer(9999), |_| Ready), Pick::Full);
         // Whoever leaves makes room for the next: no shard further on is woken for it.
         p.give_back(ShardId(4));
         p.give_back(ShardId(0));
-        assert_eq!(p.pick(peer(9999), |_| true), Some(ShardId(0)));
+        assert_eq!(p.pick(peer(9999), |_| Ready), Pick::Shard(ShardId(0)));
     }
 
     #[test]
     fn a_lane_goes_on_past_a_shard_that_can_take_nobody() {
         let mut p = in_lanes(1, &[100; 3]);
-        assert_eq!(p.pick(peer(0), |shard| shard != ShardId(0)), Some(ShardId(1)));
+        assert_eq!(p.pick(peer(0), |shard| closed_if(shard == ShardId(0))), Pick::Shard(ShardId(1)));
         fill(&mut p, 0..95);
-        assert_eq!(p.pick(peer(0), |_| true), Some(ShardId(1)));
-        assert_eq!(p.pick(peer(0), |shard| shard != ShardId(1)), Some(ShardId(2)));
+        assert_eq!(p.pick(peer(0), |_| Ready), Pick::Shard(ShardId(1)));
+        assert_eq!(p.pick(peer(0), |shard| closed_if(shard == ShardId(1))), Pick::Shard(ShardId(2)));
+    }
+
+    #[test]
+    fn a_busy_shard_hands_its_clients_to_other_lanes_and_never_on_within_its_own() {
+        let mut p = in_lanes(2, &[100; 4]);
+        let busy = |shards: &'static [u16]| move |shard: ShardId| if shards.contains(&shard.0) { Busy } else { Ready };
+        for n in 0..100 {
+            assert_eq!(p.pick(peer(n), busy(&[0])), Pick::Shard(ShardId(1)));
+            assert_eq!(p.pick(peer(n), busy(&[0, 1])), Pick::Busy);
+        }
+        // Nor does it matter what those further on do, until it is their turn.
+        fill(&mut p, 0..190);
+        assert_eq!(p.pick(peer(0), busy(&[0, 1, 2])), Pick::Shard(ShardId(3)));
+        assert_eq!(p.pick(peer(0), busy(&[2, 3])), Pick::Busy);
+        assert_eq!(p.pick(peer(0), |shard| if shard.0 == 2 { Closed } else { Busy }), Pick::Busy);
+        fill(&mut p, 190..380);
+        assert_eq!(p.pick(peer(0), |_| Busy), Pick::Full);
     }
 
     #[test]
     fn every_place_up_to_the_high_water_mark_is_given_away_and_not_one_more() {
         let mut p = placement(&[100, 10, 1, 0]);
         fill(&mut p, 0..95 + 10 + 1);
-        assert_eq!(p.pick(peer(9999), |_| true), None);
+        assert_eq!(p.pick(peer(9999), |_| Ready), Pick::Full);
         p.give_back(ShardId(2));
-        assert_eq!(p.pick(peer(9999), |_| true), Some(ShardId(2)));
+        assert_eq!(p.pick(peer(9999), |_| Ready), Pick::Shard(ShardId(2)));
     }
 
     #[test]
     fn an_unusable_shard_is_passed_over_whoever_asks() {
         let p = placement(&[1000; 5]);
         for n in 0..1000 {
-            assert_eq!(p.pick(peer(n), |shard| shard == ShardId(3)), Some(ShardId(3)));
+            assert_eq!(p.pick(peer(n), |shard| closed_if(shard != ShardId(3))), Pick::Shard(ShardId(3)));
         }
-        assert_eq!(p.pick(peer(0), |_| false), None);
-        assert_eq!(placement(&[]).pick(peer(0), |_| true), None);
+        assert_eq!(p.pick(peer(0), |_| Closed), Pick::Full);
+        assert_eq!(placement(&[]).pick(peer(0), |_| Ready), Pick::Full);
     }
 
     #[test]
     fn the_two_candidates_depend_on_the_port_too() {
         let p = placement(&[1000; 16]);
-        let picked: std::collections::HashSet<_> = (0..200).map(|n| p.pick(peer(n), |_| true).unwrap()).collect();
+        let picked: std::collections::HashSet<_> = (0..200).map(|n| shard_for(&p, n)).collect();
         assert!(picked.len() > 12, "one address reaches {} of 16 shards", picked.len());
     }
 

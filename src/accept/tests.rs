@@ -312,6 +312,23 @@ fn while_shards_with_room_are_busy_clients_stand_in_line_and_nobody_is_refused_b
 }
 
 #[test]
+fn who_waits_for_a_busy_shard_does_not_go_to_another_of_its_lane() {
+    let mut s = scene(&[100, 100], Settings { lanes: 1, ..settings() });
+    s.acceptor.turn();
+    let max = s.acceptor.sizes.hand_overs_per_shard_max;
+    for port in 0..=max as u64 {
+        s.acceptor.ring.client(peer(1, port), 0);
+        s.acceptor.turn();
+    }
+    assert_eq!((s.acceptor.ring.pending.len(), s.acceptor.line.len()), (max, 1));
+    s.acceptor.ring.complete_hand_over(0, 0);
+    s.acceptor.turn();
+    s.shards[0].0.pop();
+    s.acceptor.turn();
+    assert_eq!((s.acceptor.line.len(), s.acceptor.doors[0].under_way, s.acceptor.doors[1].under_way), (0, max, 0));
+}
+
+#[test]
 fn who_waits_for_a_full_queue_is_served_soon_after_the_shard_has_taken_from_it() {
     let mut s = scene(&[100], settings());
     s.acceptor.turn();
