@@ -37,13 +37,16 @@ const ACCEPTS: usize = 128;
 /// Each listener has at least this many of them.
 const ACCEPTS_PER_LISTENER_MIN: usize = 8;
 /// Hand-overs under way to one shard: what may come in while it is busy with a flush round. One that stands still has this
-/// many, then it is passed over.
+/// many, then other lanes take its clients, and its siblings those who have stood in line for `SIBLING_WAIT_MS`.
 const HAND_OVERS_PER_SHARD_MAX: usize = 1024;
 /// With fewer, clients would stand in line for no good reason.
 const HAND_OVERS_PER_SHARD_MIN: usize = 8;
 /// How long a client stands in line while all shards with room are busy; then it is refused.
 const LINE_WAIT_MS: u64 = 5000;
-/// While somebody stands in line because a shard's queue is full, it is looked at this often.
+/// How long a client of a busy shard stands in line before another of the lane may take it: longer than any storm keeps it there, so
+/// that only a shard that hardly moves is passed over.
+const SIBLING_WAIT_MS: u64 = 1000;
+/// While somebody stands in line and a shard's queue may have room, the shards are looked at this often.
 const QUEUE_LOOK_MS: u64 = 1;
 /// Most slots a ring's file table may have (IORING_MAX_FIXED_FILES).
 const TABLE_SLOTS_MAX: usize = 1 << 20;
@@ -289,10 +292,10 @@ impl<R: AcceptRing> Acceptor<R> {
         self.bell.sleep();
         let something_waits = !self.control.is_empty()
             || self.doors.iter().any(|door| !door.shard.departures.is_empty() || !door.shard.claims.0.is_empty());
-        // What is under way says when it is over; no shard says when it has taken what stood in its queue.
+        // What is under way says when it is over; no shard says when it has taken what stood in its queue, which it may just have done.
         let max = self.sizes.hand_overs_per_shard_max;
-        let waits_for_queue = |door: &Door| door.is_open() && door.under_way < max && !door.is_ready(max);
-        let look_again = !self.line.is_empty() && self.doors.iter().any(waits_for_queue);
+        let waits_for_nothing = |door: &Door| door.is_open() && door.under_way < max;
+        let look_again = !self.line.is_empty() && self.doors.iter().any(waits_for_nothing);
         let deadlines = [
             look_again.then(|| self.ring.now().plus_ms(QUEUE_LOOK_MS)),
             self.line.front().map(|number| self.guests.peek(*number).accepted.plus_ms(LINE_WAIT_MS)),
@@ -366,6 +369,7 @@ impl<R: AcceptRing> Acceptor<R> {
 
     /// Hands over whom it can, oldest first.
     fn serve_line(&mut self) {
+        let now = self.ring.now();
         let mut index = 0;
         while let Some(number) = self.line.get(index).copied() {
             let visit = self.guests.get(number);
@@ -376,7 +380,15 @@ impl<R: AcceptRing> Acceptor<R> {
                 door if door.is_ready(max) => Readiness::Ready,
                 _ => Readiness::Busy,
             };
-            match self.placement.pick(visit.address, says) {
+            let mut pick = self.placement.pick(visit.address, says);
+            if pick == Pick::Busy && visit.accepted.plus_ms(SIBLING_WAIT_MS) <= now {
+                let of_the_ready =
+                    |shard| if says(shard) == Readiness::Ready { Readiness::Ready } else { Readiness::Closed };
+                if let sibling @ Pick::Shard(_) = self.placement.pick(visit.address, of_the_ready) {
+                    pick = sibling;
+                }
+            }
+            match pick {
                 Pick::Shard(shard) => {
                     let tried = std::mem::take(tried);
                     self.line.remove(index);
@@ -386,14 +398,14 @@ impl<R: AcceptRing> Acceptor<R> {
                     self.line.remove(index);
                     self.refuse_admitted(number, Reason::Full);
                 }
-                Pick::Busy if tried.is_empty() => return, // For everyone behind too.
+                Pick::Busy if tried.is_empty() => return, // For everyone behind too: they are younger, and have tried nothing.
                 Pick::Busy => index += 1,
             }
         }
     }
 
     fn refuse_overdue(&mut self, now: Time) {
-        // Not quite in order of age: who was sent back to the line stands at its end, and is due once it is in front.
+        // Not quite in order of age: who was sent back stands in front of who was sent back before.
         while let Some(number) = self.line.front().copied()
             && self.guests.get(number).accepted.plus_ms(LINE_WAIT_MS) <= now
         {
@@ -451,7 +463,7 @@ impl<R: AcceptRing> Acceptor<R> {
                 if self.stopped.is_some() {
                     self.refuse_admitted(number, Reason::Stopping);
                 } else {
-                    self.line.push_back(number);
+                    self.line.push_front(number); // Older than the others, and perhaps the only one with a shard to go to.
                     self.serve_line();
                 }
             }

@@ -329,6 +329,41 @@ fn who_waits_for_a_busy_shard_does_not_go_to_another_of_its_lane() {
 }
 
 #[test]
+fn who_has_waited_long_for_a_busy_shard_is_taken_by_another_of_its_lane() {
+    let mut s = scene(&[100, 100], Settings { lanes: 1, ..settings() });
+    let start = s.acceptor.ring.now;
+    s.acceptor.turn();
+    let max = s.acceptor.sizes.hand_overs_per_shard_max;
+    for port in 0..=max as u64 + 1 {
+        s.acceptor.ring.now = start.plus_ms(port);
+        s.acceptor.ring.client(peer(1, port), 0);
+        s.acceptor.turn();
+    }
+    for (waited, at_sibling) in [(SIBLING_WAIT_MS - 1, 0), (SIBLING_WAIT_MS, 1), (SIBLING_WAIT_MS + 1, 2)] {
+        s.acceptor.ring.now = start.plus_ms(max as u64 + waited);
+        s.acceptor.turn();
+        assert_eq!((s.acceptor.doors[0].under_way, s.acceptor.doors[1].under_way), (max, at_sibling), "{waited} ms");
+        let wait = s.acceptor.ring.waits.last().unwrap();
+        assert!(s.acceptor.line.is_empty() || *wait == Some(s.acceptor.ring.now.plus_ms(QUEUE_LOOK_MS)));
+    }
+    assert_eq!((s.metrics.refused_busy.get(), s.metrics.refused_full.get()), (0, 0));
+}
+
+#[test]
+fn who_was_sent_back_is_served_before_those_who_wait_for_the_shard_that_sent_it() {
+    let mut s = scene(&[100, 100], Settings { lanes: 1, ..settings() });
+    s.acceptor.turn();
+    let max = s.acceptor.sizes.hand_overs_per_shard_max;
+    for port in 0..=max as u64 + 1 {
+        s.acceptor.ring.client(peer(1, port), 0);
+        s.acceptor.turn();
+    }
+    s.acceptor.ring.complete_hand_over(0, -libc::ENFILE);
+    s.acceptor.turn();
+    assert_eq!((s.acceptor.doors[0].under_way, s.acceptor.doors[1].under_way, s.acceptor.line.len()), (max, 1, 1));
+}
+
+#[test]
 fn who_waits_for_a_full_queue_is_served_soon_after_the_shard_has_taken_from_it() {
     let mut s = scene(&[100], settings());
     s.acceptor.turn();
