@@ -79,7 +79,7 @@ pub struct Settings {
     /// Connections in all; 0 = as many as the shards hold.
     pub connections_max: usize,
     /// Over so many of the shards clients are spread. The others, each in the lane of one of them (`index % lanes`), take whom it has
-    /// no room for. 0 = all of them.
+    /// no room for, and who has waited for it for `SIBLING_WAIT_MS`. 0 = all of them.
     pub lanes: usize,
     /// Connections from one address; 0 = no limit.
     pub connections_per_address_max: usize,

@@ -4,7 +4,7 @@
 //! it: the fullest stays within a few connections of the emptiest, and nobody outside can aim at one. Shards of one lane are there for
 //! their file tables and share a core: they are filled one after the other, so that as few as possible wake for a message, and
 //! what a core touches in turn was made in turn. One that is busy isn't passed over for the next of its lane, which would do the
-//! same work on the same core. Pure; the key is an argument.
+//! same work on the same core, unless the caller calls it closed. Pure; the key is an argument.
 
 use crate::ids::ShardId;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -365,9 +365,10 @@ impl<R: Ring> Reactor<R> {
         }
     }
 
-    /// Above the bound on memory owed, the lane's and above the part that is its own in any case, the holders of the oldest buffers
-    /// go, until what is left without what their sends give back is within it. All at once: laggards of many topics add as many buffers in the next round. Between two rounds, when the
-    /// last sends are settled: a round's own buffers are owed to everyone for a moment.
+    /// When the lane owes more than its bound, and this shard more than the part that is its own in any case, the holders of its oldest
+    /// buffers go, until what is left without what their sends give back is within the bound. All at once: laggards of many topics
+    /// add as many buffers in the next round. Between two rounds, when the last sends are settled: a round's own buffers are owed to
+    /// everyone for a moment.
     pub(super) fn bound_owed_memory(&mut self) {
         if self.round.is_active() {
             return;
